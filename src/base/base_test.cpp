@@ -1,0 +1,124 @@
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <filesystem>
+#include <vector>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/parallel.h"
+#include "base/progress.h"
+#include "base/random.h"
+
+namespace fathom::base {
+namespace {
+
+TEST(Check, NamesValuesFileAndLine) {
+  try {
+    const int heads = 3;
+    CHECK_EQ(heads, 4);
+    FAIL();
+  } catch (const InternalError& error) {
+    const std::string what = error.what();
+    EXPECT_NE(what.find("base_test.cpp:"), std::string::npos) << what;
+    EXPECT_NE(what.find("heads == 4: 3 vs 4"), std::string::npos) << what;
+  }
+}
+
+TEST(Parallel, CoversEveryItemOnce) {
+  for (int threads : {1, 2, 3}) {
+    set_num_threads(threads);
+    std::vector<std::atomic<int>> visits(1001);
+    parallel_for(1001, 7, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ++visits[i];
+    });
+    for (const auto& count : visits) EXPECT_EQ(count, 1);
+  }
+  set_num_threads(2);
+}
+
+TEST(Parallel, RethrowsTheBodysException) {
+  EXPECT_THROW(parallel_for(100, 1,
+                            [](int64_t begin, int64_t) {
+                              if (begin > 10) fail("item {}", begin);
+                            }),
+               Error);
+}
+
+TEST(Random, IsAFunctionOfSeedStreamAndPosition) {
+  Random a(7, 1), b(7, 1), other(7, 2);
+  for (int i = 0; i < 10; ++i) EXPECT_EQ(a.next(), b.next());
+  EXPECT_NE(a.next(), other.next());
+  const uint64_t position = b.position();
+  const uint64_t value = b.next();
+  b.seek(position);
+  EXPECT_EQ(b.next(), value);
+}
+
+TEST(Random, NormalHasUnitVariance) {
+  Random random(1);
+  double sum = 0, squares = 0;
+  constexpr int kCount = 100000;
+  for (int i = 0; i < kCount; ++i) {
+    const double x = random.normal();
+    sum += x;
+    squares += x * x;
+  }
+  EXPECT_NEAR(sum / kCount, 0.0, 0.02);
+  EXPECT_NEAR(squares / kCount, 1.0, 0.03);
+}
+
+TEST(File, UncommittedWriteLeavesNothing) {
+  const auto folder = std::filesystem::temp_directory_path() / "fathom_base_test";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  {
+    AtomicFile file(folder / "a");
+    file.write("half");
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+  write_file_atomically(folder / "a", "whole");
+  EXPECT_EQ(read_file(folder / "a"), "whole");
+  EXPECT_EQ(MappedFile::open(folder / "a")->bytes().size(), 5u);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(File, FullDiskIsAnErrorThatNamesTheFile) {
+  // /dev/full refuses every write with ENOSPC; the temporary name beside it cannot be created, so
+  // the write path is driven through a link.
+  const auto folder = std::filesystem::temp_directory_path() / "fathom_full_test";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directory(folder);
+  std::filesystem::create_symlink("/dev/full", folder / ("a.tmp." + std::to_string(::getpid())));
+  try {
+    write_file_atomically(folder / "a", "x");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("a: cannot write: No space left"), std::string::npos)
+        << error.what();
+  }
+  EXPECT_TRUE(std::filesystem::is_empty(folder));
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Json, ErrorsNameSourceLineAndColumn) {
+  try {
+    parse_json("{\n \"a\": x}", "config.json");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(
+        std::string(error.what()).rfind("config.json: not valid JSON at line 2, column 7: ", 0), 0u)
+        << error.what();
+  }
+}
+
+TEST(Progress, FormatsUnits) {
+  EXPECT_EQ(format_seconds(3.21), "3.2 s");
+  EXPECT_EQ(format_seconds(245), "4 min 05 s");
+  EXPECT_EQ(format_bytes(1536 * 1024), "1.5 MiB");
+}
+
+}  // namespace
+}  // namespace fathom::base

@@ -1,0 +1,60 @@
+// Two ways to fail, kept apart.
+//   CHECK*: a broken invariant, our own fault. Throws InternalError with values, file and line.
+//   Error:  bad input. Names what was read, what was expected and the fix; commands print it as one
+//           line and exit 1, the server turns it into an error reply.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace fathom {
+
+class Error : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class InternalError : public std::logic_error {
+ public:
+  using std::logic_error::logic_error;
+};
+
+template <typename... Args>
+[[noreturn]] void fail(fmt::format_string<Args...> format, Args&&... args) {
+  throw Error(fmt::format(format, std::forward<Args>(args)...));
+}
+
+namespace base::internal {
+
+[[noreturn]] inline void check_failed(const char* file, int line, const char* condition,
+                                      const std::string& values) {
+  throw InternalError(fmt::format("{}:{}: CHECK failed: {}{}{}", file, line, condition,
+                                  values.empty() ? "" : ": ", values));
+}
+
+}  // namespace base::internal
+}  // namespace fathom
+
+// CHECK(condition) or CHECK(condition, "format {}", value).
+#define CHECK(condition, ...)                                                \
+  do {                                                                       \
+    if (!(condition)) [[unlikely]]                                           \
+      ::fathom::base::internal::check_failed(__FILE__, __LINE__, #condition, \
+                                             fmt::format("" __VA_ARGS__));   \
+  } while (false)
+
+#define FATHOM_CHECK_COMPARE(a, op, b)                                                   \
+  do {                                                                                   \
+    const auto& check_a = (a);                                                           \
+    const auto& check_b = (b);                                                           \
+    if (!(check_a op check_b)) [[unlikely]]                                              \
+      ::fathom::base::internal::check_failed(__FILE__, __LINE__, #a " " #op " " #b,      \
+                                             fmt::format("{} vs {}", check_a, check_b)); \
+  } while (false)
+
+#define CHECK_EQ(a, b) FATHOM_CHECK_COMPARE(a, ==, b)
+#define CHECK_LE(a, b) FATHOM_CHECK_COMPARE(a, <=, b)
+#define CHECK_LT(a, b) FATHOM_CHECK_COMPARE(a, <, b)
+#define CHECK_GE(a, b) FATHOM_CHECK_COMPARE(a, >=, b)

@@ -1,0 +1,89 @@
+// The generation engine: continuous batching over a ragged forward pass. It knows token ids only,
+// nothing of text; stop strings and parsing are the caller's.
+//
+// One background thread owns the model, the caches and the schedule. Each step takes every running
+// request's next token plus prompt chunks of waiting ones through one forward pass, then samples. A
+// request's tokens and log-probabilities do not depend on what else is in the batch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/sampler.h"
+#include "model/model.h"
+
+namespace fathom::engine {
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one token
+  SamplingOptions sampling;
+  int max_tokens = 256;                 // at least 1; the context's end may come first
+  std::vector<int32_t> stop_token_ids;  // generation ends after one of these
+};
+
+enum class FinishReason {
+  kStop,       // a stop token was sampled (it is the last token reported)
+  kLength,     // max_tokens or the end of the context
+  kCancelled,  // cancel() or the engine's shutdown
+  kFailed,     // see RequestEvent::error
+};
+
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;  // natural log, of the model's distribution before temperature and truncation
+};
+
+struct RequestEvent {
+  bool has_token = false;
+  TokenLogprob token;
+  std::vector<TokenLogprob> top_logprobs;  // SamplingOptions::num_top_logprobs of them, best first
+  bool is_finished = false;                // the last event of a request
+  FinishReason finish_reason = FinishReason::kStop;
+  std::string error;
+};
+
+// Called on the engine's thread, in order; must return quickly and not throw.
+using EventCallback = std::function<void(const RequestEvent&)>;
+
+struct EngineOptions {
+  int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts
+  int max_running_requests = 64;   // others wait their turn
+  int max_waiting_requests = 256;  // beyond it submit() refuses
+};
+
+class Engine {
+ public:
+  Engine(std::shared_ptr<const model::Model> model, EngineOptions options = {});
+  ~Engine();  // cancels what still runs and joins the thread
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  using RequestId = uint64_t;
+  // Throws Error if the prompt is empty, holds an id outside the vocabulary, leaves no room in the
+  // context (max_position_embeddings), or an option is out of range; QueueFull if too many wait.
+  RequestId submit(Request request, EventCallback on_event);
+  // The request's last event follows soon. Unknown or ended ids are ignored. From any thread.
+  void cancel(RequestId id);
+
+  int64_t context_length() const;
+
+  struct Statistics {
+    int64_t num_running = 0, num_waiting = 0;
+    int64_t num_prompt_tokens = 0, num_generated_tokens = 0;  // since the start
+  };
+  Statistics statistics() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+class QueueFull : public Error {
+ public:
+  using Error::Error;
+};
+
+}  // namespace fathom::engine

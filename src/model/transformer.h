@@ -1,0 +1,89 @@
+// The DeepSeek-V3.2 transformer: one definition for training and serving.
+//
+// Tokens of several sequences lie one behind another ([N] tokens in all); `segments` says where
+// each begins and which cache it continues. Everything but attention works on single tokens. With a
+// cache, a segment's new tokens attend to what the cache holds and to themselves; without, to
+// themselves.
+#pragma once
+
+#include <torch/types.h>
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/kv_cache.h"
+#include "model/model.h"
+#include "model/weights.h"
+
+namespace fathom::model {
+
+struct Model {
+  Config config;
+  Weights weights;
+};
+
+// plain:  no activation is quantised anywhere; what training computes.
+// deploy: as the published reference serves. FP8 linears quantise their input per 128 channels, the
+//         indexer's q and k and the latent KV pass through FP8, all with power-of-two scales.
+enum class NumericMode { kPlain, kDeploy };
+
+// mha: keys and values are expanded per head; the index selection is a mask.
+// mqa: queries are absorbed into the latent space and the selected rows are gathered.
+// Equal up to rounding. The engine uses mqa throughout.
+enum class AttentionForm { kMha, kMqa };
+
+struct Segment {
+  int64_t num_tokens = 0;
+  int64_t position = 0;  // of its first token; equals cache->num_tokens() if there is a cache
+  KvCache* cache = nullptr;
+};
+
+struct ForwardOptions {
+  NumericMode mode = NumericMode::kPlain;
+  AttentionForm form = AttentionForm::kMqa;
+  bool sparse = true;  // false: dense attention, the indexer is not run (training's dense stage)
+  bool bf16_matmuls = false;  // round both operands of every matmul to bf16 (accumulate in f32)
+};
+
+// What one layer did, for the golden cases and --dump-layers.
+struct LayerTrace {
+  torch::Tensor hidden_ND;        // residual stream after the layer
+  torch::Tensor topk_NK;          // i32, ascending, -1 where there are fewer keys
+  torch::Tensor index_scores_NS;  // f32, only where one segment has no cache; -inf for later keys
+  torch::Tensor gate_index_NK;    // i64, undefined in dense layers
+  torch::Tensor gate_weight_NK;
+};
+
+struct Trace {
+  std::vector<LayerTrace> layers;
+};
+
+// Hidden states after the final norm, [N, hidden_size] f32; logits are logits(model, hidden).
+// tokens_N: i64. Differentiable with respect to the weights where they require gradients.
+// `trace` (optional) is filled; `expert_counts` (optional) receives per MoE layer, MTP's last, the
+// number of tokens that each expert got, [E] i64.
+torch::Tensor forward(const Model& model, const torch::Tensor& tokens_N,
+                      std::span<const Segment> segments, const ForwardOptions& options,
+                      Trace* trace = nullptr, std::vector<torch::Tensor>* expert_counts = nullptr);
+
+torch::Tensor logits(const Model& model, const torch::Tensor& hidden_ND,
+                     const ForwardOptions& options);
+
+// One layer alone: hidden_ND is the residual stream before it.
+torch::Tensor forward_layer(const Model& model, int64_t layer, const torch::Tensor& hidden_ND,
+                            std::span<const Segment> segments, const ForwardOptions& options,
+                            LayerTrace* trace = nullptr);
+
+// The MTP layer: from hidden_ND (after the final norm) and the tokens that follow, the hidden
+// states (after shared_head.norm) that predict the tokens after those.
+torch::Tensor forward_mtp(const Model& model, const torch::Tensor& hidden_ND,
+                          const torch::Tensor& next_tokens_N, std::span<const Segment> segments,
+                          const ForwardOptions& options,
+                          std::vector<torch::Tensor>* expert_counts = nullptr);
+
+// A fresh model with f32 weights that require gradients: normal(0, initializer_range) matrices,
+// ones for norms, zeros for biases. A function of (config, seed) alone.
+Model initialise(const Config& config, uint64_t seed);
+
+}  // namespace fathom::model
