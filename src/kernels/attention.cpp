@@ -1,0 +1,338 @@
+#include "kernels/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/matmul.h"
+#include "kernels/simd.h"
+
+namespace fathom::kernels {
+namespace {
+
+constexpr int64_t kQueryBlock = 96;  // a multiple of gemm's 6 rows
+constexpr int64_t kKeyBlock = 128;   // and of its 16 columns
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+// Columns of head h.
+View2<const float> head(View2<const float> x, int64_t h, int64_t dim) {
+  return View2<const float>(x.data + h * dim, x.rows, dim, x.stride);
+}
+View2<float> head(View2<float> x, int64_t h, int64_t dim) {
+  return View2<float>(x.data + h * dim, x.rows, dim, x.stride);
+}
+
+Strided rows_of(View2<const float> x) { return {x.data, x.stride, 1}; }
+Strided transpose_of(View2<const float> x) { return {x.data, 1, x.stride}; }
+
+// One row of a score tile: p = exp(scale * s - m), with m the running maximum. Returns the row's
+// sum.
+KERNEL float exp_row(float* scores, int64_t count, float scale, float maximum) {
+  F32x8 sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const F32x8 p = exp(load(scores + i) * scale - maximum);
+    store(scores + i, p);
+    sum += p;
+  }
+  if (i < count) {
+    F32x8 p = exp(load_partial(scores + i, count - i) * scale - maximum);
+    for (int64_t lane = count - i; lane < kLanes; ++lane) p[lane] = 0;
+    store_partial(scores + i, p, count - i);
+    sum += p;
+  }
+  return horizontal_sum(sum);
+}
+
+KERNEL float max_row(const float* x, int64_t count) {
+  F32x8 best = broadcast(kMinusInfinity);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) best = max(best, load(x + i));
+  float result = kMinusInfinity;
+  for (int64_t lane = 0; lane < kLanes; ++lane) result = std::max(result, best[lane]);
+  for (; i < count; ++i) result = std::max(result, x[i]);
+  return result;
+}
+
+KERNEL void scale_row(float* x, int64_t count, float factor) {
+  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
+}
+
+// ds = p * (dp - delta) * scale
+KERNEL void score_gradient_row(const float* p, const float* dp, int64_t count, float delta,
+                               float scale, float* ds) {
+  for (int64_t i = 0; i < count; ++i) ds[i] = p[i] * (dp[i] - delta) * scale;
+}
+
+// Sets what query `position` may not see in scores of keys [s_begin, s_begin + count) to -inf.
+void apply_mask(float* scores, int64_t s_begin, int64_t count, int64_t position,
+                const uint8_t* allowed) {
+  for (int64_t i = std::max<int64_t>(0, position + 1 - s_begin); i < count; ++i)
+    scores[i] = kMinusInfinity;
+  if (!allowed) return;
+  for (int64_t i = 0; i < count; ++i)
+    if (!allowed[s_begin + i]) scores[i] = kMinusInfinity;
+}
+
+// Running softmax of one query: rescales what has been summed so far to the new maximum.
+void online_softmax_row(float* scores, int64_t count, float scale, float& maximum, float& sum,
+                        View2<float> out, int64_t row) {
+  const float block_max = max_row(scores, count) * scale;
+  if (block_max == kMinusInfinity) {
+    std::fill(scores, scores + count, 0.0f);
+    return;
+  }
+  if (block_max > maximum) {
+    const float rescale = std::exp(maximum - block_max);
+    scale_row(out[row], out.cols, rescale);
+    sum *= rescale;
+    maximum = block_max;
+  }
+  sum += exp_row(scores, count, scale, maximum);
+}
+
+void forward_query_block(const AttentionShape& shape, const AttentionForward& io, int64_t h,
+                         int64_t t_begin, int64_t t_end) {
+  static thread_local std::vector<float> scores;
+  scores.resize(kQueryBlock * kKeyBlock);
+  const int64_t offset = io.k.rows - io.q.rows;
+  const auto q = head(io.q, h, shape.qk_dim).slice_rows(t_begin, t_end);
+  const auto out = head(io.out, h, shape.v_dim).slice_rows(t_begin, t_end);
+  float maximum[kQueryBlock], sum[kQueryBlock];
+  std::fill_n(maximum, q.rows, kMinusInfinity);
+  std::fill_n(sum, q.rows, 0.0f);
+  for (int64_t t = 0; t < out.rows; ++t) std::fill_n(out[t], out.cols, 0.0f);
+  const int64_t s_total = offset + t_end;
+  for (int64_t s = 0; s < s_total; s += kKeyBlock) {
+    const int64_t s_end = std::min(s + kKeyBlock, s_total);
+    const auto k = head(io.k, h, shape.qk_dim).slice_rows(s, s_end);
+    const auto v = head(io.v, h, shape.v_dim).slice_rows(s, s_end);
+    const View2<float> tile(scores.data(), q.rows, k.rows, kKeyBlock);
+    gemm_serial({q.rows, k.rows, shape.qk_dim}, rows_of(q), transpose_of(k), tile, false);
+    for (int64_t t = 0; t < q.rows; ++t) {
+      const uint8_t* allowed =
+          io.mask.allowed ? io.mask.allowed + (t_begin + t) * io.mask.stride : nullptr;
+      apply_mask(tile[t], s, k.rows, offset + t_begin + t, allowed);
+      online_softmax_row(tile[t], k.rows, shape.scale, maximum[t], sum[t], out, t);
+    }
+    gemm_serial({q.rows, shape.v_dim, k.rows}, rows_of(tile), rows_of(v), out, true);
+  }
+  for (int64_t t = 0; t < q.rows; ++t) {
+    if (sum[t] > 0) scale_row(out[t], out.cols, 1 / sum[t]);
+    io.lse_HT[h][t_begin + t] = sum[t] > 0 ? maximum[t] + std::log(sum[t]) : kMinusInfinity;
+  }
+}
+
+struct BackwardScratch {
+  std::vector<float> p, ds, delta;
+};
+
+// Probabilities and score gradients of one tile.
+void backward_tile(const AttentionShape& shape, const AttentionBackward& io, int64_t h, int64_t t,
+                   int64_t s, View2<float> p, View2<float> ds, const float* delta) {
+  const int64_t offset = io.k.rows - io.q.rows;
+  const auto q = head(io.q, h, shape.qk_dim).slice_rows(t, t + p.rows);
+  const auto k = head(io.k, h, shape.qk_dim).slice_rows(s, s + p.cols);
+  const auto v = head(io.v, h, shape.v_dim).slice_rows(s, s + p.cols);
+  const auto dout = head(io.dout, h, shape.v_dim).slice_rows(t, t + p.rows);
+  gemm_serial({p.rows, p.cols, shape.qk_dim}, rows_of(q), transpose_of(k), p, false);
+  gemm_serial({p.rows, p.cols, shape.v_dim}, rows_of(dout), transpose_of(v), ds, false);
+  for (int64_t row = 0; row < p.rows; ++row) {
+    apply_mask(p[row], s, p.cols, offset + t + row, nullptr);
+    exp_row(p[row], p.cols, shape.scale, io.lse_HT[h][t + row]);
+    score_gradient_row(p[row], ds[row], p.cols, delta[t + row], shape.scale, ds[row]);
+  }
+}
+
+void backward_head(const AttentionShape& shape, const AttentionBackward& io, int64_t h) {
+  static thread_local BackwardScratch scratch;
+  const int64_t t_total = io.q.rows, s_total = io.k.rows, offset = s_total - t_total;
+  scratch.p.resize(kQueryBlock * kKeyBlock);
+  scratch.ds.resize(kQueryBlock * kKeyBlock);
+  scratch.delta.resize(t_total);
+  const auto out = head(io.out, h, shape.v_dim), dout = head(io.dout, h, shape.v_dim);
+  const auto dq = head(io.dq, h, shape.qk_dim), dk = head(io.dk, h, shape.qk_dim);
+  const auto dv = head(io.dv, h, shape.v_dim);
+  for (int64_t t = 0; t < t_total; ++t) {
+    float sum = 0;
+    for (int64_t i = 0; i < shape.v_dim; ++i) sum += out[t][i] * dout[t][i];
+    scratch.delta[t] = sum;
+    std::fill_n(dq[t], shape.qk_dim, 0.0f);
+  }
+  for (int64_t s = 0; s < s_total; s += kKeyBlock) {
+    const int64_t s_size = std::min(kKeyBlock, s_total - s);
+    const auto dk_block = dk.slice_rows(s, s + s_size), dv_block = dv.slice_rows(s, s + s_size);
+    bool is_first = true;
+    const int64_t first_t = std::max<int64_t>(0, s - offset) / kQueryBlock * kQueryBlock;
+    for (int64_t t = first_t; t < t_total; t += kQueryBlock) {
+      const int64_t t_size = std::min(kQueryBlock, t_total - t);
+      const View2<float> p(scratch.p.data(), t_size, s_size, kKeyBlock);
+      const View2<float> ds(scratch.ds.data(), t_size, s_size, kKeyBlock);
+      backward_tile(shape, io, h, t, s, p, ds, scratch.delta.data());
+      const auto q = head(io.q, h, shape.qk_dim).slice_rows(t, t + t_size);
+      const auto k = head(io.k, h, shape.qk_dim).slice_rows(s, s + s_size);
+      const auto dout_block = dout.slice_rows(t, t + t_size);
+      gemm_serial({s_size, shape.v_dim, t_size}, transpose_of(p), rows_of(dout_block), dv_block,
+                  !is_first);
+      gemm_serial({s_size, shape.qk_dim, t_size}, transpose_of(ds), rows_of(q), dk_block,
+                  !is_first);
+      gemm_serial({t_size, shape.qk_dim, s_size}, rows_of(ds), rows_of(k),
+                  dq.slice_rows(t, t + t_size), true);
+      is_first = false;
+    }
+  }
+}
+
+constexpr int64_t kMqaBlock = 64;
+
+// scores[h][i] = q[h] . row[i], one sum in eight lanes each.
+KERNEL void mqa_scores(View2<const float> q_HD, const float* const* rows, int64_t num_rows,
+                       float* scores) {
+  constexpr int64_t kHeads = 4;
+  for (int64_t i = 0; i < num_rows; ++i) {
+    const float* row = rows[i];
+    int64_t h = 0;
+    for (; h + kHeads <= q_HD.rows; h += kHeads) {
+      F32x8 sum[kHeads] = {};
+      int64_t d = 0;
+      for (; d + kLanes <= q_HD.cols; d += kLanes) {
+        const F32x8 key = load(row + d);
+        for (int64_t j = 0; j < kHeads; ++j) sum[j] += load(q_HD[h + j] + d) * key;
+      }
+      for (int64_t j = 0; j < kHeads; ++j) {
+        if (d < q_HD.cols)
+          sum[j] +=
+              load_partial(q_HD[h + j] + d, q_HD.cols - d) * load_partial(row + d, q_HD.cols - d);
+        scores[(h + j) * kMqaBlock + i] = horizontal_sum(sum[j]);
+      }
+    }
+    for (; h < q_HD.rows; ++h) {
+      F32x8 sum{};
+      int64_t d = 0;
+      for (; d + kLanes <= q_HD.cols; d += kLanes) sum += load(q_HD[h] + d) * load(row + d);
+      if (d < q_HD.cols)
+        sum += load_partial(q_HD[h] + d, q_HD.cols - d) * load_partial(row + d, q_HD.cols - d);
+      scores[h * kMqaBlock + i] = horizontal_sum(sum);
+    }
+  }
+}
+
+// out[h] += sum_i p[h][i] * row[i], 32 columns of one head at a time.
+KERNEL void mqa_accumulate(const float* p, const float* const* rows, int64_t num_rows,
+                           View2<float> out_HC) {
+  constexpr int64_t kWide = 4;
+  for (int64_t h = 0; h < out_HC.rows; ++h) {
+    float* out = out_HC[h];
+    const float* weights = p + h * kMqaBlock;
+    int64_t c = 0;
+    for (; c + kWide * kLanes <= out_HC.cols; c += kWide * kLanes) {
+      F32x8 sum[kWide];
+      for (int64_t j = 0; j < kWide; ++j) sum[j] = load(out + c + j * kLanes);
+      for (int64_t i = 0; i < num_rows; ++i) {
+        const F32x8 weight = broadcast(weights[i]);
+        for (int64_t j = 0; j < kWide; ++j) sum[j] += weight * load(rows[i] + c + j * kLanes);
+      }
+      for (int64_t j = 0; j < kWide; ++j) store(out + c + j * kLanes, sum[j]);
+    }
+    for (; c < out_HC.cols; ++c)
+      for (int64_t i = 0; i < num_rows; ++i) out[c] += weights[i] * rows[i][c];
+  }
+}
+
+}  // namespace
+
+void attention_forward(const AttentionShape& shape, const AttentionForward& io, int64_t head_begin,
+                       int64_t head_end) {
+  CHECK_LE(io.q.rows, io.k.rows);
+  CHECK_EQ(io.k.rows, io.v.rows);
+  for (int64_t h = head_begin; h < head_end; ++h)
+    for (int64_t t = 0; t < io.q.rows; t += kQueryBlock)
+      forward_query_block(shape, io, h, t, std::min(t + kQueryBlock, io.q.rows));
+}
+
+void attention_backward(const AttentionShape& shape, const AttentionBackward& io,
+                        int64_t head_begin, int64_t head_end) {
+  CHECK_LE(io.q.rows, io.k.rows);
+  for (int64_t h = head_begin; h < head_end; ++h) backward_head(shape, io, h);
+}
+
+void mqa_attention(const MqaAttention& io) {
+  const int64_t num_heads = io.q_HD.rows;
+  CHECK_EQ(io.q_HD.cols, io.latent_SD.cols);
+  CHECK_EQ(io.out_HC.rows, num_heads);
+  static thread_local std::vector<float> scores, maximum, sum;
+  scores.resize(num_heads * kMqaBlock);
+  maximum.assign(num_heads, kMinusInfinity);
+  sum.assign(num_heads, 0.0f);
+  for (int64_t h = 0; h < num_heads; ++h) std::fill_n(io.out_HC[h], io.out_HC.cols, 0.0f);
+  const float* rows[kMqaBlock];
+  for (int64_t begin = 0; begin < io.num_keys; begin += kMqaBlock) {
+    const int64_t count = std::min(kMqaBlock, io.num_keys - begin);
+    for (int64_t i = 0; i < count; ++i)
+      rows[i] = io.latent_SD[io.keys ? io.keys[begin + i] : begin + i];
+    mqa_scores(io.q_HD, rows, count, scores.data());
+    for (int64_t h = 0; h < num_heads; ++h)
+      online_softmax_row(scores.data() + h * kMqaBlock, count, io.scale, maximum[h], sum[h],
+                         io.out_HC, h);
+    mqa_accumulate(scores.data(), rows, count, io.out_HC);
+  }
+  for (int64_t h = 0; h < num_heads; ++h)
+    if (sum[h] > 0) scale_row(io.out_HC[h], io.out_HC.cols, 1 / sum[h]);
+}
+
+namespace reference {
+
+// Softmax-weighted mean of value rows in double; score(s) is -inf for what is masked.
+template <typename Score>
+double weighted_values(int64_t num_keys, const Score& score, int64_t dim,
+                       const std::vector<const float*>& values, float* out) {
+  double maximum = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (int64_t s = 0; s < num_keys; ++s) maximum = std::max(maximum, score(s));
+  std::vector<double> total(dim);
+  if (std::isfinite(maximum)) {
+    for (int64_t s = 0; s < num_keys; ++s) {
+      const double p = std::exp(score(s) - maximum);
+      sum += p;
+      for (int64_t i = 0; i < dim; ++i) total[i] += p * values[s][i];
+    }
+  }
+  for (int64_t i = 0; i < dim; ++i) out[i] = sum > 0 ? static_cast<float>(total[i] / sum) : 0.0f;
+  return maximum + std::log(sum);
+}
+
+double dot(const float* a, const float* b, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
+}
+
+void attention(const AttentionShape& shape, const AttentionForward& io) {
+  const int64_t offset = io.k.rows - io.q.rows;
+  for (int64_t h = 0; h < shape.num_heads; ++h) {
+    std::vector<const float*> values(io.k.rows);
+    for (int64_t s = 0; s < io.k.rows; ++s) values[s] = io.v[s] + h * shape.v_dim;
+    for (int64_t t = 0; t < io.q.rows; ++t) {
+      const auto score = [&](int64_t s) -> double {
+        if (s > offset + t) return kMinusInfinity;
+        if (io.mask.allowed && !io.mask.allowed[t * io.mask.stride + s]) return kMinusInfinity;
+        return shape.scale *
+               dot(io.q[t] + h * shape.qk_dim, io.k[s] + h * shape.qk_dim, shape.qk_dim);
+      };
+      io.lse_HT[h][t] = static_cast<float>(
+          weighted_values(io.k.rows, score, shape.v_dim, values, io.out[t] + h * shape.v_dim));
+    }
+  }
+}
+
+void mqa_attention(const MqaAttention& io) {
+  std::vector<const float*> rows(io.num_keys);
+  for (int64_t i = 0; i < io.num_keys; ++i) rows[i] = io.latent_SD[io.keys ? io.keys[i] : i];
+  for (int64_t h = 0; h < io.q_HD.rows; ++h) {
+    const auto score = [&](int64_t i) { return io.scale * dot(io.q_HD[h], rows[i], io.q_HD.cols); };
+    weighted_values(io.num_keys, score, io.out_HC.cols, rows, io.out_HC[h]);
+  }
+}
+
+}  // namespace reference
+}  // namespace fathom::kernels

@@ -1,0 +1,67 @@
+// Causal attention with keys and values expanded per head (MLA's MHA form, report appendix A),
+// computed by tiles with a running softmax; scores are never stored whole.
+#pragma once
+
+#include <cstdint>
+
+#include "base/array_view.h"
+
+namespace fathom::kernels {
+
+// Which keys a query may see besides causality: row t of `allowed` holds S bytes, 0 = masked. Null
+// allows all (dense).
+struct AttentionMask {
+  const uint8_t* allowed = nullptr;
+  int64_t stride = 0;
+};
+
+struct AttentionShape {
+  int64_t num_heads = 0;
+  int64_t qk_dim = 0;
+  int64_t v_dim = 0;
+  float scale = 1;  // of q.k, before the softmax
+};
+
+// One sequence. q_T[H*qk], k_S[H*qk], v_S[H*v], out_T[H*v]; query t stands at position S-T+t and
+// sees keys up to it. lse_HT: log-sum-exp of the scaled, masked scores, natural log. A query that
+// sees no key gets zeros and lse -inf. Serial over the sequence's heads [head_begin, head_end):
+// callers run sequences and heads in parallel. A query's bits depend on its own keys only, not on
+// T. Oracle reference::attention, 2e-5.
+struct AttentionForward {
+  View2<const float> q, k, v;
+  View2<float> out, lse_HT;
+  AttentionMask mask;
+};
+void attention_forward(const AttentionShape& shape, const AttentionForward& io, int64_t head_begin,
+                       int64_t head_end);
+
+// Gradients, recomputing the tiles from lse. dq, dk, dv are overwritten for the given heads. Dense
+// only (training's masked form comes with the sparse stage).
+struct AttentionBackward {
+  View2<const float> q, k, v, out, dout, lse_HT;
+  View2<float> dq, dk, dv;
+};
+void attention_backward(const AttentionShape& shape, const AttentionBackward& io,
+                        int64_t head_begin, int64_t head_end);
+
+// MQA (absorbed) form: all heads share one latent row a key, [latent C | rope R], which is key and,
+// in its first C elements, value. q_HC+R and out_HC are one query's heads; rows of latent_S may be
+// gathered: keys[i] is the i-th row used, or null for rows 0..num_keys-1.
+// Keys are taken in blocks of 64 in the given order, so the bits depend on the query and its keys
+// alone. Oracle reference::mqa_attention, 2e-5.
+struct MqaAttention {
+  View2<const float> q_HD;  // D = C + R
+  View2<const float> latent_SD;
+  const int32_t* keys = nullptr;
+  int64_t num_keys = 0;
+  float scale = 1;
+  View2<float> out_HC;
+};
+void mqa_attention(const MqaAttention& io);
+
+namespace reference {
+void attention(const AttentionShape& shape, const AttentionForward& io);
+void mqa_attention(const MqaAttention& io);
+}  // namespace reference
+
+}  // namespace fathom::kernels

@@ -1,0 +1,274 @@
+#include "kernels/matmul.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/parallel.h"
+#include "kernels/fp8.h"
+#include "kernels/simd.h"
+
+namespace fathom::kernels {
+namespace {
+
+// linear: a tile of 4 rows of x by 3 of W keeps 12 sums, 3 weights and 1 input in 16 registers.
+constexpr int64_t kTileM = 4;
+constexpr int64_t kTileN = 3;
+// Rows of W widened at once: with K up to 1,024 the panel stays in a 512 KiB L2 cache.
+constexpr int64_t kPanelN = 48;
+constexpr int64_t kBlockM = 256;
+
+template <int kRows, int kCols>
+FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, const float* w, int64_t k_size,
+                            float* y, int64_t y_stride) {
+  F32x8 sum[kRows][kCols] = {};
+  int64_t k = 0;
+  for (; k + kLanes <= k_size; k += kLanes) {
+    F32x8 weight[kCols];
+    for (int j = 0; j < kCols; ++j) weight[j] = load(w + j * k_size + k);
+    for (int i = 0; i < kRows; ++i) {
+      const F32x8 input = load(x + i * x_stride + k);
+      for (int j = 0; j < kCols; ++j) sum[i][j] += input * weight[j];
+    }
+  }
+  if (k < k_size) {
+    for (int i = 0; i < kRows; ++i) {
+      const F32x8 input = load_partial(x + i * x_stride + k, k_size - k);
+      for (int j = 0; j < kCols; ++j)
+        sum[i][j] += input * load_partial(w + j * k_size + k, k_size - k);
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kCols; ++j) y[i * y_stride + j] = horizontal_sum(sum[i][j]);
+}
+
+template <int kRows>
+FATHOM_INLINE void dot_rows(const float* x, int64_t x_stride, const float* w, int64_t num_w,
+                            int64_t k_size, float* y, int64_t y_stride) {
+  int64_t n = 0;
+  for (; n + kTileN <= num_w; n += kTileN)
+    dot_tile<kRows, kTileN>(x, x_stride, w + n * k_size, k_size, y + n, y_stride);
+  for (; n < num_w; ++n) dot_tile<kRows, 1>(x, x_stride, w + n * k_size, k_size, y + n, y_stride);
+}
+
+// y[M, num_w] for contiguous f32 rows of W.
+KERNEL void dot_panel(View2<const float> x_MK, const float* w, int64_t num_w, float* y,
+                      int64_t y_stride) {
+  const int64_t k_size = x_MK.cols;
+  int64_t m = 0;
+  for (; m + kTileM <= x_MK.rows; m += kTileM)
+    dot_rows<kTileM>(x_MK[m], x_MK.stride, w, num_w, k_size, y + m * y_stride, y_stride);
+  for (; m < x_MK.rows; ++m)
+    dot_rows<1>(x_MK[m], x_MK.stride, w, num_w, k_size, y + m * y_stride, y_stride);
+}
+
+// gemm: 6 rows of A by 16 columns of B, twelve sums in registers. Sums over k start from zero for
+// each block of kBlockK and are then added to C.
+constexpr int64_t kGemmTileM = 6;
+constexpr int64_t kGemmTileN = 16;
+constexpr int64_t kBlockK = 256;
+constexpr int64_t kGemmBlockM = 192;
+
+// a: [k_size][6], b: [k_size][16], both packed.
+KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, float* c) {
+  F32x8 sum[kGemmTileM][2] = {};
+  for (int64_t k = 0; k < k_size; ++k) {
+    const F32x8 b0 = load(b + k * kGemmTileN);
+    const F32x8 b1 = load(b + k * kGemmTileN + kLanes);
+    for (int i = 0; i < kGemmTileM; ++i) {
+      const F32x8 value = broadcast(a[k * kGemmTileM + i]);
+      sum[i][0] += value * b0;
+      sum[i][1] += value * b1;
+    }
+  }
+  for (int i = 0; i < kGemmTileM; ++i) {
+    store(c + i * kGemmTileN, sum[i][0]);
+    store(c + i * kGemmTileN + kLanes, sum[i][1]);
+  }
+}
+
+// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled.
+KERNEL void pack(const float* data, int64_t line_stride, int64_t k_stride, int64_t count,
+                 int64_t width, int64_t k_size, float* out) {
+  if (count == width && line_stride == 1) {
+    for (int64_t k = 0; k < k_size; ++k)
+      std::memcpy(out + k * width, data + k * k_stride, width * sizeof(float));
+    return;
+  }
+  for (int64_t k = 0; k < k_size; ++k) {
+    for (int64_t i = 0; i < count; ++i) out[k * width + i] = data[i * line_stride + k * k_stride];
+    for (int64_t i = count; i < width; ++i) out[k * width + i] = 0;
+  }
+}
+
+void store_tile(const float* tile, int64_t rows, int64_t cols, bool add, float* c, int64_t stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    float* out = c + i * stride;
+    const float* in = tile + i * kGemmTileN;
+    if (add)
+      for (int64_t j = 0; j < cols; ++j) out[j] += in[j];
+    else
+      for (int64_t j = 0; j < cols; ++j) out[j] = in[j];
+  }
+}
+
+// One block of C: rows [m_begin, m_end), columns [n_begin, n_end).
+struct GemmBlock {
+  int64_t m_begin, m_end, n_begin, n_end;
+};
+
+void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, View2<float> c_MN,
+                bool accumulate) {
+  static thread_local std::vector<float> a_pack, b_pack;
+  const int64_t num_m_tiles = (block.m_end - block.m_begin + kGemmTileM - 1) / kGemmTileM;
+  a_pack.resize(num_m_tiles * kGemmTileM * kBlockK);
+  b_pack.resize(kGemmTileN * kBlockK);
+  float tile[kGemmTileM * kGemmTileN];
+  for (int64_t k = 0; k < k_total; k += kBlockK) {
+    const int64_t k_size = std::min(kBlockK, k_total - k);
+    for (int64_t t = 0; t < num_m_tiles; ++t) {
+      const int64_t m = block.m_begin + t * kGemmTileM;
+      pack(a.data + m * a.row_stride + k * a.col_stride, a.row_stride, a.col_stride,
+           std::min(kGemmTileM, block.m_end - m), kGemmTileM, k_size,
+           a_pack.data() + t * kGemmTileM * k_size);
+    }
+    for (int64_t n = block.n_begin; n < block.n_end; n += kGemmTileN) {
+      const int64_t cols = std::min(kGemmTileN, block.n_end - n);
+      pack(b.data + k * b.row_stride + n * b.col_stride, b.col_stride, b.row_stride, cols,
+           kGemmTileN, k_size, b_pack.data());
+      for (int64_t t = 0; t < num_m_tiles; ++t) {
+        const int64_t m = block.m_begin + t * kGemmTileM;
+        gemm_tile(a_pack.data() + t * kGemmTileM * k_size, b_pack.data(), k_size, tile);
+        store_tile(tile, std::min(kGemmTileM, block.m_end - m), cols, accumulate || k > 0,
+                   c_MN[m] + n, c_MN.stride);
+      }
+    }
+  }
+}
+
+void check_gemm(const GemmShape& shape, View2<float> c_MN) {
+  CHECK_EQ(c_MN.rows, shape.m);
+  CHECK_EQ(c_MN.cols, shape.n);
+}
+
+}  // namespace
+
+void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out) {
+  const int64_t offset = begin * w.cols;
+  const int64_t count = (end - begin) * w.cols;
+  switch (w.format) {
+    case WeightFormat::kF32:
+      std::memcpy(out, static_cast<const float*>(w.data) + offset, count * sizeof(float));
+      return;
+    case WeightFormat::kBF16:
+      from_bf16(static_cast<const uint16_t*>(w.data) + offset, count, out);
+      return;
+    case WeightFormat::kF16:
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = from_f16(static_cast<const uint16_t*>(w.data)[offset + i]);
+      return;
+    case WeightFormat::kE4M3:
+      break;
+  }
+  const int64_t blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
+  const uint8_t* bits = static_cast<const uint8_t*>(w.data) + offset;
+  for (int64_t row = begin; row < end; ++row, bits += w.cols, out += w.cols) {
+    const float* scale = w.scale_inv + row / kQuantGroup * blocks;
+    for (int64_t k = 0; k < w.cols; ++k) out[k] = from_e4m3(bits[k]) * scale[k / kQuantGroup];
+  }
+}
+
+void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
+  CHECK_EQ(x_MK.cols, w.cols);
+  CHECK_EQ(y_MN.rows, x_MK.rows);
+  CHECK_EQ(y_MN.cols, w.rows);
+  const int64_t num_panels = (w.rows + kPanelN - 1) / kPanelN;
+  const int64_t num_m_blocks = (x_MK.rows + kBlockM - 1) / kBlockM;
+  // Below ~64K multiplications a panel, waking the other thread costs more than it brings.
+  const int64_t panel_work = std::min(x_MK.rows, kBlockM) * kPanelN * w.cols;
+  const int64_t grain = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(panel_work, 1));
+  base::parallel_for(num_panels * num_m_blocks, grain, [&](int64_t begin, int64_t end) {
+    static thread_local std::vector<float> panel;
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t m = item / num_panels * kBlockM;
+      const int64_t n = item % num_panels * kPanelN;
+      const int64_t n_end = std::min(n + kPanelN, w.rows);
+      const float* rows = static_cast<const float*>(w.data) + n * w.cols;
+      if (w.format != WeightFormat::kF32) {
+        panel.resize(kPanelN * w.cols);
+        widen_rows(w, n, n_end, panel.data());
+        rows = panel.data();
+      }
+      const auto x_block = x_MK.slice_rows(m, std::min(m + kBlockM, x_MK.rows));
+      dot_panel(x_block, rows, n_end - n, y_MN[m] + n, y_MN.stride);
+    }
+  });
+}
+
+void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float> y_MK) {
+  CHECK_EQ(x_MN.cols, w.rows);
+  CHECK_EQ(y_MK.cols, w.cols);
+  static thread_local std::vector<float> widened;
+  const float* rows = static_cast<const float*>(w.data);
+  if (w.format != WeightFormat::kF32) {
+    widened.resize(w.rows * w.cols);
+    widen_rows(w, 0, w.rows, widened.data());
+    rows = widened.data();
+  }
+  gemm_serial({x_MN.rows, w.cols, w.rows}, {x_MN.data, x_MN.stride, 1}, {rows, w.cols, 1}, y_MK,
+              false);
+}
+
+void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+  check_gemm(shape, c_MN);
+  for (int64_t m = 0; m < shape.m; m += kGemmBlockM)
+    gemm_block({m, std::min(m + kGemmBlockM, shape.m), 0, shape.n}, shape.k, a, b, c_MN,
+               accumulate);
+}
+
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+  check_gemm(shape, c_MN);
+  const int64_t num_m_blocks = (shape.m + kGemmBlockM - 1) / kGemmBlockM;
+  // Few row blocks (weight gradients): split the columns too, at the price of packing A again.
+  const int64_t num_n_tiles = (shape.n + kGemmTileN - 1) / kGemmTileN;
+  const int64_t num_n_blocks = std::clamp<int64_t>(8 / num_m_blocks, 1, num_n_tiles);
+  const int64_t tiles_per_block = (num_n_tiles + num_n_blocks - 1) / num_n_blocks;
+  base::parallel_for(num_m_blocks * num_n_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t m = item / num_n_blocks * kGemmBlockM;
+      const int64_t n = item % num_n_blocks * tiles_per_block * kGemmTileN;
+      const int64_t n_end = std::min(n + tiles_per_block * kGemmTileN, shape.n);
+      if (n < n_end)
+        gemm_block({m, std::min(m + kGemmBlockM, shape.m), n, n_end}, shape.k, a, b, c_MN,
+                   accumulate);
+    }
+  });
+}
+
+namespace reference {
+
+void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
+  std::vector<float> row(w.cols);
+  for (int64_t n = 0; n < w.rows; ++n) {
+    widen_rows(w, n, n + 1, row.data());
+    for (int64_t m = 0; m < x_MK.rows; ++m) {
+      double sum = 0;
+      for (int64_t k = 0; k < w.cols; ++k) sum += static_cast<double>(x_MK[m][k]) * row[k];
+      y_MN[m][n] = static_cast<float>(sum);
+    }
+  }
+}
+
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+  for (int64_t m = 0; m < shape.m; ++m) {
+    for (int64_t n = 0; n < shape.n; ++n) {
+      double sum = accumulate ? c_MN[m][n] : 0;
+      for (int64_t k = 0; k < shape.k; ++k)
+        sum += static_cast<double>(a.data[m * a.row_stride + k * a.col_stride]) *
+               b.data[k * b.row_stride + n * b.col_stride];
+      c_MN[m][n] = static_cast<float>(sum);
+    }
+  }
+}
+
+}  // namespace reference
+}  // namespace fathom::kernels

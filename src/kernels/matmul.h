@@ -1,0 +1,59 @@
+// Matrix products. Two kernels, because their operands lie differently:
+//   linear: y = x W^T with W stored by output row, in any weight format. Serves every forward pass.
+//   gemm:   C = A B with strided A and B, f32. Serves the backward passes and attention's tiles.
+#pragma once
+
+#include <cstdint>
+
+#include "base/array_view.h"
+
+namespace fathom::kernels {
+
+enum class WeightFormat { kF32, kBF16, kF16, kE4M3 };
+
+// W as stored, [N, K] row-major. e4m3 comes with one f32 factor for each 128x128 block,
+// scale_inv [ceil(N/128), ceil(K/128)].
+struct WeightView {
+  WeightFormat format = WeightFormat::kF32;
+  const void* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  const float* scale_inv = nullptr;
+};
+
+// y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.
+// Each y[m,n] is one sum over k in a fixed order (eight interleaved partial sums, then a tree): its
+// bits depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
+// Scratch: one f32 panel of W a thread. Oracle reference::linear, relative tolerance 1e-5.
+void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN);
+
+// An f32 matrix read through strides, so that a transpose costs nothing to say.
+struct Strided {
+  const float* data = nullptr;
+  int64_t row_stride = 0;
+  int64_t col_stride = 0;
+};
+
+struct GemmShape {
+  int64_t m = 0, n = 0, k = 0;
+};
+
+// C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order, in blocks of 256.
+// gemm runs in parallel over blocks of C, gemm_serial on the calling thread; same bits.
+// Oracle reference::gemm, relative tolerance 1e-5.
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
+void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
+
+// y = x W for W [N, K] in any format, x [M, N]: the absorbed products of MQA. W is widened by
+// panels. Row m's bits depend on x's row m and W alone.
+void linear_transposed(View2<const float> x_MN, const WeightView& w_NK, View2<float> y_MK);
+
+// Rows [begin, end) of W as f32, scales applied. out has (end - begin) * cols elements.
+void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out);
+
+namespace reference {
+void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN);
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
+}  // namespace reference
+
+}  // namespace fathom::kernels

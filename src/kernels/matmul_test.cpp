@@ -1,0 +1,109 @@
+#include "kernels/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include "base/parallel.h"
+#include "kernels/fp8.h"
+#include "kernels/test_data.h"
+
+namespace fathom::kernels {
+namespace {
+
+// Weights of one format made from the same normal values.
+struct TestWeight {
+  std::vector<float> f32;
+  std::vector<uint16_t> half;
+  std::vector<uint8_t> e4m3;
+  std::vector<float> scale_inv;
+  WeightView view;
+
+  TestWeight(WeightFormat format, int64_t rows, int64_t cols) : f32(rows * cols) {
+    base::Random random(9);
+    for (float& value : f32) value = static_cast<float>(random.normal());
+    view = {format, f32.data(), rows, cols, nullptr};
+    if (format == WeightFormat::kBF16) {
+      for (float value : f32) half.push_back(to_bf16(value));
+      view.data = half.data();
+    } else if (format == WeightFormat::kF16) {
+      // Any bit pattern with a small exponent is a good f16.
+      for (size_t i = 0; i < f32.size(); ++i) half.push_back(0x3000 | (random.next() & 0x8fff));
+      view.data = half.data();
+    } else if (format == WeightFormat::kE4M3) {
+      for (float value : f32) e4m3.push_back(to_e4m3(value));
+      const int64_t blocks = (rows + 127) / 128 * ((cols + 127) / 128);
+      for (int64_t i = 0; i < blocks; ++i)
+        scale_inv.push_back(0.25f + static_cast<float>(random.uniform()));
+      view.data = e4m3.data();
+      view.scale_inv = scale_inv.data();
+    }
+  }
+};
+
+TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
+  for (auto format :
+       {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
+    for (int64_t m : {1, 3, 4, 5, 300}) {
+      for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {7, 13}, {49, 64}, {130, 257}}) {
+        const TestWeight weight(format, n, k);
+        const TestMatrix x(m, k, 1, 1, 3);
+        TestMatrix y(m, n, 2, 0, 1), expected(m, n, 3);
+        linear(x.view, weight.view, y.view);
+        reference::linear(x.view, weight.view, expected.view);
+        EXPECT_LE(max_difference(y.view, expected.view), 1e-5 * std::sqrt(k) * 4)
+            << "format " << static_cast<int>(format) << " m " << m << " n " << n << " k " << k;
+      }
+    }
+  }
+}
+
+TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
+  const TestWeight weight(WeightFormat::kBF16, 100, 200);
+  const TestMatrix x(301, 200, 5);
+  TestMatrix all(301, 100, 6), one(1, 100, 7);
+  base::set_num_threads(2);
+  linear(x.view, weight.view, all.view);
+  base::set_num_threads(1);
+  for (int64_t m : {0, 1, 2, 3, 150, 299, 300}) {
+    linear(x.view.slice_rows(m, m + 1), weight.view, one.view);
+    EXPECT_EQ(max_difference(one.view, all.view.slice_rows(m, m + 1)), 0.0) << m;
+  }
+  base::set_num_threads(2);
+}
+
+TEST(Gemm, EqualsReferenceInEveryOrientation) {
+  for (auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
+                         {5, 15, 7},
+                         {7, 17, 300},
+                         {200, 40, 513},
+                         {400, 192, 64}}) {
+    const TestMatrix a(m, k, 1), a_t(k, m, 1), b(k, n, 2), b_t(n, k, 2);
+    const Strided as[] = {{a.view.data, k, 1}, {a_t.view.data, 1, m}};
+    const Strided bs[] = {{b.view.data, n, 1}, {b_t.view.data, 1, k}};
+    for (const Strided& left : as) {
+      for (const Strided& right : bs) {
+        for (bool accumulate : {false, true}) {
+          TestMatrix c(m, n, 3, 0, 2), expected(m, n, 3, 0, 2), serial(m, n, 3, 0, 2);
+          gemm({m, n, k}, left, right, c.view, accumulate);
+          gemm_serial({m, n, k}, left, right, serial.view, accumulate);
+          reference::gemm({m, n, k}, left, right, expected.view, accumulate);
+          EXPECT_LE(max_difference(c.view, expected.view), 4e-5 * std::sqrt(k)) << m << " " << n;
+          EXPECT_EQ(max_difference(c.view, serial.view), 0.0);
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, TransposedLinearUndoesTheLayoutOnly) {
+  const TestWeight weight(WeightFormat::kE4M3, 96, 130);
+  std::vector<float> wide(96 * 130);
+  widen_rows(weight.view, 0, 96, wide.data());
+  const TestMatrix x(3, 96, 4);
+  TestMatrix y(3, 130, 5), expected(3, 130, 6);
+  linear_transposed(x.view, weight.view, y.view);
+  reference::gemm({3, 130, 96}, {x.view.data, 96, 1}, {wide.data(), 130, 1}, expected.view, false);
+  EXPECT_LE(max_difference(y.view, expected.view), 2e-4);
+}
+
+}  // namespace
+}  // namespace fathom::kernels

@@ -1,0 +1,99 @@
+#include "kernels/pointwise.h"
+
+#include <gtest/gtest.h>
+
+#include "base/parallel.h"
+#include "kernels/simd.h"
+#include "kernels/test_data.h"
+
+namespace fathom::kernels {
+namespace {
+
+TEST(Exp, IsAccurateOverItsRange) {
+  for (double x = -87; x < 88; x += 0.01) {
+    const float lane = static_cast<float>(x);
+    const float got = exp(broadcast(lane))[3];
+    const double expected = std::exp(static_cast<double>(lane));
+    EXPECT_NEAR(got / expected, 1.0, 3e-7) << x;
+  }
+  EXPECT_EQ(exp(broadcast(-INFINITY))[0], 0.0f);
+  EXPECT_EQ(exp(broadcast(0.0f))[0], 1.0f);
+  EXPECT_TRUE(std::isinf(exp(broadcast(100.0f))[0]));
+  EXPECT_TRUE(std::isnan(exp(broadcast(NAN))[0]));
+}
+
+TEST(RmsNorm, EqualsItsFormula) {
+  for (int64_t cols : {1, 7, 8, 100}) {
+    const TestMatrix x(5, cols, 1), weight(1, cols, 2);
+    TestMatrix y(5, cols, 3);
+    rms_norm(x.view, weight.view.data, 1e-6f, y.view, nullptr);
+    for (int64_t m = 0; m < 5; ++m) {
+      double squares = 0;
+      for (int64_t i = 0; i < cols; ++i) squares += std::pow(x.view[m][i], 2);
+      for (int64_t i = 0; i < cols; ++i)
+        EXPECT_NEAR(y.view[m][i],
+                    x.view[m][i] / std::sqrt(squares / cols + 1e-6) * weight.view[0][i], 1e-5);
+    }
+  }
+}
+
+TEST(RmsNorm, WeightGradientDoesNotDependOnTheThreads) {
+  const TestMatrix x(700, 33, 1), weight(1, 33, 2), dy(700, 33, 3);
+  TestMatrix y(700, 33, 4), dx(700, 33, 5), inverse(1, 700, 6), one(1, 33, 7), two(1, 33, 8);
+  rms_norm(x.view, weight.view.data, 1e-6f, y.view, inverse.view.data);
+  for (auto [threads, out] : {std::pair{1, &one}, {2, &two}}) {
+    base::set_num_threads(threads);
+    rms_norm_backward(x.view, weight.view.data, inverse.view.data, dy.view, dx.view,
+                      out->view.data);
+  }
+  EXPECT_EQ(max_difference(one.view, two.view), 0.0);
+}
+
+TEST(Rope, InverseUndoesBothLayoutsAndTouchesItsPartOnly) {
+  for (bool interleaved : {true, false}) {
+    TestMatrix x(4, 3 * 20, 1), original(4, 3 * 20, 1);
+    TestMatrix cos(4, 4, 2), sin(4, 4, 3);
+    for (int64_t i = 0; i < 16; ++i) {
+      const float angle = cos.view.data[i];
+      cos.view.data[i] = std::cos(angle);
+      sin.view.data[i] = std::sin(angle);
+    }
+    Rope options{3, 20, 12, 8, interleaved, false};
+    rope(options, cos.view, sin.view, x.view);
+    EXPECT_GT(max_difference(x.view, original.view), 0.1);
+    EXPECT_EQ(x.view[1][20 + 11], original.view[1][20 + 11]);
+    // The pair that turns together tells the layouts apart.
+    const float a = original.view[0][12], b = original.view[0][interleaved ? 13 : 16];
+    EXPECT_NEAR(x.view[0][12], a * cos.view[0][0] - b * sin.view[0][0], 1e-6);
+    options.inverse = true;
+    rope(options, cos.view, sin.view, x.view);
+    EXPECT_LE(max_difference(x.view, original.view), 1e-6);
+  }
+}
+
+TEST(CrossEntropy, LossAndGradientOfOneRow) {
+  TestMatrix logits(3, 1000, 1), original(3, 1000, 1);
+  const int64_t targets[] = {5, -1, 999};
+  double loss[3];
+  cross_entropy(logits.view, targets, 0.5f, loss);
+  double sum = 0;
+  for (int64_t v = 0; v < 1000; ++v) sum += std::exp(original.view[0][v]);
+  EXPECT_NEAR(loss[0], std::log(sum) - original.view[0][5], 1e-5);
+  EXPECT_EQ(loss[1], 0.0);
+  EXPECT_EQ(logits.view[1][7], 0.0f);
+  EXPECT_NEAR(logits.view[0][5], 0.5 * (std::exp(original.view[0][5]) / sum - 1), 1e-6);
+  EXPECT_NEAR(logits.view[0][6], 0.5 * std::exp(original.view[0][6]) / sum, 1e-7);
+}
+
+TEST(CombineRows, SumsInSlotOrder) {
+  const TestMatrix x(6, 9, 1), weight(1, 4, 2);
+  const int64_t slots[] = {0, 5, 3, 3};
+  TestMatrix out(2, 9, 3);
+  combine_rows(x.view, slots, 2, weight.view.data, out.view);
+  const float* w = weight.view.data;
+  EXPECT_NEAR(out.view[0][4], w[0] * x.view[0][4] + w[1] * x.view[5][4], 1e-6);
+  EXPECT_NEAR(out.view[1][8], (w[2] + w[3]) * x.view[3][8], 1e-6);
+}
+
+}  // namespace
+}  // namespace fathom::kernels

@@ -1,0 +1,82 @@
+// Eight f32 lanes as a GCC vector, and the attribute that compiles a kernel three times.
+//
+// KERNEL functions exist for x86-64-v4 (AVX-512), x86-64-v3 (AVX2, FMA) and plain x86-64; the
+// loader picks one. All use eight lanes in the same order, so v3 and v4 give the same bits.
+// Parallel loops stay outside: a lambda would not inherit the attribute. Helpers are FATHOM_INLINE,
+// so that they are compiled with their caller's instructions.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FATHOM_INLINE inline __attribute__((always_inline))
+
+namespace fathom::kernels {
+
+inline constexpr int64_t kLanes = 8;
+typedef float F32x8 __attribute__((vector_size(32)));
+typedef int32_t I32x8 __attribute__((vector_size(32)));
+
+FATHOM_INLINE F32x8 load(const float* p) {
+  F32x8 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// The first `count` < 8 lanes; the others are zero.
+FATHOM_INLINE F32x8 load_partial(const float* p, int64_t count) {
+  F32x8 v{};
+  for (int64_t i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+
+FATHOM_INLINE void store(float* p, F32x8 v) { std::memcpy(p, &v, sizeof v); }
+
+FATHOM_INLINE void store_partial(float* p, F32x8 v, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) p[i] = v[i];
+}
+
+FATHOM_INLINE F32x8 broadcast(float x) { return F32x8{x, x, x, x, x, x, x, x}; }
+
+// A fixed tree: (0+4, 1+5, 2+6, 3+7), then (0+2, 1+3), then 0+1.
+FATHOM_INLINE float horizontal_sum(F32x8 v) {
+  typedef float F32x4 __attribute__((vector_size(16)));
+  const F32x4 four =
+      __builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7);
+  const F32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 2, 3);
+  return two[0] + two[1];
+}
+
+FATHOM_INLINE F32x8 max(F32x8 a, F32x8 b) { return a > b ? a : b; }
+FATHOM_INLINE F32x8 min(F32x8 a, F32x8 b) { return a < b ? a : b; }
+
+// e^x to 2 ulp for x in [-87, 88]; below it 0, above it inf. -inf gives 0, NaN gives NaN.
+// Cody-Waite reduction by ln 2 in two parts, then a degree-6 polynomial (Cephes' expf
+// coefficients).
+FATHOM_INLINE F32x8 exp(F32x8 x) {
+  const F32x8 clamped = min(max(x, broadcast(-87.5f)), broadcast(88.5f));
+  const F32x8 magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const F32x8 n = (clamped * 1.44269504f + magic) - magic;
+  const F32x8 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  F32x8 p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // 2^n in two factors: n = 128 alone would overflow the exponent field.
+  const I32x8 whole = __builtin_convertvector(n, I32x8);
+  const I32x8 half = whole >> 1;
+  const F32x8 scale_a = std::bit_cast<F32x8>((half + 127) << 23);
+  const F32x8 scale_b = std::bit_cast<F32x8>((whole - half + 127) << 23);
+  const F32x8 result = p * scale_a * scale_b;
+  const F32x8 finite = x < -87.5f ? broadcast(0.0f) : result;
+  return x > 88.5f ? broadcast(__builtin_inff()) : (x == x ? finite : x);
+}
+
+FATHOM_INLINE F32x8 sigmoid(F32x8 x) { return 1.0f / (1.0f + exp(-x)); }
+
+}  // namespace fathom::kernels
