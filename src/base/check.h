@@ -37,24 +37,4 @@ namespace base::internal {
 }  // namespace base::internal
 }  // namespace fathom
 
-// CHECK(condition) or CHECK(condition, "format {}", value).
-#define CHECK(condition, ...)                                                \
-  do {                                                                       \
-    if (!(condition)) [[unlikely]]                                           \
-      ::fathom::base::internal::check_failed(__FILE__, __LINE__, #condition, \
-                                             fmt::format("" __VA_ARGS__));   \
-  } while (false)
-
-#define FATHOM_CHECK_COMPARE(a, op, b)                                                   \
-  do {                                                                                   \
-    const auto& check_a = (a);                                                           \
-    const auto& check_b = (b);                                                           \
-    if (!(check_a op check_b)) [[unlikely]]                                              \
-      ::fathom::base::internal::check_failed(__FILE__, __LINE__, #a " " #op " " #b,      \
-                                             fmt::format("{} vs {}", check_a, check_b)); \
-  } while (false)
-
-#define CHECK_EQ(a, b) FATHOM_CHECK_COMPARE(a, ==, b)
-#define CHECK_LE(a, b) FATHOM_CHECK_COMPARE(a, <=, b)
-#define CHECK_LT(a, b) FATHOM_CHECK_COMPARE(a, <, b)
-#define CHECK_GE(a, b) FATHOM_CHECK_COMPARE(a, >=, b)
+#include "base/check_macros.h"

@@ -153,7 +153,7 @@ void check_gemm(const GemmShape& shape, View2<float> c_MN) {
 }  // namespace
 
 void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out) {
-  const int64_t offset = begin * w.cols;
+  const int64_t offset = (w.first_row + begin) * w.cols;
   const int64_t count = (end - begin) * w.cols;
   switch (w.format) {
     case WeightFormat::kF32:
@@ -172,7 +172,7 @@ void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out) {
   const int64_t blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
   const uint8_t* bits = static_cast<const uint8_t*>(w.data) + offset;
   for (int64_t row = begin; row < end; ++row, bits += w.cols, out += w.cols) {
-    const float* scale = w.scale_inv + row / kQuantGroup * blocks;
+    const float* scale = w.scale_inv + (w.first_row + row) / kQuantGroup * blocks;
     for (int64_t k = 0; k < w.cols; ++k) out[k] = from_e4m3(bits[k]) * scale[k / kQuantGroup];
   }
 }
@@ -192,7 +192,7 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
       const int64_t m = item / num_panels * kBlockM;
       const int64_t n = item % num_panels * kPanelN;
       const int64_t n_end = std::min(n + kPanelN, w.rows);
-      const float* rows = static_cast<const float*>(w.data) + n * w.cols;
+      const float* rows = static_cast<const float*>(w.data) + (w.first_row + n) * w.cols;
       if (w.format != WeightFormat::kF32) {
         panel.resize(kPanelN * w.cols);
         widen_rows(w, n, n_end, panel.data());
@@ -208,7 +208,7 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
   CHECK_EQ(x_MN.cols, w.rows);
   CHECK_EQ(y_MK.cols, w.cols);
   static thread_local std::vector<float> widened;
-  const float* rows = static_cast<const float*>(w.data);
+  const float* rows = static_cast<const float*>(w.data) + w.first_row * w.cols;
   if (w.format != WeightFormat::kF32) {
     widened.resize(w.rows * w.cols);
     widen_rows(w, 0, w.rows, widened.data());

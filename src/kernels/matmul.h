@@ -11,14 +11,21 @@ namespace fathom::kernels {
 
 enum class WeightFormat { kF32, kBF16, kF16, kE4M3 };
 
-// W as stored, [N, K] row-major. e4m3 comes with one f32 factor for each 128x128 block,
-// scale_inv [ceil(N/128), ceil(K/128)].
+// Rows [first_row, first_row + rows) of a matrix as stored, row-major with `cols` columns; the view
+// itself is W [N, K] with N = rows. e4m3 comes with one f32 factor for each 128x128 block of the
+// whole matrix, scale_inv [ceil(all rows/128), ceil(K/128)].
 struct WeightView {
   WeightFormat format = WeightFormat::kF32;
   const void* data = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
   const float* scale_inv = nullptr;
+  int64_t first_row = 0;
+
+  WeightView slice_rows(int64_t begin, int64_t end) const {
+    CHECK(0 <= begin && begin <= end && end <= rows, "rows {}..{} of {}", begin, end, rows);
+    return {format, data, end - begin, cols, scale_inv, first_row + begin};
+  }
 };
 
 // y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.

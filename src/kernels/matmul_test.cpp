@@ -20,7 +20,7 @@ struct TestWeight {
   TestWeight(WeightFormat format, int64_t rows, int64_t cols) : f32(rows * cols) {
     base::Random random(9);
     for (float& value : f32) value = static_cast<float>(random.normal());
-    view = {format, f32.data(), rows, cols, nullptr};
+    view = {format, f32.data(), rows, cols, nullptr, 0};
     if (format == WeightFormat::kBF16) {
       for (float value : f32) half.push_back(to_bf16(value));
       view.data = half.data();
@@ -68,6 +68,15 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
     EXPECT_EQ(max_difference(one.view, all.view.slice_rows(m, m + 1)), 0.0) << m;
   }
   base::set_num_threads(2);
+}
+
+TEST(Linear, ASliceOfRowsKeepsItsScales) {
+  const TestWeight weight(WeightFormat::kE4M3, 300, 40);
+  const TestMatrix x(2, 40, 5);
+  TestMatrix all(2, 300, 6), some(2, 70, 7);
+  linear(x.view, weight.view, all.view);
+  linear(x.view, weight.view.slice_rows(100, 170), some.view);
+  EXPECT_EQ(max_difference(some.view, View2<float>(all.view.data + 100, 2, 70, 300)), 0.0);
 }
 
 TEST(Gemm, EqualsReferenceInEveryOrientation) {

@@ -182,20 +182,6 @@ void rms_norm_backward(View2<const float> x, const float* weight, const float* i
     for (int64_t i = 0; i < x.cols; ++i) dweight[i] += partial[block * x.cols + i];
 }
 
-void layer_norm(View2<const float> x, const float* weight, const float* bias, float eps,
-                View2<float> y) {
-  CHECK(x.rows == y.rows && x.cols == y.cols);
-  for (int64_t m = 0; m < x.rows; ++m) {
-    double mean = 0, variance = 0;
-    for (int64_t i = 0; i < x.cols; ++i) mean += x[m][i];
-    mean /= static_cast<double>(x.cols);
-    for (int64_t i = 0; i < x.cols; ++i) variance += (x[m][i] - mean) * (x[m][i] - mean);
-    const double inverse = 1 / std::sqrt(variance / static_cast<double>(x.cols) + eps);
-    for (int64_t i = 0; i < x.cols; ++i)
-      y[m][i] = static_cast<float>((x[m][i] - mean) * inverse) * weight[i] + bias[i];
-  }
-}
-
 void swiglu(View2<const float> gate, View2<const float> up, View2<float> y) {
   CHECK(gate.rows == up.rows && gate.cols == up.cols && gate.rows == y.rows && gate.cols == y.cols);
   base::parallel_for(gate.rows, row_grain(gate.cols), [&](int64_t begin, int64_t end) {

@@ -17,10 +17,6 @@ void rms_norm(View2<const float> x_MD, const float* weight_D, float eps, View2<f
 void rms_norm_backward(View2<const float> x_MD, const float* weight_D, const float* inverse_rms_M,
                        View2<const float> dy_MD, View2<float> dx_MD, float* dweight_D);
 
-// y = (x - mean) / sqrt(variance + eps) * weight + bias, biased variance.
-void layer_norm(View2<const float> x_MD, const float* weight_D, const float* bias_D, float eps,
-                View2<float> y_MD);
-
 // SwiGLU's product: y = silu(gate) * up.
 void swiglu(View2<const float> gate_MF, View2<const float> up_MF, View2<float> y_MF);
 void swiglu_backward(View2<const float> gate_MF, View2<const float> up_MF, View2<const float> dy_MF,

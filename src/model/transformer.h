@@ -6,14 +6,13 @@
 // themselves.
 #pragma once
 
-#include <torch/types.h>
-
 #include <span>
 #include <string>
 #include <vector>
 
 #include "model/kv_cache.h"
 #include "model/model.h"
+#include "model/tensor.h"
 #include "model/weights.h"
 
 namespace fathom::model {

@@ -2,14 +2,13 @@
 // loading, saving, initialisation and the optimizer walk.
 #pragma once
 
-#include <torch/types.h>
-
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "model/config.h"
+#include "model/tensor.h"
 
 namespace fathom::model {
 

@@ -1,0 +1,406 @@
+#include "model/ops.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <numeric>
+
+#include "base/parallel.h"
+#include "kernels/fp8.h"
+
+namespace fathom::model::ops {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+bool needs_gradient(std::initializer_list<Tensor> tensors) {
+  if (!torch::GradMode::is_enabled()) return false;
+  for (const Tensor& tensor : tensors)
+    if (tensor.defined() && tensor.requires_grad()) return true;
+  return false;
+}
+
+Tensor rounded_to_bf16(const Tensor& x) {
+  Tensor y = torch::empty_like(x);
+  const auto count = static_cast<size_t>(x.numel());
+  kernels::round_to_bf16({x.data_ptr<float>(), count}, {y.data_ptr<float>(), count});
+  return y;
+}
+
+kernels::Strided rows_of(const Tensor& x) { return {x.data_ptr<float>(), x.size(-1), 1}; }
+kernels::Strided transpose_of(const Tensor& x) { return {x.data_ptr<float>(), 1, x.size(-1)}; }
+
+// a [M,K] b [K,N] in any orientation.
+Tensor gemm(int64_t m, int64_t n, int64_t k, kernels::Strided a, kernels::Strided b) {
+  Tensor c = torch::empty({m, n});
+  kernels::gemm({m, n, k}, a, b, view2(c), false);
+  return c;
+}
+
+Tensor linear_forward(const Tensor& x, const kernels::WeightView& w) {
+  Tensor y = torch::empty({x.size(0), w.rows});
+  kernels::linear(view2(x), w, view2(y));
+  return y;
+}
+
+struct LinearFunction : Function<LinearFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, bool bf16) {
+    const Tensor x_used = bf16 ? rounded_to_bf16(x) : x;
+    const Tensor w_used = bf16 ? rounded_to_bf16(weight) : weight;
+    // The originals are saved, not the rounded copies: they live anyway.
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["bf16"] = bf16;
+    return linear_forward(x_used, weight_view({w_used, {}}));
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const bool bf16 = ctx->saved_data["bf16"].toBool();
+    Tensor dy = grads[0].contiguous();
+    if (bf16) dy = rounded_to_bf16(dy);
+    Tensor x = saved[0], weight = saved[1], dx, dw;
+    const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
+    if (ctx->needs_input_grad(0)) {
+      if (bf16) weight = rounded_to_bf16(weight);
+      dx = gemm(m, k, n, rows_of(dy), rows_of(weight));
+    }
+    if (ctx->needs_input_grad(1)) {
+      if (bf16) x = rounded_to_bf16(x);
+      dw = gemm(n, k, m, transpose_of(dy), rows_of(x));
+    }
+    return {dx, dw, Tensor()};
+  }
+};
+
+struct RmsNormFunction : Function<RmsNormFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, double eps) {
+    Tensor y = torch::empty_like(x), inverse_rms = torch::empty({x.size(0)});
+    kernels::rms_norm(view2(x), weight.data_ptr<float>(), static_cast<float>(eps), view2(y),
+                      inverse_rms.data_ptr<float>());
+    ctx->save_for_backward({x, weight, inverse_rms});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor dy = grads[0].contiguous();
+    Tensor dx = torch::empty_like(saved[0]), dweight = torch::empty_like(saved[1]);
+    kernels::rms_norm_backward(view2(saved[0]), saved[1].data_ptr<float>(),
+                               saved[2].data_ptr<float>(), view2(dy), view2(dx),
+                               dweight.data_ptr<float>());
+    return {dx, dweight, Tensor()};
+  }
+};
+
+struct SwigluFunction : Function<SwigluFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& gate, const Tensor& up) {
+    Tensor y = torch::empty_like(gate);
+    kernels::swiglu(view2(gate), view2(up), view2(y));
+    ctx->save_for_backward({gate, up});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    Tensor dgate = torch::empty_like(saved[0]), dup = torch::empty_like(saved[1]);
+    const Tensor dy = grads[0].contiguous();
+    kernels::swiglu_backward(view2(saved[0]), view2(saved[1]), view2(dy), view2(dgate), view2(dup));
+    return {dgate, dup};
+  }
+};
+
+Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
+  Tensor y = x.clone(torch::MemoryFormat::Contiguous);
+  kernels::rope(options, view2(cos), view2(sin), view2(y));
+  return y;
+}
+
+struct RopeFunction : Function<RopeFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& cos, const Tensor& sin,
+                        const kernels::Rope& options) {
+    ctx->save_for_backward({cos, sin});
+    ctx->saved_data["options"] =
+        std::vector<int64_t>{options.num_heads, options.head_dim, options.rope_begin,
+                             options.rope_dim, options.interleaved};
+    return turned(x, cos, sin, options);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const auto o = ctx->saved_data["options"].toIntVector();
+    const kernels::Rope inverse{o[0], o[1], o[2], o[3], o[4] != 0, true};
+    return {turned(grads[0], saved[0], saved[1], inverse), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// Runs body(segment's first token, its length, head) over all segments and heads.
+template <typename Body>
+void for_each_segment_head(std::span<const int64_t> lengths, int64_t num_heads, const Body& body) {
+  std::vector<int64_t> begins(lengths.size());
+  std::exclusive_scan(lengths.begin(), lengths.end(), begins.begin(), int64_t{0});
+  const auto count = static_cast<int64_t>(lengths.size()) * num_heads;
+  base::parallel_for(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t segment = item / num_heads;
+      body(begins[segment], lengths[segment], item % num_heads);
+    }
+  });
+}
+
+View2<float> rows(const Tensor& x, int64_t begin, int64_t count) {
+  return view2(x).slice_rows(begin, begin + count);
+}
+
+// lse is kept as [H, N]; a segment's part is a column range.
+View2<float> columns(const Tensor& x, int64_t begin, int64_t count) {
+  return View2<float>(x.data_ptr<float>() + begin, x.size(0), count, x.size(1));
+}
+
+struct AttentionFunction : Function<AttentionFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const kernels::AttentionShape& shape, std::vector<int64_t> lengths) {
+    Tensor out = torch::empty_like(v), lse = torch::empty({shape.num_heads, q.size(0)});
+    for_each_segment_head(lengths, shape.num_heads, [&](int64_t at, int64_t count, int64_t head) {
+      const kernels::AttentionForward io{rows(q, at, count),      rows(k, at, count),
+                                         rows(v, at, count),      rows(out, at, count),
+                                         columns(lse, at, count), {}};
+      kernels::attention_forward(shape, io, head, head + 1);
+    });
+    ctx->save_for_backward({q, k, v, out, lse});
+    ctx->saved_data["lengths"] = std::move(lengths);
+    ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim};
+    ctx->saved_data["scale"] = static_cast<double>(shape.scale);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &lse = saved[4];
+    const auto dims = ctx->saved_data["shape"].toIntVector();
+    const kernels::AttentionShape shape{dims[0], dims[1], dims[2],
+                                        static_cast<float>(ctx->saved_data["scale"].toDouble())};
+    const Tensor dout = grads[0].contiguous();
+    Tensor dq = torch::empty_like(q), dk = torch::empty_like(k), dv = torch::empty_like(v);
+    const auto lengths = ctx->saved_data["lengths"].toIntVector();
+    for_each_segment_head(lengths, shape.num_heads, [&](int64_t at, int64_t count, int64_t head) {
+      const kernels::AttentionBackward io{
+          rows(q, at, count),   rows(k, at, count),    rows(v, at, count),
+          rows(out, at, count), rows(dout, at, count), columns(lse, at, count),
+          rows(dq, at, count),  rows(dk, at, count),   rows(dv, at, count)};
+      kernels::attention_backward(shape, io, head, head + 1);
+    });
+    return {dq, dk, dv, Tensor(), Tensor()};
+  }
+};
+
+Tensor gathered(const Tensor& x, const Tensor& index) {
+  Tensor out = torch::empty({index.numel(), x.size(1)});
+  kernels::gather_rows(view2(x), index.data_ptr<int64_t>(), view2(out));
+  return out;
+}
+
+Tensor combined(const Tensor& x, const Tensor& slot_NK, const float* weight) {
+  Tensor out = torch::empty({slot_NK.size(0), x.size(1)});
+  kernels::combine_rows(view2(x), slot_NK.data_ptr<int64_t>(), slot_NK.size(1), weight, view2(out));
+  return out;
+}
+
+struct GatherFunction : Function<GatherFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& token_of_slot,
+                        const Tensor& slot_of_pair) {
+    ctx->save_for_backward({slot_of_pair});
+    return gathered(x, token_of_slot);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor slot_of_pair = ctx->get_saved_variables()[0];
+    return {combined(grads[0].contiguous(), slot_of_pair, nullptr), Tensor(), Tensor()};
+  }
+};
+
+struct CombineFunction : Function<CombineFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& y, const Tensor& weight,
+                        const Tensor& token_of_slot, const Tensor& slot_of_pair) {
+    ctx->save_for_backward({y, weight, token_of_slot, slot_of_pair});
+    return combined(y, slot_of_pair, weight.data_ptr<float>());
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor dout = grads[0].contiguous();
+    const Tensor slot = saved[3].flatten();
+    // dy[slot] = weight * dout[token]; dweight = y[slot] . dout[token].
+    Tensor dout_of_slot = gathered(dout, saved[2]);
+    Tensor dweight_of_slot = (dout_of_slot * saved[0]).sum(1);
+    Tensor weight_of_slot = torch::empty({slot.numel()});
+    weight_of_slot.index_put_({slot}, saved[1].flatten());
+    Tensor dweight = dweight_of_slot.index_select(0, slot).view_as(saved[1]);
+    return {dout_of_slot.mul_(weight_of_slot.unsqueeze(1)), dweight, Tensor(), Tensor()};
+  }
+};
+
+constexpr int64_t kHeadBlock = 512;
+
+struct CrossEntropyFunction : Function<CrossEntropyFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
+                        const Tensor& targets, bool bf16, bool with_gradients) {
+    const int64_t rows = x.size(0), vocab = weight.size(0), dim = x.size(1);
+    const Tensor x_used = bf16 ? rounded_to_bf16(x) : x;
+    const Tensor w_used = bf16 ? rounded_to_bf16(weight) : weight;
+    const int64_t num_targets = (targets >= 0).sum().item<int64_t>();
+    const float scale = num_targets > 0 ? 1.0f / static_cast<float>(num_targets) : 0.0f;
+    std::vector<double> losses(rows);
+    Tensor logits = torch::empty({std::min(rows, kHeadBlock), vocab});
+    Tensor dx = torch::empty({with_gradients ? rows : 0, dim});
+    Tensor dw = torch::zeros({with_gradients ? vocab : 0, dim});
+    for (int64_t begin = 0; begin < rows; begin += kHeadBlock) {
+      const int64_t count = std::min(kHeadBlock, rows - begin);
+      const auto block = view2(logits).slice_rows(0, count);
+      const auto x_block = view2(x_used).slice_rows(begin, begin + count);
+      kernels::linear(x_block, weight_view({w_used, {}}), block);
+      kernels::cross_entropy(block, targets.data_ptr<int64_t>() + begin, scale,
+                             losses.data() + begin);
+      if (!with_gradients) continue;
+      if (bf16) {
+        const std::span<float> all(block.data, static_cast<size_t>(count * vocab));
+        kernels::round_to_bf16(all, all);
+      }
+      kernels::gemm({count, dim, vocab}, {block.data, vocab, 1}, rows_of(w_used),
+                    view2(dx).slice_rows(begin, begin + count), false);
+      kernels::gemm({vocab, dim, count}, {block.data, 1, vocab}, {x_block.data, dim, 1}, view2(dw),
+                    true);
+    }
+    ctx->save_for_backward({dx, dw});
+    const double total = std::accumulate(losses.begin(), losses.end(), 0.0);
+    return torch::tensor(static_cast<float>(total * scale));
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    return {saved[0] * grads[0], saved[1] * grads[0], Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+View2<float> view2(const Tensor& x) {
+  TORCH_CHECK(x.scalar_type() == torch::kFloat32 && x.is_contiguous(), "contiguous f32 expected");
+  const int64_t cols = x.size(-1);
+  return View2<float>(x.data_ptr<float>(), cols == 0 ? 0 : x.numel() / cols, cols);
+}
+
+kernels::WeightView weight_view(const Linear& linear) {
+  const Tensor& w = linear.weight;
+  CHECK(w.defined() && w.is_contiguous() && w.dim() == 2);
+  kernels::WeightView view{
+      kernels::WeightFormat::kF32, w.data_ptr(), w.size(0), w.size(1), nullptr, 0};
+  switch (w.scalar_type()) {
+    case torch::kFloat32:
+      break;
+    case torch::kBFloat16:
+      view.format = kernels::WeightFormat::kBF16;
+      break;
+    case torch::kHalf:
+      view.format = kernels::WeightFormat::kF16;
+      break;
+    case torch::kByte:
+      view.format = kernels::WeightFormat::kE4M3;
+      CHECK(linear.scale_inv.defined());
+      view.scale_inv = linear.scale_inv.data_ptr<float>();
+      break;
+    default:
+      CHECK(false, "weight of dtype {}", c10::toString(w.scalar_type()));
+  }
+  return view;
+}
+
+Tensor linear(const Tensor& x, const Linear& w, const LinearOptions& options) {
+  if (needs_gradient({x, w.weight}))
+    return LinearFunction::apply(x.contiguous(), w.weight, options.bf16_matmuls);
+  Tensor input = x.contiguous();
+  if (options.quantise_input && w.weight.scalar_type() == torch::kByte) {
+    input = torch::empty_like(input);
+    kernels::round_through_fp8(view2(x.contiguous()), view2(input));
+  }
+  if (!options.bf16_matmuls) return linear_forward(input, weight_view(w));
+  const Tensor weight =
+      w.weight.scalar_type() == torch::kFloat32 ? rounded_to_bf16(w.weight) : w.weight;
+  return linear_forward(rounded_to_bf16(input), weight_view({weight, w.scale_inv}));
+}
+
+Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
+  const Tensor input = x.contiguous();
+  if (needs_gradient({x, weight})) return RmsNormFunction::apply(input, weight, eps);
+  Tensor y = torch::empty_like(input);
+  kernels::rms_norm(view2(input), weight.data_ptr<float>(), static_cast<float>(eps), view2(y),
+                    nullptr);
+  return y;
+}
+
+Tensor swiglu(const Tensor& gate, const Tensor& up) {
+  if (needs_gradient({gate, up})) return SwigluFunction::apply(gate, up);
+  Tensor y = torch::empty_like(gate);
+  kernels::swiglu(view2(gate), view2(up), view2(y));
+  return y;
+}
+
+Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
+  if (needs_gradient({x})) return RopeFunction::apply(x, cos, sin, options);
+  return turned(x, cos, sin, options);
+}
+
+Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                        const kernels::AttentionShape& shape,
+                        std::span<const int64_t> segment_lengths) {
+  return AttentionFunction::apply(
+      q.contiguous(), k.contiguous(), v.contiguous(), shape,
+      std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()));
+}
+
+ExpertPlan plan_experts(const Tensor& expert_index, int64_t num_experts) {
+  const int64_t tokens = expert_index.size(0), k = expert_index.size(1);
+  ExpertPlan plan{std::vector<int64_t>(num_experts), torch::empty({tokens * k}, torch::kLong),
+                  torch::empty({tokens, k}, torch::kLong)};
+  const int64_t* experts = expert_index.data_ptr<int64_t>();
+  for (int64_t pair = 0; pair < tokens * k; ++pair) ++plan.counts_E[experts[pair]];
+  std::vector<int64_t> next(num_experts);
+  std::exclusive_scan(plan.counts_E.begin(), plan.counts_E.end(), next.begin(), int64_t{0});
+  auto* token_of_slot = plan.token_of_slot_M.data_ptr<int64_t>();
+  auto* slot_of_pair = plan.slot_of_pair_NK.data_ptr<int64_t>();
+  for (int64_t pair = 0; pair < tokens * k; ++pair) {
+    const int64_t slot = next[experts[pair]]++;
+    token_of_slot[slot] = pair / k;
+    slot_of_pair[pair] = slot;
+  }
+  return plan;
+}
+
+Tensor gather_to_experts(const Tensor& x, const ExpertPlan& plan) {
+  if (needs_gradient({x}))
+    return GatherFunction::apply(x.contiguous(), plan.token_of_slot_M, plan.slot_of_pair_NK);
+  return gathered(x.contiguous(), plan.token_of_slot_M);
+}
+
+Tensor combine_from_experts(const Tensor& y, const Tensor& weight, const ExpertPlan& plan) {
+  if (needs_gradient({y, weight}))
+    return CombineFunction::apply(y.contiguous(), weight.contiguous(), plan.token_of_slot_M,
+                                  plan.slot_of_pair_NK);
+  return combined(y.contiguous(), plan.slot_of_pair_NK, weight.contiguous().data_ptr<float>());
+}
+
+Tensor linear_cross_entropy(const Tensor& x, const Linear& head, const Tensor& targets,
+                            const LinearOptions& options) {
+  const bool with_gradients = needs_gradient({x, head.weight});
+  Tensor weight = head.weight;
+  if (weight.scalar_type() != torch::kFloat32) {
+    CHECK(!with_gradients, "training needs f32 weights");
+    weight = torch::empty({head.weight.size(0), head.weight.size(1)});
+    kernels::widen_rows(weight_view(head), 0, weight.size(0), weight.data_ptr<float>());
+  }
+  return CrossEntropyFunction::apply(x.contiguous(), weight, targets, options.bf16_matmuls,
+                                     with_gradients);
+}
+
+}  // namespace fathom::model::ops

@@ -1,0 +1,57 @@
+// The seam between kernels and LibTorch: each op checks its tensors once, hands plain views to a
+// kernel, and carries its gradient. Tensors are contiguous f32 unless said otherwise. No double
+// backward. Tests: model/ops_test.cpp, central differences in double precision.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kernels/attention.h"
+#include "kernels/matmul.h"
+#include "kernels/pointwise.h"
+#include "model/tensor.h"
+#include "model/weights.h"
+
+namespace fathom::model::ops {
+
+View2<float> view2(const torch::Tensor& x);  // the last dimension against all others
+kernels::WeightView weight_view(const Linear& linear);
+
+struct LinearOptions {
+  bool bf16_matmuls = false;    // round both operands (in backward too) to bf16
+  bool quantise_input = false;  // pass x through FP8 if the weight is FP8 (deploy)
+};
+
+// y_MN = x_MK W^T. Gradients for x and an f32 W.
+torch::Tensor linear(const torch::Tensor& x_MK, const Linear& w_NK, const LinearOptions& options);
+
+torch::Tensor rms_norm(const torch::Tensor& x_MD, const torch::Tensor& weight_D, double eps);
+torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
+torch::Tensor rope(const torch::Tensor& x_MHD, const torch::Tensor& cos_MR2,
+                   const torch::Tensor& sin_MR2, const kernels::Rope& options);
+
+// Dense causal attention within each segment; q, k [N, H*qk], v [N, H*v]. Parallel over segments
+// and heads.
+torch::Tensor causal_attention(const torch::Tensor& q, const torch::Tensor& k,
+                               const torch::Tensor& v, const kernels::AttentionShape& shape,
+                               std::span<const int64_t> segment_lengths);
+
+// Where the tokens of each expert lie when all (token, expert) pairs are sorted by expert.
+struct ExpertPlan {
+  std::vector<int64_t> counts_E;  // pairs per expert
+  torch::Tensor token_of_slot_M;  // i64: slot -> token
+  torch::Tensor slot_of_pair_NK;  // i64: (token, its j-th expert, ascending) -> slot
+};
+// expert_index_NK: i64, each row ascending.
+ExpertPlan plan_experts(const torch::Tensor& expert_index_NK, int64_t num_experts);
+torch::Tensor gather_to_experts(const torch::Tensor& x_ND, const ExpertPlan& plan);
+// out[n] = sum_j weight[n,j] * y[slot(n,j)]; gradients for y and the weights.
+torch::Tensor combine_from_experts(const torch::Tensor& y_MD, const torch::Tensor& weight_NK,
+                                   const ExpertPlan& plan);
+
+// Mean cross-entropy (nats) of x W^T against targets_M (i64, -1 ignored), logits in blocks of 512
+// rows; both gradients are computed on the way.
+torch::Tensor linear_cross_entropy(const torch::Tensor& x_MD, const Linear& head_VD,
+                                   const torch::Tensor& targets_M, const LinearOptions& options);
+
+}  // namespace fathom::model::ops
