@@ -2,8 +2,9 @@
 //
 // Supported: model BPE without byte_fallback, no normalizer (null or an empty Sequence), a
 // pre-tokenizer Sequence of Split{Regex, Isolated} stages (through PCRE2's JIT) ending in a
-// ByteLevel without its own regex, decoder ByteLevel, added tokens. Anything else is refused by
-// name.
+// ByteLevel without its own regex, decoder ByteLevel, added tokens without lstrip, rstrip or
+// single_word. Anything else is refused by name. The post-processor isn't applied: encode adds no
+// tokens of its own.
 #pragma once
 
 #include <cstdint>
