@@ -1,0 +1,25 @@
+// Multi-head latent attention (report of V2, section 2.1) with DSA's selection (report of V3.2,
+// section 2.1), in its MHA and its MQA (absorbed) form.
+#pragma once
+
+#include "model/rope.h"
+#include "model/transformer.h"
+
+namespace fathom::model {
+
+struct AttentionInput {
+  const AttentionWeights& weights;
+  const Config& config;
+  int64_t layer = 0;  // index into the caches
+  std::span<const Segment> segments;
+  const RopeTable& rope;  // of every token
+  const ForwardOptions& options;
+  LayerTrace* trace = nullptr;
+};
+
+// x_ND: the normed residual stream. Returns what attention adds to it.
+// Segments without a cache attend densely within themselves and are differentiable when
+// options.sparse is off; all others run without gradient.
+torch::Tensor mla_attention(const AttentionInput& input, const torch::Tensor& x_ND);
+
+}  // namespace fathom::model

@@ -1,0 +1,293 @@
+#include "model/config.h"
+
+#include <cmath>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/check.h"
+
+namespace fathom::model {
+namespace {
+
+// Reads fields one by one and remembers which, so that unknown ones can be refused by name.
+class FieldReader {
+ public:
+  FieldReader(const Json& object, std::string_view source, std::string prefix = "")
+      : object_(object), source_(source), prefix_(std::move(prefix)) {
+    if (!object.is_object())
+      fail("{}: {} must be a JSON object", source, prefix_.empty() ? "a config" : prefix_);
+  }
+
+  const Json* find(const std::string& key) {
+    seen_.insert(key);
+    const auto it = object_.find(key);
+    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  }
+
+  int64_t integer(const std::string& key, std::optional<int64_t> otherwise = {}) {
+    const Json* value = find(key);
+    if (!value && otherwise) return *otherwise;
+    if (!value) fail("{}: field \"{}{}\" is missing; expected an integer", source_, prefix_, key);
+    if (!value->is_number_integer())
+      fail("{}: field \"{}{}\" is {}; expected an integer", source_, prefix_, key, value->dump());
+    return value->get<int64_t>();
+  }
+
+  int64_t positive(const std::string& key, std::optional<int64_t> otherwise = {}) {
+    const int64_t value = integer(key, otherwise);
+    if (value < 1)
+      fail("{}: field \"{}{}\" is {}; expected at least 1", source_, prefix_, key, value);
+    return value;
+  }
+
+  double number(const std::string& key, std::optional<double> otherwise = {}) {
+    const Json* value = find(key);
+    if (!value && otherwise) return *otherwise;
+    if (!value) fail("{}: field \"{}{}\" is missing; expected a number", source_, prefix_, key);
+    if (!value->is_number())
+      fail("{}: field \"{}{}\" is {}; expected a number", source_, prefix_, key, value->dump());
+    return value->get<double>();
+  }
+
+  bool boolean(const std::string& key, bool otherwise) {
+    const Json* value = find(key);
+    if (!value) return otherwise;
+    if (!value->is_boolean())
+      fail("{}: field \"{}{}\" is {}; expected true or false", source_, prefix_, key,
+           value->dump());
+    return value->get<bool>();
+  }
+
+  // A field with one supported value.
+  void require(const std::string& key, const Json& supported, bool may_be_absent = true) {
+    const Json* value = find(key);
+    if (!value && may_be_absent) return;
+    if (!value)
+      fail("{}: field \"{}{}\" is missing; expected {}", source_, prefix_, key, supported.dump());
+    if (*value != supported)
+      fail("{}: field \"{}{}\" is {}; only {} is supported", source_, prefix_, key, value->dump(),
+           supported.dump());
+  }
+
+  void ignore(std::initializer_list<const char*> keys) { seen_.insert(keys.begin(), keys.end()); }
+
+  void refuse_the_rest() const {
+    for (const auto& [key, value] : object_.items())
+      if (!seen_.contains(key))
+        fail("{}: field \"{}{}\" is unknown; remove it if the model does not need it", source_,
+             prefix_, key);
+  }
+
+ private:
+  const Json& object_;
+  std::string_view source_;
+  std::string prefix_;
+  std::set<std::string> seen_;
+};
+
+std::optional<RopeScaling> parse_rope_scaling(const Json* json, std::string_view source) {
+  if (!json) return {};
+  FieldReader fields(*json, source, "rope_scaling.");
+  fields.require("type", "yarn");
+  fields.require("rope_type", "yarn");
+  fields.ignore({"rope_theta"});
+  RopeScaling scaling;
+  scaling.factor = fields.number("factor");
+  scaling.original_max_position_embeddings = fields.positive("original_max_position_embeddings");
+  scaling.beta_fast = fields.number("beta_fast", scaling.beta_fast);
+  scaling.beta_slow = fields.number("beta_slow", scaling.beta_slow);
+  scaling.mscale = fields.number("mscale", 1.0);
+  scaling.mscale_all_dim = fields.number("mscale_all_dim", 1.0);
+  fields.refuse_the_rest();
+  if (scaling.mscale != scaling.mscale_all_dim)
+    fail(
+        "{}: rope_scaling.mscale is {} and rope_scaling.mscale_all_dim is {}; only equal values "
+        "are "
+        "supported",
+        source, scaling.mscale, scaling.mscale_all_dim);
+  if (scaling.factor < 1)
+    fail("{}: rope_scaling.factor is {}; expected at least 1", source, scaling.factor);
+  return scaling;
+}
+
+bool parse_quantization(const Json* json, std::string_view source) {
+  if (!json) return false;
+  FieldReader fields(*json, source, "quantization_config.");
+  fields.require("quant_method", "fp8", false);
+  fields.require("fmt", "e4m3");
+  fields.require("activation_scheme", "dynamic");
+  fields.require("scale_fmt", "ue8m0");
+  fields.require("weight_block_size", Json::array({128, 128}), false);
+  fields.ignore({"modules_to_not_convert"});
+  fields.refuse_the_rest();
+  return true;
+}
+
+void read_attention(FieldReader& fields, Config& config) {
+  config.num_attention_heads = fields.positive("num_attention_heads");
+  config.q_lora_rank = fields.positive("q_lora_rank");
+  config.kv_lora_rank = fields.positive("kv_lora_rank");
+  config.qk_nope_head_dim = fields.positive("qk_nope_head_dim");
+  config.qk_rope_head_dim = fields.positive("qk_rope_head_dim");
+  config.v_head_dim = fields.positive("v_head_dim");
+  fields.require("num_key_value_heads", config.num_attention_heads);
+  fields.require("attention_bias", false);
+  fields.require("attention_dropout", 0.0);
+  config.index_n_heads = fields.positive("index_n_heads");
+  config.index_head_dim = fields.positive("index_head_dim");
+  config.index_topk = fields.positive("index_topk");
+  config.indexer_rope_interleave = fields.boolean("indexer_rope_interleave", false);
+}
+
+void read_experts(FieldReader& fields, Config& config) {
+  config.first_k_dense_replace = fields.integer("first_k_dense_replace");
+  config.n_routed_experts = fields.positive("n_routed_experts");
+  config.n_shared_experts = fields.positive("n_shared_experts");
+  config.num_experts_per_tok = fields.positive("num_experts_per_tok");
+  config.moe_intermediate_size = fields.positive("moe_intermediate_size");
+  config.n_group = fields.positive("n_group", 1);
+  config.topk_group = fields.positive("topk_group", 1);
+  config.norm_topk_prob = fields.boolean("norm_topk_prob", true);
+  config.routed_scaling_factor = fields.number("routed_scaling_factor", 1.0);
+  fields.require("moe_layer_freq", 1);
+  fields.require("scoring_func", "sigmoid");
+  fields.require("topk_method", "noaux_tc");
+}
+
+void check_contradictions(const Config& c, std::string_view source) {
+  const auto at_most = [&](const char* a, int64_t a_value, const char* b, int64_t b_value) {
+    if (a_value > b_value)
+      fail("{}: {} is {} but {} is {}; expected {} <= {}", source, a, a_value, b, b_value, a, b);
+  };
+  at_most("first_k_dense_replace", c.first_k_dense_replace, "num_hidden_layers",
+          c.num_hidden_layers);
+  at_most("num_experts_per_tok", c.num_experts_per_tok, "n_routed_experts", c.n_routed_experts);
+  at_most("topk_group", c.topk_group, "n_group", c.n_group);
+  at_most("qk_rope_head_dim", c.qk_rope_head_dim, "index_head_dim", c.index_head_dim);
+  at_most("num_nextn_predict_layers", c.num_nextn_predict_layers, "1 (the most supported)", 1);
+  if (c.n_routed_experts % c.n_group != 0)
+    fail("{}: n_routed_experts is {} and n_group is {}; expected a multiple", source,
+         c.n_routed_experts, c.n_group);
+  at_most("num_experts_per_tok", c.num_experts_per_tok, "topk_group * n_routed_experts / n_group",
+          c.topk_group * (c.n_routed_experts / c.n_group));
+  if (c.n_group > 1 && c.n_routed_experts / c.n_group < 2)
+    fail("{}: n_group is {} of {} experts; expected at least 2 experts a group", source, c.n_group,
+         c.n_routed_experts);
+  if (c.qk_rope_head_dim % 2 != 0)
+    fail("{}: qk_rope_head_dim is {}; expected an even number", source, c.qk_rope_head_dim);
+  if ((c.index_head_dim & (c.index_head_dim - 1)) != 0)
+    fail("{}: index_head_dim is {}; expected a power of two (Hadamard transform)", source,
+         c.index_head_dim);
+  if (c.first_k_dense_replace < 0 || c.num_nextn_predict_layers < 0)
+    fail("{}: first_k_dense_replace and num_nextn_predict_layers must not be negative", source);
+}
+
+}  // namespace
+
+double Config::softmax_scale() const {
+  const double scale = 1 / std::sqrt(static_cast<double>(qk_head_dim()));
+  if (!rope_scaling || max_position_embeddings <= rope_scaling->original_max_position_embeddings)
+    return scale;
+  const double mscale = 0.1 * rope_scaling->mscale_all_dim * std::log(rope_scaling->factor) + 1;
+  return scale * mscale * mscale;
+}
+
+Config parse_config(const Json& json, std::string_view source) {
+  FieldReader fields(json, source);
+  fields.require("model_type", "deepseek_v32", false);
+  fields.require("architectures", Json::array({"DeepseekV32ForCausalLM"}));
+  Config config;
+  config.vocab_size = fields.positive("vocab_size");
+  config.hidden_size = fields.positive("hidden_size");
+  config.num_hidden_layers = fields.positive("num_hidden_layers");
+  config.num_nextn_predict_layers = fields.integer("num_nextn_predict_layers", 0);
+  config.intermediate_size = fields.positive("intermediate_size");
+  config.max_position_embeddings = fields.positive("max_position_embeddings");
+  config.rms_norm_eps = fields.number("rms_norm_eps", 1e-6);
+  config.rope_theta = fields.number("rope_theta", 10000.0);
+  config.rope_scaling = parse_rope_scaling(fields.find("rope_scaling"), source);
+  read_attention(fields, config);
+  read_experts(fields, config);
+  config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
+  config.bos_token_id = fields.integer("bos_token_id", 0);
+  config.eos_token_id = fields.integer("eos_token_id", 1);
+  config.initializer_range = fields.number("initializer_range", config.initializer_range);
+  config.has_fp8_weights = parse_quantization(fields.find("quantization_config"), source);
+  fields.require("hidden_act", "silu");
+  fields.require("tie_word_embeddings", false);
+  // Said of the framework that wrote the file, not of the model.
+  fields.ignore({"torch_dtype", "dtype", "transformers_version", "use_cache", "ep_size",
+                 "pretraining_tp", "auto_map", "aux_loss_alpha", "seq_aux", "_name_or_path"});
+  fields.refuse_the_rest();
+  check_contradictions(config, source);
+  return config;
+}
+
+Config read_config(const std::filesystem::path& config_json) {
+  return parse_config(base::read_json_file(config_json), config_json.string());
+}
+
+Json to_json(const Config& c) {
+  Json json = {{"architectures", {"DeepseekV32ForCausalLM"}},
+               {"model_type", "deepseek_v32"},
+               {"attention_bias", false},
+               {"attention_dropout", 0.0},
+               {"bos_token_id", c.bos_token_id},
+               {"eos_token_id", c.eos_token_id},
+               {"first_k_dense_replace", c.first_k_dense_replace},
+               {"hidden_act", "silu"},
+               {"hidden_size", c.hidden_size},
+               {"index_head_dim", c.index_head_dim},
+               {"index_n_heads", c.index_n_heads},
+               {"index_topk", c.index_topk},
+               {"initializer_range", c.initializer_range},
+               {"intermediate_size", c.intermediate_size},
+               {"kv_lora_rank", c.kv_lora_rank},
+               {"max_position_embeddings", c.max_position_embeddings},
+               {"moe_intermediate_size", c.moe_intermediate_size},
+               {"moe_layer_freq", 1},
+               {"n_group", c.n_group},
+               {"n_routed_experts", c.n_routed_experts},
+               {"n_shared_experts", c.n_shared_experts},
+               {"norm_topk_prob", c.norm_topk_prob},
+               {"num_attention_heads", c.num_attention_heads},
+               {"num_experts_per_tok", c.num_experts_per_tok},
+               {"num_hidden_layers", c.num_hidden_layers},
+               {"num_key_value_heads", c.num_attention_heads},
+               {"num_nextn_predict_layers", c.num_nextn_predict_layers},
+               {"q_lora_rank", c.q_lora_rank},
+               {"qk_nope_head_dim", c.qk_nope_head_dim},
+               {"qk_rope_head_dim", c.qk_rope_head_dim},
+               {"rms_norm_eps", c.rms_norm_eps},
+               {"rope_theta", c.rope_theta},
+               {"routed_scaling_factor", c.routed_scaling_factor},
+               {"scoring_func", "sigmoid"},
+               {"tie_word_embeddings", c.tie_word_embeddings},
+               {"topk_group", c.topk_group},
+               {"topk_method", "noaux_tc"},
+               {"torch_dtype", "bfloat16"},
+               {"use_cache", true},
+               {"v_head_dim", c.v_head_dim},
+               {"vocab_size", c.vocab_size}};
+  if (c.indexer_rope_interleave) json["indexer_rope_interleave"] = true;
+  if (const auto& r = c.rope_scaling)
+    json["rope_scaling"] = {
+        {"type", "yarn"},
+        {"factor", r->factor},
+        {"beta_fast", r->beta_fast},
+        {"beta_slow", r->beta_slow},
+        {"mscale", r->mscale},
+        {"mscale_all_dim", r->mscale_all_dim},
+        {"original_max_position_embeddings", r->original_max_position_embeddings}};
+  if (c.has_fp8_weights)
+    json["quantization_config"] = {{"activation_scheme", "dynamic"},
+                                   {"fmt", "e4m3"},
+                                   {"quant_method", "fp8"},
+                                   {"scale_fmt", "ue8m0"},
+                                   {"weight_block_size", {128, 128}}};
+  return json;
+}
+
+}  // namespace fathom::model

@@ -1,0 +1,27 @@
+// DeepSeekMoE with sigmoid gating and bias-steered selection (report of V3, section 2.1.2).
+#pragma once
+
+#include "model/transformer.h"
+
+namespace fathom::model {
+
+struct Routing {
+  torch::Tensor expert_index_NK;   // i64, ascending in each row
+  torch::Tensor expert_weight_NK;  // f32; differentiable
+};
+
+// Scores are sigmoid(gate x) in f32. Selection adds the correction bias: the topk_group groups with
+// the greatest sum of their two best biased scores stay, and of their experts the
+// num_experts_per_tok best; ties to the lower index. Weights are the unbiased scores, normalised
+// (norm_topk_prob) and multiplied by routed_scaling_factor.
+Routing route(const MoeWeights& weights, const Config& config, const torch::Tensor& x_ND);
+
+// down(silu(gate x) * up x).
+torch::Tensor mlp(const MlpWeights& weights, const torch::Tensor& x_ND,
+                  const ForwardOptions& options);
+
+// Shared expert plus the weighted routed ones, each expert over all of its tokens at once.
+torch::Tensor moe(const MoeWeights& weights, const torch::Tensor& x_ND, const Routing& routing,
+                  const ForwardOptions& options);
+
+}  // namespace fathom::model

@@ -1,0 +1,148 @@
+#include "model/transformer.h"
+
+#include "base/random.h"
+#include "model/attention.h"
+#include "model/moe.h"
+#include "model/ops.h"
+
+namespace fathom::model {
+namespace {
+
+using torch::Tensor;
+
+RopeTable rope_of(const Config& config, std::span<const Segment> segments) {
+  std::vector<int64_t> positions;
+  for (const Segment& segment : segments) {
+    if (segment.cache) CHECK_EQ(segment.position, segment.cache->num_tokens());
+    for (int64_t i = 0; i < segment.num_tokens; ++i) positions.push_back(segment.position + i);
+  }
+  return rope_table(config, positions);
+}
+
+Tensor embed(const Model& model, const Tensor& tokens_N) {
+  const Tensor& table = model.weights.embed_tokens;
+  if (table.scalar_type() == torch::kFloat32) return torch::embedding(table, tokens_N);
+  return table.index_select(0, tokens_N).to(torch::kFloat32);
+}
+
+struct LayerCall {
+  const Config& config;
+  int64_t layer;
+  std::span<const Segment> segments;
+  const RopeTable& rope;
+  const ForwardOptions& options;
+  LayerTrace* trace;
+  std::vector<Tensor>* expert_counts;
+};
+
+Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Tensor& x_ND) {
+  if (weights.mlp) return mlp(*weights.mlp, x_ND, call.options);
+  const Routing routing = route(*weights.moe, call.config, x_ND);
+  if (call.trace) {
+    call.trace->gate_index_NK = routing.expert_index_NK;
+    call.trace->gate_weight_NK = routing.expert_weight_NK;
+  }
+  if (call.expert_counts)
+    call.expert_counts->push_back(
+        torch::bincount(routing.expert_index_NK.flatten(), {}, call.config.n_routed_experts));
+  return moe(*weights.moe, x_ND, routing, call.options);
+}
+
+Tensor run_layer(const LayerWeights& weights, const LayerCall& call, const Tensor& hidden_ND) {
+  const double eps = call.config.rms_norm_eps;
+  const AttentionInput attention{weights.self_attn, call.config,  call.layer, call.segments,
+                                 call.rope,         call.options, call.trace};
+  const Tensor after_attention =
+      hidden_ND + mla_attention(attention, ops::rms_norm(hidden_ND, weights.input_layernorm, eps));
+  const Tensor normed = ops::rms_norm(after_attention, weights.post_attention_layernorm, eps);
+  const Tensor out = after_attention + feed_forward(weights, call, normed);
+  if (call.trace) call.trace->hidden_ND = out;
+  return out;
+}
+
+void prepare(LayerTrace& trace, const Config& config, std::span<const Segment> segments) {
+  int64_t tokens = 0, longest = 0;
+  for (const Segment& segment : segments) {
+    tokens += segment.num_tokens;
+    longest = std::max(longest, segment.position + segment.num_tokens);
+  }
+  trace.topk_NK = torch::full({tokens, std::min(config.index_topk, longest)}, -1, torch::kInt);
+}
+
+void advance_caches(std::span<const Segment> segments) {
+  for (const Segment& segment : segments)
+    if (segment.cache) segment.cache->advance(segment.num_tokens);
+}
+
+}  // namespace
+
+Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segment> segments,
+               const ForwardOptions& options, Trace* trace, std::vector<Tensor>* expert_counts) {
+  const RopeTable rope = rope_of(model.config, segments);
+  CHECK_EQ(tokens_N.size(0), rope.cos_NR2.size(0));
+  Tensor hidden = embed(model, tokens_N);
+  if (trace) trace->layers.assign(model.weights.layers.size(), {});
+  for (size_t i = 0; i < model.weights.layers.size(); ++i) {
+    LayerTrace* layer_trace = trace ? &trace->layers[i] : nullptr;
+    if (layer_trace) prepare(*layer_trace, model.config, segments);
+    const LayerCall call{
+        model.config, static_cast<int64_t>(i), segments, rope, options, layer_trace, expert_counts};
+    hidden = run_layer(model.weights.layers[i], call, hidden);
+  }
+  advance_caches(segments);
+  return ops::rms_norm(hidden, model.weights.norm, model.config.rms_norm_eps);
+}
+
+Tensor logits(const Model& model, const Tensor& hidden_ND, const ForwardOptions& options) {
+  return ops::linear(hidden_ND, model.weights.lm_head, {options.bf16_matmuls, false});
+}
+
+Tensor forward_layer(const Model& model, int64_t layer, const Tensor& hidden_ND,
+                     std::span<const Segment> segments, const ForwardOptions& options,
+                     LayerTrace* trace) {
+  const RopeTable rope = rope_of(model.config, segments);
+  if (trace) prepare(*trace, model.config, segments);
+  return run_layer(model.weights.layers.at(layer),
+                   {model.config, layer, segments, rope, options, trace, nullptr}, hidden_ND);
+}
+
+Tensor forward_mtp(const Model& model, const Tensor& hidden_ND, const Tensor& next_tokens_N,
+                   std::span<const Segment> segments, const ForwardOptions& options,
+                   std::vector<Tensor>* expert_counts) {
+  CHECK(model.weights.mtp.has_value(), "the model has no MTP layer");
+  const MtpWeights& mtp = *model.weights.mtp;
+  const double eps = model.config.rms_norm_eps;
+  const RopeTable rope = rope_of(model.config, segments);
+  const Tensor embedded = ops::rms_norm(embed(model, next_tokens_N), mtp.enorm, eps);
+  const Tensor previous = ops::rms_norm(hidden_ND, mtp.hnorm, eps);
+  const Tensor joined = ops::linear(torch::cat({embedded, previous}, 1), mtp.eh_proj,
+                                    {options.bf16_matmuls, options.mode == NumericMode::kDeploy});
+  const LayerCall call{
+      model.config, model.config.num_hidden_layers, segments, rope, options, nullptr,
+      expert_counts};
+  return ops::rms_norm(run_layer(mtp.layer, call, joined), mtp.shared_head_norm, eps);
+}
+
+Model initialise(const Config& config, uint64_t seed) {
+  Model model{config, empty_weights(config)};
+  uint64_t stream = 0;
+  for (const TensorSlot& slot : tensor_slots(model.weights, config)) {
+    Tensor tensor = torch::empty(slot.shape);
+    if (slot.role == Role::kNorm) {
+      tensor.fill_(1.0);
+    } else if (slot.role == Role::kBias || slot.role == Role::kExpertBias) {
+      tensor.zero_();
+    } else {
+      base::Random random(seed, stream);
+      float* data = tensor.data_ptr<float>();
+      for (int64_t i = 0; i < tensor.numel(); ++i)
+        data[i] = static_cast<float>(random.normal() * config.initializer_range);
+    }
+    ++stream;
+    // The expert bias is moved by the load balancing, not by gradients.
+    *slot.tensor = tensor.set_requires_grad(slot.role != Role::kExpertBias);
+  }
+  return model;
+}
+
+}  // namespace fathom::model
