@@ -6,7 +6,7 @@
 
 namespace fathom::base {
 
-// Number of threads that later parallel loops of the calling thread use; at least 1.
+// Number of threads that parallel loops use, process-wide; at least 1, at first one a core.
 void set_num_threads(int num_threads);
 int num_threads();
 

@@ -13,8 +13,8 @@ namespace {
 // linear: a tile of 4 rows of x by 3 of W keeps 12 sums, 3 weights and 1 input in 16 registers.
 constexpr int64_t kTileM = 4;
 constexpr int64_t kTileN = 3;
-// Rows of W widened at once: with K up to 1,024 the panel stays in a 512 KiB L2 cache.
-constexpr int64_t kPanelN = 48;
+// Rows of W used (and widened) at once: at K = 256 a panel stays in a 32 KiB L1 cache.
+constexpr int64_t kPanelN = 24;
 constexpr int64_t kBlockM = 256;
 
 template <int kRows, int kCols>
@@ -86,18 +86,39 @@ KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, float* c) 
   }
 }
 
-// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled.
-KERNEL void pack(const float* data, int64_t line_stride, int64_t k_stride, int64_t count,
-                 int64_t width, int64_t k_size, float* out) {
-  if (count == width && line_stride == 1) {
-    for (int64_t k = 0; k < k_size; ++k)
-      std::memcpy(out + k * width, data + k * k_stride, width * sizeof(float));
+// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled. May write
+// up to kPackSlack floats beyond.
+constexpr int64_t kPackSlack = 2;
+
+template <int64_t kWidth>
+FATHOM_INLINE void pack(const float* data, int64_t line_stride, int64_t k_stride, int64_t count,
+                        int64_t k_size, float* out) {
+  // Whole lanes; the six-wide rows overlap and the next row mends what the last one spilled. The
+  // last row may end the source's memory, so it is copied one by one.
+  if (line_stride == 1 && count == kWidth) {
+    for (int64_t k = 0; k + 1 < k_size; ++k)
+      for (int64_t i = 0; i < kWidth; i += kLanes)
+        store(out + k * kWidth + i, load(data + k * k_stride + i));
+    const int64_t last = k_size - 1;
+    for (int64_t i = 0; i < kWidth; ++i) out[last * kWidth + i] = data[last * k_stride + i];
     return;
   }
-  for (int64_t k = 0; k < k_size; ++k) {
-    for (int64_t i = 0; i < count; ++i) out[k * width + i] = data[i * line_stride + k * k_stride];
-    for (int64_t i = count; i < width; ++i) out[k * width + i] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float* line = data + i * line_stride;
+    for (int64_t k = 0; k < k_size; ++k) out[k * kWidth + i] = line[k * k_stride];
   }
+  for (int64_t i = count; i < kWidth; ++i)
+    for (int64_t k = 0; k < k_size; ++k) out[k * kWidth + i] = 0;
+}
+
+KERNEL void pack_a(const float* data, int64_t row_stride, int64_t k_stride, int64_t count,
+                   int64_t k_size, float* out) {
+  pack<kGemmTileM>(data, row_stride, k_stride, count, k_size, out);
+}
+
+KERNEL void pack_b(const float* data, int64_t col_stride, int64_t k_stride, int64_t count,
+                   int64_t k_size, float* out) {
+  pack<kGemmTileN>(data, col_stride, k_stride, count, k_size, out);
 }
 
 void store_tile(const float* tile, int64_t rows, int64_t cols, bool add, float* c, int64_t stride) {
@@ -120,21 +141,21 @@ void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, V
                 bool accumulate) {
   static thread_local std::vector<float> a_pack, b_pack;
   const int64_t num_m_tiles = (block.m_end - block.m_begin + kGemmTileM - 1) / kGemmTileM;
-  a_pack.resize(num_m_tiles * kGemmTileM * kBlockK);
+  a_pack.resize(num_m_tiles * kGemmTileM * kBlockK + kPackSlack);
   b_pack.resize(kGemmTileN * kBlockK);
   float tile[kGemmTileM * kGemmTileN];
   for (int64_t k = 0; k < k_total; k += kBlockK) {
     const int64_t k_size = std::min(kBlockK, k_total - k);
     for (int64_t t = 0; t < num_m_tiles; ++t) {
       const int64_t m = block.m_begin + t * kGemmTileM;
-      pack(a.data + m * a.row_stride + k * a.col_stride, a.row_stride, a.col_stride,
-           std::min(kGemmTileM, block.m_end - m), kGemmTileM, k_size,
-           a_pack.data() + t * kGemmTileM * k_size);
+      pack_a(a.data + m * a.row_stride + k * a.col_stride, a.row_stride, a.col_stride,
+             std::min(kGemmTileM, block.m_end - m), k_size,
+             a_pack.data() + t * kGemmTileM * k_size);
     }
     for (int64_t n = block.n_begin; n < block.n_end; n += kGemmTileN) {
       const int64_t cols = std::min(kGemmTileN, block.n_end - n);
-      pack(b.data + k * b.row_stride + n * b.col_stride, b.col_stride, b.row_stride, cols,
-           kGemmTileN, k_size, b_pack.data());
+      pack_b(b.data + k * b.row_stride + n * b.col_stride, b.col_stride, b.row_stride, cols, k_size,
+             b_pack.data());
       for (int64_t t = 0; t < num_m_tiles; ++t) {
         const int64_t m = block.m_begin + t * kGemmTileM;
         gemm_tile(a_pack.data() + t * kGemmTileM * k_size, b_pack.data(), k_size, tile);
@@ -230,7 +251,8 @@ void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool 
   const int64_t num_m_blocks = (shape.m + kGemmBlockM - 1) / kGemmBlockM;
   // Few row blocks (weight gradients): split the columns too, at the price of packing A again.
   const int64_t num_n_tiles = (shape.n + kGemmTileN - 1) / kGemmTileN;
-  const int64_t num_n_blocks = std::clamp<int64_t>(8 / num_m_blocks, 1, num_n_tiles);
+  const int64_t wanted_items = 2 * base::num_threads();
+  const int64_t num_n_blocks = std::clamp<int64_t>(wanted_items / num_m_blocks, 1, num_n_tiles);
   const int64_t tiles_per_block = (num_n_tiles + num_n_blocks - 1) / num_n_blocks;
   base::parallel_for(num_m_blocks * num_n_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {

@@ -1,16 +1,21 @@
-// Eight f32 lanes as a GCC vector, and the attribute that compiles a kernel three times.
+// Eight f32 lanes as a GCC vector, and the attribute that compiles a kernel twice.
 //
-// KERNEL functions exist for x86-64-v4 (AVX-512), x86-64-v3 (AVX2, FMA) and plain x86-64; the
-// loader picks one. All use eight lanes in the same order, so v3 and v4 give the same bits.
-// Parallel loops stay outside: a lambda would not inherit the attribute. Helpers are FATHOM_INLINE,
-// so that they are compiled with their caller's instructions.
+// The chapter is compiled for FATHOM_KERNEL_ARCH (x86-64-v3: AVX2 and FMA); KERNEL functions exist for
+// x86-64-v4 (AVX-512) too and the loader picks. Both use eight lanes in the same order and give the
+// same bits. Parallel loops stay outside: a lambda would not inherit the attribute. Helpers are
+// FATHOM_INLINE, so that they are compiled with their caller's instructions. (A clone below the
+// baseline does not work: GCC splits wide vectors by the baseline before it inlines.)
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <cstring>
 
-#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(__x86_64__) && defined(__AVX2__)
+#define KERNEL __attribute__((target_clones("arch=x86-64-v4", "default")))
+#else
+#define KERNEL
+#endif
 #define FATHOM_INLINE inline __attribute__((always_inline))
 
 namespace fathom::kernels {
@@ -38,7 +43,8 @@ FATHOM_INLINE void store_partial(float* p, F32x8 v, int64_t count) {
   for (int64_t i = 0; i < count; ++i) p[i] = v[i];
 }
 
-FATHOM_INLINE F32x8 broadcast(float x) { return F32x8{x, x, x, x, x, x, x, x}; }
+// Written as arithmetic because GCC turns an initialiser list into eight inserts.
+FATHOM_INLINE F32x8 broadcast(float x) { return x - F32x8{}; }
 
 // A fixed tree: (0+4, 1+5, 2+6, 3+7), then (0+2, 1+3), then 0+1.
 FATHOM_INLINE float horizontal_sum(F32x8 v) {
