@@ -19,17 +19,34 @@ uint64_t mix(uint64_t value) {
   return value ^ value >> 32;
 }
 
+uint64_t load_eight(const char* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, 8);
+  return word;
+}
+
+uint32_t load_four(const char* bytes) {
+  uint32_t word;
+  std::memcpy(&word, bytes, 4);
+  return word;
+}
+
+// The first eight bytes; of less, a number that together with the size stands for all of them.
+uint64_t prefix_of(std::string_view bytes) {
+  const char* data = bytes.data();
+  const size_t size = bytes.size();
+  if (size >= 8) return load_eight(data);
+  if (size >= 4) return load_four(data) | uint64_t{load_four(data + size - 4)} << 32;
+  if (size == 0) return 0;
+  const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<uint8_t>(data[i])); };
+  return byte(0) | byte(size / 2) << 8 | byte(size - 1) << 16;
+}
+
 uint64_t hash_bytes(std::string_view bytes) {
-  uint64_t hash = bytes.size();
-  while (bytes.size() >= 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes.data(), 8);
-    hash = mix(hash ^ word);
-    bytes.remove_prefix(8);
-  }
-  uint64_t word = 0;
-  for (const char c : bytes) word = word << 8 | static_cast<uint8_t>(c);
-  return mix(hash ^ word);
+  uint64_t hash = mix(prefix_of(bytes) + bytes.size() * 0xD6E8FEB86659FD93u);
+  if (bytes.size() <= 8) return hash;
+  for (size_t i = 8; i + 8 < bytes.size(); i += 8) hash = mix(hash ^ load_eight(&bytes[i]));
+  return mix(hash ^ load_eight(bytes.data() + bytes.size() - 8));
 }
 
 uint64_t pair_key(TokenId left, TokenId right) {
@@ -60,28 +77,36 @@ void Bpe::insert_pairs(const std::vector<BpeMerge>& merges) {
 
 void Bpe::insert_tokens() {
   slots_.resize(std::bit_ceil(2 * tokens_.size() + 2));
-  is_closed_.resize(tokens_.size());
   const size_t mask = slots_.size() - 1;
   std::vector<TokenId> ids;
   for (size_t id = 0; id < tokens_.size(); ++id) {
     if (tokens_[id].empty()) continue;
-    const uint64_t hash = hash_bytes(tokens_[id]);
-    size_t slot = hash & mask;
-    while (slots_[slot].id >= 0) slot = (slot + 1) & mask;
-    slots_[slot] = {hash, static_cast<TokenId>(id)};
+    size_t slot = hash_bytes(tokens_[id]) & mask;
+    while (slots_[slot].size != 0) slot = (slot + 1) & mask;
     ids.clear();
     merge(tokens_[id], &ids);
-    is_closed_[id] = ids.size() == 1 && ids[0] == static_cast<TokenId>(id);
+    const bool is_closed = ids.size() == 1 && ids[0] == static_cast<TokenId>(id);
+    slots_[slot] = {prefix_of(tokens_[id]), static_cast<uint32_t>(tokens_[id].size()), is_closed,
+                    static_cast<TokenId>(id)};
   }
 }
 
-std::optional<TokenId> Bpe::find(std::string_view bytes) const {
+const Bpe::TokenSlot* Bpe::find_slot(std::string_view bytes, uint64_t hash) const {
   const size_t mask = slots_.size() - 1;
-  const uint64_t hash = hash_bytes(bytes);
-  for (size_t slot = hash & mask; slots_[slot].id >= 0; slot = (slot + 1) & mask) {
-    if (slots_[slot].hash == hash && tokens_[slots_[slot].id] == bytes) return slots_[slot].id;
+  const uint64_t prefix = prefix_of(bytes);
+  for (size_t i = hash & mask; slots_[i].size != 0; i = (i + 1) & mask) {
+    const TokenSlot& slot = slots_[i];
+    if (slot.prefix == prefix && slot.size == bytes.size() &&
+        (bytes.size() <= 8 || tokens_[slot.id] == bytes)) {
+      return &slot;
+    }
   }
-  return std::nullopt;
+  return nullptr;
+}
+
+std::optional<TokenId> Bpe::find(std::string_view bytes) const {
+  const TokenSlot* slot = find_slot(bytes, hash_bytes(bytes));
+  return slot == nullptr ? std::nullopt : std::optional(slot->id);
 }
 
 const Bpe::PairSlot* Bpe::find_pair(TokenId left, TokenId right) const {
@@ -96,10 +121,16 @@ const Bpe::PairSlot* Bpe::find_pair(TokenId left, TokenId right) const {
 }
 
 void Bpe::encode(std::string_view piece, std::vector<TokenId>* ids) const {
-  if (const auto id = find(piece); id && is_closed_[*id]) {
-    ids->push_back(*id);
-  } else {
-    merge(piece, ids);
+  const uint64_t hash = hash_bytes(piece);
+  const TokenSlot* slot = find_slot(piece, hash);
+  if (slot != nullptr && slot->is_closed) {
+    ids->push_back(slot->id);
+  } else if (piece.size() > kMaxShortPiece) {
+    merge_long(piece, ids);
+  } else if (!cache_->find(piece, hash, ids)) {
+    const size_t begin = ids->size();
+    merge_short(piece, ids);
+    cache_->insert(piece, hash, std::span(*ids).subspan(begin));
   }
 }
 

@@ -4,10 +4,13 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "text/piece_cache.h"
 
 namespace fathom::text {
 
@@ -21,7 +24,6 @@ struct BpeMerge {
 
 class Bpe {
  public:
-  Bpe() = default;
   // tokens[id]: the token's bytes, empty where the vocabulary has a hole or a token that BPE does
   // not make. byte_ids[b]: the token of the single byte b. Merges come by rank.
   Bpe(std::vector<std::string> tokens, const std::array<TokenId, 256>& byte_ids,
@@ -39,14 +41,20 @@ class Bpe {
     int32_t rank = 0;
     TokenId merged = 0;
   };
+  // Up to eight bytes of a token are compared without a look at the token itself. A token is closed
+  // if merging its own bytes gives it back: a piece that equals one needs no merging. Nearly every
+  // piece of prose does.
   struct TokenSlot {
-    uint64_t hash = 0;
-    TokenId id = -1;
+    uint64_t prefix = 0;
+    uint32_t size : 31 = 0;  // 0: empty
+    uint32_t is_closed : 1 = 0;
+    TokenId id = 0;
   };
   static constexpr uint64_t kNoPair = ~uint64_t{0};
 
   void insert_pairs(const std::vector<BpeMerge>& merges);
   void insert_tokens();
+  const TokenSlot* find_slot(std::string_view bytes, uint64_t hash) const;
   const PairSlot* find_pair(TokenId left, TokenId right) const;
   void merge(std::string_view piece, std::vector<TokenId>* ids) const;
   void merge_short(std::string_view piece, std::vector<TokenId>* ids) const;
@@ -57,9 +65,7 @@ class Bpe {
   // Open addressing, a power of two in size, at most half full.
   std::vector<PairSlot> pairs_;
   std::vector<TokenSlot> slots_;
-  // Tokens that merging their own bytes gives back: a piece that equals one needs no merging.
-  // Nearly every piece of prose does.
-  std::vector<uint8_t> is_closed_;
+  std::unique_ptr<PieceCache> cache_ = std::make_unique<PieceCache>();
 };
 
 }  // namespace fathom::text

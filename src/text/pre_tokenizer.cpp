@@ -32,7 +32,6 @@ std::shared_ptr<const pcre2_code> compile(const std::string& expression) {
   if (code == nullptr) {
     fail("regular expression '{}': {} at byte {}", expression, pcre2_message(error), offset);
   }
-  // Without a JIT for this machine the interpreter gives the same matches, slower.
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);
   return {code, [](const pcre2_code* p) { pcre2_code_free(const_cast<pcre2_code*>(p)); }};
 }
@@ -88,9 +87,9 @@ std::string_view PreTokenizer::Cursor::find(const Stage& stage, size_t index) co
   const size_t size = stage.piece.size();
   size_t start = stage.position;
   while (start < size) {
-    int found = pcre2_match(code, subject, size, start, PCRE2_NO_UTF_CHECK, stage.match_data.get(),
-                            nullptr);
-    if (found == PCRE2_ERROR_JIT_STACKLIMIT) {
+    int found = pcre2_jit_match(code, subject, size, start, 0, stage.match_data.get(), nullptr);
+    if (found == PCRE2_ERROR_JIT_STACKLIMIT || found == PCRE2_ERROR_JIT_BADOPTION) {
+      // Too deep for the JIT's stack, or no JIT for this machine: the interpreter finds the same.
       found = pcre2_match(code, subject, size, start, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT,
                           stage.match_data.get(), nullptr);
     }
