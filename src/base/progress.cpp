@@ -23,10 +23,11 @@ std::string format_bytes(uint64_t num_bytes) {
   return fmt::format("{:.1f} {}", value, units[unit]);
 }
 
-Progress::Progress(std::string title, double total, std::string unit)
+Progress::Progress(std::string title, double total, std::string unit, double already_done)
     : title_(std::move(title)),
       total_(total),
       unit_(std::move(unit)),
+      already_done_(already_done),
       is_terminal_(::isatty(STDERR_FILENO) != 0) {}
 
 Progress::~Progress() { finish(); }
@@ -52,7 +53,7 @@ void Progress::finish() {
 void Progress::print(double done, std::string_view note) {
   has_printed_ = true;
   const double elapsed = watch_.seconds();
-  const double rate = elapsed > 0 ? done / elapsed : 0;
+  const double rate = elapsed > 0 ? (done - already_done_) / elapsed : 0;
   std::string line = fmt::format("{}: {:.6g}", title_, done);
   if (total_ > 0)
     line += fmt::format(" of {:.6g} {} ({:.0f}%)", total_, unit_, 100 * done / total_);

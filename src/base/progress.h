@@ -26,8 +26,9 @@ std::string format_bytes(uint64_t num_bytes);
 
 class Progress {
  public:
-  // `unit` is what is counted: "tokens", "MB". A total of 0 means unknown.
-  Progress(std::string title, double total, std::string unit);
+  // `unit` is what is counted: "tokens", "MB". A total of 0 means unknown. `already_done` was done
+  // by an earlier process and does not count for the rate.
+  Progress(std::string title, double total, std::string unit, double already_done = 0);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -36,6 +37,7 @@ class Progress {
   void update(double done, std::string_view note = {});
   // Ends the line. Says nothing if the work took under two seconds.
   void finish();
+  void set_total(double total) { total_ = total; }
 
  private:
   void print(double done, std::string_view note);
@@ -43,6 +45,7 @@ class Progress {
   std::string title_;
   double total_;
   std::string unit_;
+  double already_done_;
   Stopwatch watch_;
   bool is_terminal_;
   bool is_finished_ = false;

@@ -14,7 +14,7 @@
 
 namespace fathom::model {
 
-enum class DType { kF32, kF16, kBF16, kF8E4M3, kI32, kI64, kU8 };
+enum class DType { kF32, kF16, kBF16, kF8E4M3, kI32, kI64, kU8, kU16 };
 
 size_t dtype_bytes(DType dtype);
 const char* dtype_name(DType dtype);  // as in the header: "F8_E4M3"

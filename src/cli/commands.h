@@ -1,0 +1,14 @@
+// One function a command, each in its own file: flags into an options struct, one call.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace fathom::cli {
+
+void add_corpus_command(CLI::App& app);
+void add_forward_command(CLI::App& app);
+void add_pretrain_command(CLI::App& app);
+void add_tokenize_command(CLI::App& app);
+void add_train_tokenizer_command(CLI::App& app);
+
+}  // namespace fathom::cli

@@ -1,0 +1,26 @@
+// fathom: one program, one subcommand a file. Exit codes: 0 done, 1 failed, 2 wrong usage.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <exception>
+
+#include "cli/commands.h"
+
+int main(int argc, char** argv) {
+  CLI::App app("fathom: the DeepSeek-V3.2 system");
+  app.require_subcommand(1);
+  fathom::cli::add_corpus_command(app);
+  fathom::cli::add_forward_command(app);
+  fathom::cli::add_pretrain_command(app);
+  fathom::cli::add_tokenize_command(app);
+  fathom::cli::add_train_tokenizer_command(app);
+  try {
+    app.parse(argc, argv);  // runs the subcommand's callback
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "fathom: {}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,50 @@
+#include <memory>
+
+#include "base/parallel.h"
+#include "cli/commands.h"
+#include "pretrain/dense_stage.h"
+
+namespace fathom::cli {
+namespace {
+
+struct PretrainFlags {
+  std::string stage = "dense";
+  std::filesystem::path recipe;
+  std::vector<std::string> overrides;
+  int num_threads = 0;
+  pretrain::DenseStageOptions dense;
+};
+
+void pretrain_model(PretrainFlags& flags) {
+  if (flags.num_threads > 0) base::set_num_threads(flags.num_threads);
+  flags.dense.recipe = pretrain::read_recipe(flags.recipe, flags.overrides);
+  pretrain::prepare_data(flags.dense.recipe, flags.recipe);
+  pretrain::run_dense_stage(flags.dense);
+}
+
+}  // namespace
+
+void add_pretrain_command(CLI::App& app) {
+  auto flags = std::make_shared<PretrainFlags>();
+  CLI::App* command = app.add_subcommand("pretrain", "Train a model from a recipe, or resume it");
+  command->add_option("--stage", flags->stage, "Stage of training")
+      ->check(CLI::IsMember({"dense"}))
+      ->capture_default_str();
+  command->add_option("--recipe", flags->recipe, "Recipe file, for example recipes/nano.json")
+      ->required();
+  command
+      ->add_option("--run", flags->dense.run,
+                   "Folder for checkpoints and metrics; resumed if there")
+      ->capture_default_str();
+  command->add_option("--set", flags->overrides, "Override a value: section.key=value");
+  command->add_option("--minutes", flags->dense.minutes, "Finish after so many minutes of training")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--stop-after-step", flags->dense.stop_after_step,
+                      "Save and end at this step; the same command goes on later");
+  command->add_option("--threads", flags->num_threads, "Threads (default: one a core)");
+  command->add_option("--export", flags->dense.export_folder,
+                      "Folder for the finished model, in BF16 with its tokenizer");
+  command->callback([flags] { pretrain_model(*flags); });
+}
+
+}  // namespace fathom::cli

@@ -1,0 +1,173 @@
+#include "pretrain/dense_stage.h"
+
+#include <cmath>
+#include <numbers>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/progress.h"
+#include "model/checkpoint.h"
+#include "pretrain/trainer.h"
+#include "text/bpe_trainer.h"
+#include "text/corpus.h"
+
+namespace fathom::pretrain {
+namespace {
+
+std::filesystem::path tokenizer_folder(const Recipe& recipe) { return recipe.data / "tokenizer"; }
+
+// Loss in nats a token to bits a byte of text; special tokens count as tokens, not as bytes.
+double bits_per_byte(double nats, const TokenRows& rows) {
+  return nats / std::numbers::ln2 * static_cast<double>(rows.num_tokens()) /
+         static_cast<double>(rows.num_bytes());
+}
+
+// Decides how many steps a time-budgeted run takes, once, when its decay must begin.
+class StepBudget {
+ public:
+  StepBudget(const DenseStageOptions& options, TrainerState& state)
+      : options_(options), state_(state) {}
+
+  void update() {
+    if (!options_.minutes || state_.step < 10) return;
+    const double budget = *options_.minutes * 60, decay = options_.recipe.training.decay_fraction;
+    const double rate = static_cast<double>(state_.step) / state_.seconds;
+    if (state_.step >= (1 - decay) * static_cast<double>(state_.total_steps)) return;
+    if (state_.seconds < (1 - decay) * budget) return;
+    const double left = std::max(budget - state_.seconds, 1.0);
+    const auto wanted = state_.step + static_cast<int64_t>(rate * left);
+    state_.total_steps = std::min(state_.total_steps, wanted);
+  }
+
+ private:
+  const DenseStageOptions& options_;
+  TrainerState& state_;
+};
+
+struct Run {
+  const DenseStageOptions& options;
+  RunFolder folder;
+  TrainerState state;
+  TokenRows train, validation;
+  base::Stopwatch watch;
+  double seconds_before = 0;
+};
+
+void report_step(Run& run, const StepReport& report, base::Progress& progress) {
+  const auto& t = run.options.recipe.training;
+  const double tokens = static_cast<double>(t.batch_rows * t.sequence_length);
+  const auto done = static_cast<double>(run.state.step);
+  progress.update(
+      done * tokens,
+      fmt::format("step {}, loss {:.3f}, mtp {:.3f}, lr {:.2e}, norm {:.2f}, maxvio {:.2f}",
+                  run.state.step, report.loss, report.mtp_loss, report.learning_rate,
+                  report.gradient_norm, report.max_violation));
+  run.folder.append_metrics({{"step", run.state.step},
+                             {"tokens", done * tokens},
+                             {"loss", report.loss},
+                             {"mtp_loss", report.mtp_loss},
+                             {"learning_rate", report.learning_rate},
+                             {"gradient_norm", report.gradient_norm},
+                             {"max_violation", report.max_violation},
+                             {"seconds", run.state.seconds}});
+}
+
+void validate(Run& run, const Trainer& trainer) {
+  const double nats = trainer.validate(run.validation);
+  const double bits = bits_per_byte(nats, run.validation);
+  fmt::print(stderr, "\nstep {}: validation {:.4f} nats a token, {:.4f} bits per byte\n",
+             run.state.step, nats, bits);
+  run.folder.append_metrics(
+      {{"step", run.state.step}, {"validation_loss", nats}, {"validation_bits_per_byte", bits}});
+}
+
+void train(Run& run, Trainer& trainer) {
+  const auto& t = run.options.recipe.training;
+  const double tokens_per_step = static_cast<double>(t.batch_rows * t.sequence_length);
+  base::Progress progress("pretrain", static_cast<double>(run.state.total_steps) * tokens_per_step,
+                          "tokens", static_cast<double>(run.state.step) * tokens_per_step);
+  StepBudget budget(run.options, run.state);
+  const int64_t stop = run.options.stop_after_step.value_or(INT64_MAX);
+  while (run.state.step < run.state.total_steps && run.state.step < stop) {
+    const StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
+    if (!std::isfinite(report.loss + report.mtp_loss + report.gradient_norm)) {
+      const auto last = run.folder.latest();
+      fail("dense stage: loss is not finite at step {}; the last good checkpoint is {}",
+           run.state.step, last ? last->string() : "none (none was written yet)");
+    }
+    ++run.state.step;
+    run.state.seconds = run.seconds_before + run.watch.seconds();
+    budget.update();
+    progress.set_total(static_cast<double>(run.state.total_steps) * tokens_per_step);
+    report_step(run, report, progress);
+    const bool is_last = run.state.step == run.state.total_steps || run.state.step == stop;
+    if (is_last || run.state.step % t.validate_every == 0) validate(run, trainer);
+    if (is_last || run.state.step % t.checkpoint_every == 0)
+      run.folder.save(run.state, trainer.model(), trainer.optimizer(), t.keep_checkpoints);
+  }
+}
+
+void export_model(const DenseStageOptions& options, const Trainer& trainer) {
+  const auto& folder = *options.export_folder;
+  model::save_checkpoint(trainer.model(), folder, torch::kBFloat16);
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
+    base::write_file_atomically(folder / name,
+                                base::read_file(tokenizer_folder(options.recipe) / name));
+  const Json generation = {{"bos_token_id", options.recipe.model.bos_token_id},
+                           {"eos_token_id", options.recipe.model.eos_token_id},
+                           {"do_sample", true},
+                           {"temperature", 0.8},
+                           {"top_p", 0.95}};
+  base::write_file_atomically(folder / "generation_config.json", generation.dump(2) + "\n");
+  fmt::print(stderr, "wrote {}\n", folder.string());
+}
+
+// What must not change within a run. More steps may be asked for.
+Json identity(Json recipe) {
+  if (recipe.contains("training"))
+    for (const char* key : {"steps", "validate_every", "checkpoint_every", "keep_checkpoints"})
+      recipe["training"].erase(key);
+  recipe.erase("corpus");
+  return recipe;
+}
+
+}  // namespace
+
+void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path) {
+  if (!std::filesystem::exists(recipe.data / "text" / "manifest.json"))
+    text::build_corpus({.recipe = recipe_path, .output = recipe.data / "text"});
+  if (!std::filesystem::exists(tokenizer_folder(recipe) / "tokenizer.json"))
+    text::train_tokenizer({.inputs = {recipe.data / "text"},
+                           .output = tokenizer_folder(recipe),
+                           .bpe = {.vocab_size = static_cast<int>(recipe.tokenizer.vocab_size)}});
+  tokenize_corpus({recipe.data / "text", tokenizer_folder(recipe), recipe.data / "tokens"});
+}
+
+void run_dense_stage(const DenseStageOptions& options) {
+  const Recipe& recipe = options.recipe;
+  const auto tokens = recipe.data / "tokens";
+  Run run{options,
+          RunFolder(options.run),
+          {},
+          TokenRows(tokens, "train", recipe.training.sequence_length),
+          TokenRows(tokens, "validation", recipe.training.sequence_length),
+          {}};
+  const auto checkpoint = run.folder.latest();
+  run.state = {0, recipe.training.steps, 0, recipe.source};
+  if (checkpoint) {
+    run.state = RunFolder::load_state(*checkpoint);
+    if (identity(run.state.recipe) != identity(recipe.source))
+      fail("{}: was started with another recipe; give --run another folder, or delete this one",
+           options.run.string());
+    run.seconds_before = run.state.seconds;
+    run.folder.truncate_metrics(run.state.step);
+    fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
+  }
+  Trainer trainer = checkpoint ? Trainer(recipe, *checkpoint) : Trainer(recipe);
+  run.watch = {};
+  train(run, trainer);
+  if (options.export_folder && run.state.step >= run.state.total_steps)
+    export_model(options, trainer);
+}
+
+}  // namespace fathom::pretrain

@@ -1,0 +1,152 @@
+#include "pretrain/optimizer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+#include "base/parallel.h"
+#include "kernels/matmul.h"
+#include "kernels/optimizer.h"
+
+namespace fathom::pretrain {
+namespace {
+
+using torch::Tensor;
+
+// X <- a X + (b A + c A^2) X with A = X X^T; rows <= cols.
+void newton_schulz_step(int64_t rows, int64_t cols, std::vector<float>& x, std::vector<float>& a,
+                        std::vector<float>& b, std::vector<float>& next) {
+  constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;
+  const View2<float> a_view(a.data(), rows, rows), b_view(b.data(), rows, rows);
+  kernels::gemm_serial({rows, rows, cols}, {x.data(), cols, 1}, {x.data(), 1, cols}, a_view, false);
+  kernels::gemm_serial({rows, rows, rows}, {a.data(), rows, 1}, {a.data(), rows, 1}, b_view, false);
+  for (size_t i = 0; i < b.size(); ++i) b[i] = kB * a[i] + kC * b[i];
+  kernels::gemm_serial({rows, cols, rows}, {b.data(), rows, 1}, {x.data(), cols, 1},
+                       {next.data(), rows, cols}, false);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = kA * x[i] + next[i];
+}
+
+void transpose(int64_t rows, int64_t cols, const float* in, float* out) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < cols; ++j) out[j * rows + i] = in[i * cols + j];
+}
+
+}  // namespace
+
+void orthogonalise(int64_t rows, int64_t cols, float* update) {
+  const bool is_tall = rows > cols;
+  const int64_t m = std::min(rows, cols), n = std::max(rows, cols);
+  std::vector<float> x(m * n), a(m * m), b(m * m), next(m * n);
+  if (is_tall)
+    transpose(rows, cols, update, x.data());
+  else
+    std::copy_n(update, m * n, x.data());
+  const double norm = std::sqrt(kernels::sum_of_squares(m * n, x.data())) + 1e-7;
+  for (float& value : x) value = static_cast<float>(value / norm);
+  for (int i = 0; i < 5; ++i) newton_schulz_step(m, n, x, a, b, next);
+  if (is_tall)
+    transpose(m, n, x.data(), update);
+  else
+    std::copy_n(x.data(), m * n, update);
+}
+
+Optimizer::Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe)
+    : recipe_(std::move(recipe)) {
+  for (auto& slot : slots) {
+    if (!slot.tensor->requires_grad()) continue;
+    const bool is_muon = slot.role == model::Role::kMatrix && recipe_.matrices == "muon";
+    slots_.push_back({std::move(slot), is_muon, {}, {}});
+  }
+}
+
+double Optimizer::gradient_norm() const {
+  std::vector<double> squares(slots_.size());
+  base::parallel_for(static_cast<int64_t>(slots_.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tensor& gradient = slots_[i].slot.tensor->grad();
+      if (gradient.defined())
+        squares[i] = kernels::sum_of_squares(gradient.numel(), gradient.data_ptr<float>());
+    }
+  });
+  double total = 0;
+  for (double square : squares) total += square;
+  return std::sqrt(total);
+}
+
+void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
+                       double gradient_scale) const {
+  Tensor& weight = *slot.slot.tensor;
+  const Tensor& gradient = weight.grad();
+  const int64_t count = weight.numel();
+  float* w = weight.data_ptr<float>();
+  const float* g = gradient.data_ptr<float>();
+  const bool is_matrix = slot.slot.role == model::Role::kMatrix;
+  const auto decay = static_cast<float>(is_matrix ? recipe_.weight_decay : 0.0);
+  const auto rate = static_cast<float>(learning_rate);
+  float* m = slot.first_moment.data_ptr<float>();
+  if (!slot.is_muon) {
+    const auto t = static_cast<double>(step);
+    kernels::adamw(
+        {rate, static_cast<float>(recipe_.beta1), static_cast<float>(recipe_.beta2),
+         static_cast<float>(recipe_.epsilon), decay,
+         static_cast<float>(1 - std::pow(recipe_.beta1, t)),
+         static_cast<float>(1 - std::pow(recipe_.beta2, t)), static_cast<float>(gradient_scale)},
+        count, g, w, m, slot.second_moment.data_ptr<float>());
+    return;
+  }
+  const auto momentum = static_cast<float>(recipe_.muon_momentum);
+  const auto scale = static_cast<float>(gradient_scale);
+  std::vector<float> direction(count);
+  for (int64_t i = 0; i < count; ++i) {
+    m[i] = momentum * m[i] + (1 - momentum) * g[i] * scale;
+    direction[i] = momentum * m[i] + (1 - momentum) * g[i] * scale;  // Nesterov
+  }
+  const int64_t rows = weight.size(0), cols = weight.size(1);
+  orthogonalise(rows, cols, direction.data());
+  // 0.2 sqrt(max(rows, cols)) gives the update AdamW's usual size, so both share one learning rate
+  // and decay (Liu et al. 2025).
+  const float size = 0.2f * std::sqrt(static_cast<float>(std::max(rows, cols)));
+  for (int64_t i = 0; i < count; ++i) w[i] -= rate * (size * direction[i] + decay * w[i]);
+}
+
+double Optimizer::step(double learning_rate, int64_t step) {
+  const double norm = gradient_norm();
+  const double scale = norm > recipe_.clip_norm ? recipe_.clip_norm / norm : 1.0;
+  for (Slot& slot : slots_) {
+    if (!slot.slot.tensor->grad().defined() || slot.first_moment.defined()) continue;
+    slot.first_moment = torch::zeros(slot.slot.shape);
+    if (!slot.is_muon) slot.second_moment = torch::zeros(slot.slot.shape);
+  }
+  base::parallel_for(static_cast<int64_t>(slots_.size()), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (slots_[i].slot.tensor->grad().defined()) update(slots_[i], learning_rate, step, scale);
+  });
+  for (Slot& slot : slots_) slot.slot.tensor->mutable_grad() = Tensor();
+  return norm;
+}
+
+std::vector<Optimizer::State> Optimizer::state() const {
+  std::vector<State> state;
+  for (const Slot& slot : slots_) {
+    if (slot.first_moment.defined())
+      state.push_back({slot.slot.name + ".first_moment", slot.first_moment});
+    if (slot.second_moment.defined())
+      state.push_back({slot.slot.name + ".second_moment", slot.second_moment});
+  }
+  return state;
+}
+
+void Optimizer::restore(const std::vector<State>& state) {
+  for (const State& saved : state) {
+    const size_t dot = saved.name.rfind('.');
+    const std::string name = saved.name.substr(0, dot);
+    const auto slot = std::find_if(slots_.begin(), slots_.end(),
+                                   [&](const Slot& s) { return s.slot.name == name; });
+    if (slot == slots_.end() || !saved.tensor.sizes().equals(slot->slot.shape))
+      fail("optimizer state {} does not belong to this model", saved.name);
+    (saved.name.substr(dot) == ".first_moment" ? slot->first_moment : slot->second_moment) =
+        saved.tensor.clone();
+  }
+}
+
+}  // namespace fathom::pretrain

@@ -1,0 +1,47 @@
+// AdamW for vectors, embeddings and routers; Muon or AdamW for matrices.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "model/weights.h"
+#include "pretrain/recipe.h"
+
+namespace fathom::pretrain {
+
+// Muon's direction (Jordan et al. 2024): five Newton-Schulz steps towards the nearest
+// semi-orthogonal matrix, in f32. Serial. update_MN in and out, row-major.
+void orthogonalise(int64_t rows, int64_t cols, float* update_MN);
+
+class Optimizer {
+ public:
+  // The slots' tensors must outlive the optimizer.
+  Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe);
+
+  // Clips all gradients to the global norm, updates every tensor that has one and frees the
+  // gradients. `step` counts from 1. Returns the norm before clipping. Bits do not depend on the
+  // thread count.
+  double step(double learning_rate, int64_t step);
+
+  struct State {
+    std::string name;
+    torch::Tensor tensor;
+  };
+  // Moments of all tensors that have been updated, in a fixed order; restore() takes them back.
+  std::vector<State> state() const;
+  void restore(const std::vector<State>& state);
+
+ private:
+  struct Slot {
+    model::TensorSlot slot;
+    bool is_muon = false;
+    torch::Tensor first_moment, second_moment;  // undefined until the first update
+  };
+  double gradient_norm() const;
+  void update(Slot& slot, double learning_rate, int64_t step, double gradient_scale) const;
+
+  std::vector<Slot> slots_;
+  OptimizerRecipe recipe_;
+};
+
+}  // namespace fathom::pretrain

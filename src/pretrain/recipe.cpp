@@ -1,0 +1,152 @@
+#include "pretrain/recipe.h"
+
+#include <functional>
+#include <map>
+#include <type_traits>
+
+#include "base/check.h"
+
+namespace fathom::pretrain {
+namespace {
+
+const char* expected_name(const bool&) { return "true or false"; }
+const char* expected_name(const std::string&) { return "a string"; }
+const char* expected_name(const double&) { return "a number"; }
+const char* expected_name(const int64_t&) { return "an integer"; }
+const char* expected_name(const uint64_t&) { return "an integer of at least 0"; }
+
+// One section's fields by name; reading refuses every other key.
+class Section {
+ public:
+  Section(const Json& recipe, std::string name, std::string_view source)
+      : name_(std::move(name)), source_(source) {
+    if (recipe.contains(name_)) json_ = recipe[name_];
+    if (!json_.is_object()) fail("{}: \"{}\" must be an object", source_, name_);
+  }
+
+  template <typename T>
+  Section& field(const std::string& key, T& value) {
+    known_[key] = true;
+    if (!json_.contains(key)) return *this;
+    const Json& found = json_[key];
+    bool fits = found.is_number();
+    if constexpr (std::is_same_v<T, bool>) fits = found.is_boolean();
+    if constexpr (std::is_same_v<T, std::string>) fits = found.is_string();
+    if constexpr (std::is_same_v<T, int64_t>) fits = found.is_number_integer();
+    if constexpr (std::is_same_v<T, uint64_t>) fits = found.is_number_unsigned();
+    if (!fits)
+      fail("{}: \"{}.{}\" is {}; expected {}", source_, name_, key, found.dump(),
+           expected_name(value));
+    value = found.get<T>();
+    return *this;
+  }
+
+  void refuse_the_rest() const {
+    for (const auto& [key, value] : json_.items())
+      if (!known_.contains(key))
+        fail("{}: \"{}.{}\" is not a known key; check its spelling", source_, name_, key);
+  }
+
+ private:
+  std::string name_;
+  std::string_view source_;
+  Json json_ = Json::object();
+  std::map<std::string, bool> known_;
+};
+
+void require(bool condition, std::string_view source, const std::string& what) {
+  if (!condition) fail("{}: {}", source, what);
+}
+
+void check(const Recipe& r, std::string_view source) {
+  const TrainingRecipe& t = r.training;
+  const OptimizerRecipe& o = r.optimizer;
+  require(t.steps >= 1, source, "\"training.steps\" must be at least 1");
+  require(
+      t.sequence_length >= 2 && t.sequence_length <= r.model.max_position_embeddings, source,
+      fmt::format("\"training.sequence_length\" is {}; expected 2 to max_position_embeddings = {}",
+                  t.sequence_length, r.model.max_position_embeddings));
+  require(t.micro_batch_rows >= 1 && t.batch_rows % t.micro_batch_rows == 0, source,
+          fmt::format("\"training.batch_rows\" is {}; expected a multiple of micro_batch_rows = {}",
+                      t.batch_rows, t.micro_batch_rows));
+  require(t.decay_fraction >= 0 && t.decay_fraction <= 1, source,
+          "\"training.decay_fraction\" must lie in 0..1");
+  require(t.validate_every >= 1 && t.checkpoint_every >= 1 && t.keep_checkpoints >= 1, source,
+          "\"training.validate_every\", \"checkpoint_every\" and \"keep_checkpoints\" must be at "
+          "least 1");
+  require(
+      o.matrices == "muon" || o.matrices == "adamw", source,
+      fmt::format("\"optimizer.matrices\" is \"{}\"; expected \"muon\" or \"adamw\"", o.matrices));
+  require(o.learning_rate > 0, source, "\"optimizer.learning_rate\" must be above 0");
+  require(
+      r.tokenizer.vocab_size == r.model.vocab_size, source,
+      fmt::format("\"tokenizer.vocab_size\" is {} but \"model.vocab_size\" is {}; they must agree",
+                  r.tokenizer.vocab_size, r.model.vocab_size));
+}
+
+void apply_override(const std::string& assignment, Json& json) {
+  const size_t equals = assignment.find('='), dot = assignment.find('.');
+  if (equals == std::string::npos || dot == std::string::npos || dot > equals)
+    fail("--set {}: expected section.key=value", assignment);
+  const std::string section = assignment.substr(0, dot);
+  const std::string key = assignment.substr(dot + 1, equals - dot - 1);
+  json[section][key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
+}
+
+}  // namespace
+
+Recipe parse_recipe(const Json& json, std::string_view source) {
+  if (!json.is_object()) fail("{}: a recipe is a JSON object", source);
+  for (const auto& [key, value] : json.items())
+    if (key != "corpus" && key != "data" && key != "tokenizer" && key != "model" &&
+        key != "optimizer" && key != "training")
+      fail(
+          "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer or "
+          "training",
+          source, key);
+  Recipe r;
+  if (!json.contains("data") || !json["data"].is_string())
+    fail("{}: \"data\" is missing; expected the folder for corpus and tokens", source);
+  if (!json.contains("model")) fail("{}: \"model\" is missing; expected a model's config", source);
+  r.data = json["data"].get<std::string>();
+  Section(json, "tokenizer", source).field("vocab_size", r.tokenizer.vocab_size).refuse_the_rest();
+  Section(json, "optimizer", source)
+      .field("matrices", r.optimizer.matrices)
+      .field("learning_rate", r.optimizer.learning_rate)
+      .field("beta1", r.optimizer.beta1)
+      .field("beta2", r.optimizer.beta2)
+      .field("epsilon", r.optimizer.epsilon)
+      .field("weight_decay", r.optimizer.weight_decay)
+      .field("muon_momentum", r.optimizer.muon_momentum)
+      .field("clip_norm", r.optimizer.clip_norm)
+      .refuse_the_rest();
+  Section(json, "training", source)
+      .field("seed", r.training.seed)
+      .field("steps", r.training.steps)
+      .field("sequence_length", r.training.sequence_length)
+      .field("batch_rows", r.training.batch_rows)
+      .field("micro_batch_rows", r.training.micro_batch_rows)
+      .field("document_masking", r.training.document_masking)
+      .field("bf16_matmuls", r.training.bf16_matmuls)
+      .field("warmup_steps", r.training.warmup_steps)
+      .field("decay_fraction", r.training.decay_fraction)
+      .field("final_fraction", r.training.final_fraction)
+      .field("mtp_weight", r.training.mtp_weight)
+      .field("expert_bias_rate", r.training.expert_bias_rate)
+      .field("validate_every", r.training.validate_every)
+      .field("checkpoint_every", r.training.checkpoint_every)
+      .field("keep_checkpoints", r.training.keep_checkpoints)
+      .refuse_the_rest();
+  r.model = model::parse_config(json["model"], fmt::format("{}: \"model\"", source));
+  r.source = json;
+  check(r, source);
+  return r;
+}
+
+Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+  Json json = base::read_json_file(path);
+  for (const std::string& assignment : overrides) apply_override(assignment, json);
+  return parse_recipe(json, path.string());
+}
+
+}  // namespace fathom::pretrain

@@ -1,0 +1,61 @@
+// A training recipe: one JSON file that says everything a run needs, from corpus to schedule.
+// Unknown keys, wrong types and impossible values are refused before anything starts.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "model/config.h"
+
+namespace fathom::pretrain {
+
+struct TokenizerRecipe {
+  int64_t vocab_size = 8192;
+};
+
+struct OptimizerRecipe {
+  std::string matrices = "muon";  // "muon" or "adamw"; everything else is AdamW's
+  double learning_rate = 2e-3;    // peak
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-10;
+  double weight_decay = 0.1;  // matrices only
+  double muon_momentum = 0.95;
+  double clip_norm = 1.0;
+};
+
+struct TrainingRecipe {
+  uint64_t seed = 1;
+  int64_t steps = 1000;
+  int64_t sequence_length = 1024;
+  int64_t batch_rows = 8;        // rows of a step
+  int64_t micro_batch_rows = 8;  // rows of one forward and backward pass
+  bool document_masking = true;  // documents packed into one row do not see each other
+  bool bf16_matmuls = true;
+  int64_t warmup_steps = 50;
+  double decay_fraction = 0.25;  // of all steps, at the end: linear to final_fraction
+  double final_fraction = 0.05;  // of the peak learning rate
+  double mtp_weight = 0.3;
+  double expert_bias_rate = 1e-3;  // gamma of the report of V3, section 2.1.2
+  int64_t validate_every = 250;    // steps
+  int64_t checkpoint_every = 250;
+  int64_t keep_checkpoints = 2;
+};
+
+struct Recipe {
+  std::filesystem::path data;  // corpus, tokenizer and tokens are kept under it
+  TokenizerRecipe tokenizer;
+  model::Config model;
+  OptimizerRecipe optimizer;
+  TrainingRecipe training;
+  Json source;  // as read
+};
+
+Recipe parse_recipe(const Json& json, std::string_view source);
+// `overrides` are "section.key=value" with JSON values: "training.steps=100".
+Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides);
+
+}  // namespace fathom::pretrain

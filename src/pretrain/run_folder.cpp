@@ -1,0 +1,101 @@
+#include "pretrain/run_folder.h"
+
+#include <algorithm>
+#include <fstream>
+#include <sstream>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "model/checkpoint.h"
+#include "model/safetensors.h"
+
+namespace fathom::pretrain {
+namespace {
+
+void save_optimizer(const Optimizer& optimizer, const std::filesystem::path& path) {
+  std::vector<model::NamedTensor> tensors;
+  const auto state = optimizer.state();
+  for (const auto& [name, tensor] : state)
+    tensors.push_back({name,
+                       {model::DType::kF32, tensor.sizes().vec(),
+                        static_cast<const std::byte*>(tensor.data_ptr())}});
+  model::write_safetensors(path, tensors);
+}
+
+}  // namespace
+
+RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) {
+  std::filesystem::create_directories(folder_);
+}
+
+void RunFolder::save(const TrainerState& state, const model::Model& model,
+                     const Optimizer& optimizer, int64_t keep) const {
+  const std::string name = fmt::format("step-{:06}", state.step);
+  const auto temporary = folder_ / (name + ".tmp");
+  std::filesystem::remove_all(temporary);
+  model::save_checkpoint(model, temporary, torch::kFloat32);
+  save_optimizer(optimizer, temporary / "optimizer.safetensors");
+  const Json json = {{"step", state.step},
+                     {"total_steps", state.total_steps},
+                     {"seconds", state.seconds},
+                     {"recipe", state.recipe}};
+  base::write_file_atomically(temporary / "trainer.json", json.dump(2) + "\n");
+  std::filesystem::remove_all(folder_ / name);
+  std::filesystem::rename(temporary, folder_ / name);
+  base::write_file_atomically(folder_ / "latest", name + "\n");
+  std::vector<std::filesystem::path> all;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_))
+    if (entry.is_directory() && entry.path().filename().string().starts_with("step-"))
+      all.push_back(entry.path());
+  std::sort(all.begin(), all.end());
+  for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i)
+    std::filesystem::remove_all(all[i]);
+}
+
+std::optional<std::filesystem::path> RunFolder::latest() const {
+  const auto path = folder_ / "latest";
+  if (!std::filesystem::exists(path)) return {};
+  std::string name = base::read_file(path);
+  while (!name.empty() && name.back() == '\n') name.pop_back();
+  if (!std::filesystem::is_directory(folder_ / name))
+    fail("{}: names checkpoint {}, which is not there; restore it or delete the file to start anew",
+         path.string(), name);
+  return folder_ / name;
+}
+
+TrainerState RunFolder::load_state(const std::filesystem::path& checkpoint) {
+  const Json json = base::read_json_file(checkpoint / "trainer.json");
+  TrainerState state;
+  state.step = json.at("step");
+  state.total_steps = json.at("total_steps");
+  state.seconds = json.at("seconds");
+  state.recipe = json.at("recipe");
+  return state;
+}
+
+std::vector<Optimizer::State> RunFolder::load_optimizer(const std::filesystem::path& checkpoint) {
+  const auto file = model::Safetensors::open(checkpoint / "optimizer.safetensors");
+  std::vector<Optimizer::State> state;
+  for (const auto& [name, view] : file.tensors())
+    state.push_back(
+        {name, torch::from_blob(const_cast<std::byte*>(view.data), view.shape).clone()});
+  return state;
+}
+
+void RunFolder::append_metrics(const Json& line) const {
+  std::ofstream(folder_ / "metrics.jsonl", std::ios::app) << line.dump() << "\n";
+}
+
+void RunFolder::truncate_metrics(int64_t step) const {
+  const auto path = folder_ / "metrics.jsonl";
+  if (!std::filesystem::exists(path)) return;
+  std::istringstream lines(base::read_file(path));
+  std::string kept;
+  for (std::string line; std::getline(lines, line);) {
+    const auto json = Json::parse(line, nullptr, false);  // a killed process may leave half a line
+    if (json.is_object() && json.value("step", int64_t{0}) <= step) kept += line + "\n";
+  }
+  base::write_file_atomically(path, kept);
+}
+
+}  // namespace fathom::pretrain

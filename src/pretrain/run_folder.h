@@ -1,0 +1,42 @@
+// A training run on disk: FOLDER/step-000250/ with the model (Hugging Face layout, f32),
+// optimizer.safetensors and trainer.json; FOLDER/latest names the newest; FOLDER/metrics.jsonl.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+
+#include "base/json.h"
+#include "model/transformer.h"
+#include "pretrain/optimizer.h"
+
+namespace fathom::pretrain {
+
+struct TrainerState {
+  int64_t step = 0;         // steps done
+  int64_t total_steps = 0;  // where the learning rate reaches its end
+  double seconds = 0;       // spent in training
+  Json recipe;
+};
+
+class RunFolder {
+ public:
+  explicit RunFolder(std::filesystem::path folder);
+
+  // Everything is written under a temporary name, then renamed; then `latest` is replaced. A killed
+  // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints.
+  void save(const TrainerState& state, const model::Model& model, const Optimizer& optimizer,
+            int64_t keep) const;
+
+  std::optional<std::filesystem::path> latest() const;
+  static TrainerState load_state(const std::filesystem::path& checkpoint);
+  static std::vector<Optimizer::State> load_optimizer(const std::filesystem::path& checkpoint);
+
+  // One JSON object a line. On resuming, forgets lines of steps beyond `step`.
+  void append_metrics(const Json& line) const;
+  void truncate_metrics(int64_t step) const;
+
+ private:
+  std::filesystem::path folder_;
+};
+
+}  // namespace fathom::pretrain

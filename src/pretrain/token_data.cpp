@@ -1,0 +1,191 @@
+#include "pretrain/token_data.h"
+
+#include <numeric>
+#include <utility>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/parallel.h"
+#include "base/progress.h"
+#include "base/random.h"
+#include "text/corpus.h"
+
+namespace fathom::pretrain {
+namespace {
+
+constexpr int64_t kDocumentsAtOnce = 512;
+
+std::string fingerprint(const TokenizeOptions& options) {
+  return fmt::format("{:016x}-{:016x}-{}",
+                     text::document_hash(base::read_file(options.corpus / "manifest.json")),
+                     text::document_hash(base::read_file(options.tokenizer / "tokenizer.json")),
+                     options.shard_tokens);
+}
+
+// Collects tokens and writes a shard whenever enough have come.
+class ShardWriter {
+ public:
+  ShardWriter(std::filesystem::path folder, std::string split, int64_t shard_tokens, bool is_narrow)
+      : folder_(std::move(folder)),
+        split_(std::move(split)),
+        shard_tokens_(shard_tokens),
+        is_narrow_(is_narrow) {}
+
+  void add(const std::vector<text::TokenId>& ids) {
+    tokens_.insert(tokens_.end(), ids.begin(), ids.end());
+    if (static_cast<int64_t>(tokens_.size()) >= shard_tokens_) flush();
+  }
+
+  void flush() {
+    if (tokens_.empty()) return;
+    const auto count = static_cast<int64_t>(tokens_.size());
+    const std::vector<uint16_t> narrow(tokens_.begin(), tokens_.end());
+    const model::TensorView view{is_narrow_ ? model::DType::kU16 : model::DType::kI32,
+                                 {count},
+                                 is_narrow_ ? reinterpret_cast<const std::byte*>(narrow.data())
+                                            : reinterpret_cast<const std::byte*>(tokens_.data())};
+    const std::string name = fmt::format("{}-{:05}.safetensors", split_, files_.size());
+    const model::NamedTensor tensor{"tokens", view};
+    model::write_safetensors(folder_ / name, {&tensor, 1});
+    files_.push_back(name);
+    num_tokens_ += count;
+    tokens_.clear();
+  }
+
+  Json summary(int64_t num_bytes) const {
+    return {{"files", files_}, {"num_tokens", num_tokens_}, {"num_bytes", num_bytes}};
+  }
+
+ private:
+  std::filesystem::path folder_;
+  std::string split_;
+  int64_t shard_tokens_;
+  bool is_narrow_;
+  std::vector<int32_t> tokens_;
+  std::vector<std::string> files_;
+  int64_t num_tokens_ = 0;
+};
+
+Json tokenize_split(const TokenizeOptions& options, const text::Tokenizer& tokenizer,
+                    const std::string& split) {
+  const auto bos = tokenizer.find("<｜begin▁of▁sentence｜>");
+  const auto eos = tokenizer.find("<｜end▁of▁sentence｜>");
+  if (!bos || !eos)
+    fail("{}: the tokenizer lacks the begin or end of sentence token", options.tokenizer.string());
+  ShardWriter writer(options.output, split, options.shard_tokens, tokenizer.vocab_size() <= 65536);
+  base::Progress progress("tokenize " + split, 0, "MB");
+  int64_t num_bytes = 0;
+  std::vector<std::string> texts;
+  const auto encode_texts = [&] {
+    std::vector<std::vector<text::TokenId>> ids(texts.size());
+    base::parallel_for(static_cast<int64_t>(texts.size()), 8, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) ids[i] = tokenizer.encode(texts[i]);
+    });
+    for (auto& document : ids) {
+      document.insert(document.begin(), *bos);
+      document.push_back(*eos);
+      writer.add(document);
+    }
+    texts.clear();
+    progress.update(static_cast<double>(num_bytes) / 1e6);
+  };
+  text::read_documents(options.corpus, split, [&](const text::Document& document) {
+    num_bytes += static_cast<int64_t>(document.text.size());
+    texts.push_back(document.text);
+    if (static_cast<int64_t>(texts.size()) == kDocumentsAtOnce) encode_texts();
+  });
+  encode_texts();
+  writer.flush();
+  return writer.summary(num_bytes);
+}
+
+}  // namespace
+
+void tokenize_corpus(const TokenizeOptions& options) {
+  const auto summary_path = options.output / "tokens.json";
+  const std::string print = fingerprint(options);
+  if (std::filesystem::exists(summary_path) &&
+      base::read_json_file(summary_path).value("fingerprint", "") == print)
+    return;
+  std::filesystem::remove_all(options.output);
+  std::filesystem::create_directories(options.output);
+  const auto tokenizer = text::Tokenizer::load(options.tokenizer / "tokenizer.json");
+  Json summary = {{"fingerprint", print}};
+  for (const std::string split : {"train", "validation"})
+    summary[split] = tokenize_split(options, tokenizer, split);
+  base::write_file_atomically(summary_path, summary.dump(2) + "\n");
+}
+
+TokenRows::TokenRows(const std::filesystem::path& folder, const std::string& split,
+                     int64_t sequence_length)
+    : sequence_length_(sequence_length), first_row_{0} {
+  const Json summary = base::read_json_file(folder / "tokens.json").at(split);
+  num_tokens_ = summary.at("num_tokens");
+  num_bytes_ = summary.at("num_bytes");
+  for (const auto& file : summary.at("files")) {
+    shards_.push_back(model::Safetensors::open(folder / file.get<std::string>()));
+    const int64_t tokens = shards_.back().at("tokens").num_elements();
+    first_row_.push_back(first_row_.back() + std::max<int64_t>(0, (tokens - 1) / sequence_length));
+  }
+  if (num_rows() == 0)
+    fail("{}: the {} split has {} tokens; expected more than training.sequence_length = {}",
+         folder.string(), split, num_tokens_, sequence_length);
+}
+
+std::vector<int64_t> TokenRows::row(int64_t index) const {
+  CHECK(0 <= index && index < num_rows(), "row {} of {}", index, num_rows());
+  size_t shard = 0;
+  while (index >= first_row_[shard + 1]) ++shard;
+  const model::TensorView& view = shards_[shard].at("tokens");
+  const int64_t begin = (index - first_row_[shard]) * sequence_length_;
+  std::vector<int64_t> tokens(sequence_length_ + 1);
+  for (int64_t i = 0; i <= sequence_length_; ++i) {
+    if (view.dtype == model::DType::kU16)
+      tokens[i] = reinterpret_cast<const uint16_t*>(view.data)[begin + i];
+    else
+      tokens[i] = reinterpret_cast<const int32_t*>(view.data)[begin + i];
+  }
+  return tokens;
+}
+
+std::vector<int64_t> rows_of_step(int64_t num_rows, int64_t batch_rows, uint64_t seed,
+                                  int64_t step) {
+  std::vector<int64_t> result, order;
+  int64_t epoch_of_order = -1;
+  for (int64_t i = step * batch_rows; i < (step + 1) * batch_rows; ++i) {
+    const int64_t epoch = i / num_rows;
+    if (epoch != epoch_of_order) {
+      order.resize(num_rows);
+      std::iota(order.begin(), order.end(), 0);
+      base::Random random(seed, static_cast<uint64_t>(epoch));
+      for (int64_t j = num_rows - 1; j > 0; --j)
+        std::swap(order[j], order[random.below(static_cast<uint64_t>(j) + 1)]);
+      epoch_of_order = epoch;
+    }
+    result.push_back(order[i % num_rows]);
+  }
+  return result;
+}
+
+model::TrainingBatch make_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
+                                int64_t bos_token_id, bool document_masking) {
+  std::vector<int64_t> tokens, targets, lengths;
+  for (int64_t index : indices) {
+    const auto row = rows.row(index);
+    for (size_t i = 0; i + 1 < row.size(); ++i) {
+      const bool begins_document = document_masking && row[i] == bos_token_id;
+      if (i == 0 || begins_document) lengths.push_back(0);
+      ++lengths.back();
+      tokens.push_back(row[i]);
+      targets.push_back(document_masking && row[i + 1] == bos_token_id ? -1 : row[i + 1]);
+    }
+  }
+  const auto count = static_cast<int64_t>(tokens.size());
+  const auto tensor = [&](std::vector<int64_t>& values) {
+    return torch::from_blob(values.data(), {count}, torch::kLong).clone();
+  };
+  return {tensor(tokens), tensor(targets), lengths};
+}
+
+}  // namespace fathom::pretrain

@@ -1,0 +1,42 @@
+// One model in training: a step, a validation, a checkpoint.
+#pragma once
+
+#include "model/loss.h"
+#include "pretrain/optimizer.h"
+#include "pretrain/run_folder.h"
+#include "pretrain/token_data.h"
+
+namespace fathom::pretrain {
+
+struct StepReport {
+  double loss = 0;  // main cross-entropy, nats a token
+  double mtp_loss = 0;
+  double gradient_norm = 0;
+  double learning_rate = 0;
+  double max_violation = 0;  // greatest expert load over the mean, minus 1 (MaxVio)
+};
+
+class Trainer {
+ public:
+  // A fresh model from the recipe's seed.
+  explicit Trainer(const Recipe& recipe);
+  // Continues from a checkpoint of a RunFolder.
+  Trainer(const Recipe& recipe, const std::filesystem::path& checkpoint);
+
+  // Forward, backward and update on the batch of `step` (0-based).
+  StepReport step(const TokenRows& rows, int64_t step, int64_t total_steps);
+  // Mean loss in nats over (at most max_rows of) the rows, without gradients.
+  double validate(const TokenRows& rows, int64_t max_rows = INT64_MAX) const;
+
+  const model::Model& model() const { return model_; }
+  const Optimizer& optimizer() const { return optimizer_; }
+
+ private:
+  void balance_experts(const std::vector<torch::Tensor>& counts, StepReport& report);
+
+  Recipe recipe_;
+  model::Model model_;
+  Optimizer optimizer_;
+};
+
+}  // namespace fathom::pretrain
