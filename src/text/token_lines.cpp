@@ -16,7 +16,9 @@ void convert_lines(std::istream& input, std::ostream& output, Convert convert) {
   int64_t line_number = 0;
   for (std::string line; std::getline(input, line);) {
     const std::string where = fmt::format("line {}", ++line_number);
-    output << convert(base::parse_json(line, where), where).dump() << '\n';
+    const Json json = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (json.is_discarded()) fail("{}: not valid JSON", where);
+    output << convert(json, where).dump() << '\n';
   }
   output.flush();
   if (!output) fail("can't write the output after line {}", line_number);

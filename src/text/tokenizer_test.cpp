@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "base/random.h"
 #include "text/test_tokenizers.h"
 #include "text/utf8.h"
@@ -59,6 +61,23 @@ TEST_F(DeepSeekTokenizer, LongPieces) {
   EXPECT_EQ(ids, std::vector<TokenId>((1 << 20) / 8, 89086));
   const std::string spaces(1 << 20, ' ');
   EXPECT_EQ(tokenizer_->decode(tokenizer_->encode(spaces + "x")), spaces + "x");
+}
+
+// Threads share what the tokenizer remembers of pieces.
+TEST_F(DeepSeekTokenizer, ThreadsAgree) {
+  base::Random random(11);
+  std::string text;
+  for (int i = 0; i < 50000; ++i) {
+    for (auto n = random.below(9) + 1; n > 0; --n) text += static_cast<char>('a' + random.below(5));
+    text += ' ';
+  }
+  std::vector<std::vector<TokenId>> ids(4);
+  std::vector<std::thread> threads;
+  for (auto& mine : ids) threads.emplace_back([&] { mine = tokenizer_->encode(text); });
+  for (auto& thread : threads) thread.join();
+  for (const auto& mine : ids) EXPECT_EQ(mine, ids[0]);
+  EXPECT_EQ(tokenizer_->encode(text), ids[0]);
+  EXPECT_EQ(tokenizer_->decode(ids[0]), text);
 }
 
 TEST(Tokenizer, MergesByRank) {
