@@ -1,0 +1,39 @@
+# make setup | build | run | test | format. Each brings what it needs; a second call re-does nothing.
+JOBS := $(shell nproc)
+HOST ?= 127.0.0.1
+PORT ?= 8080
+MODEL ?= models/nano
+
+NPM_STAMP := tests/clients/node_modules/.package-lock.json
+
+.PHONY: setup setup-build build build-sanitize run test format
+.DEFAULT_GOAL := build
+
+setup: $(NPM_STAMP)
+	@scripts/setup.sh build test
+
+setup-build:
+	@scripts/setup.sh build
+
+$(NPM_STAMP): tests/clients/package.json tests/clients/package-lock.json
+	@scripts/setup.sh test
+	npm ci --prefix tests/clients --no-audit --no-fund
+	@touch $@
+
+build: setup-build
+	@cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release --log-level=WARNING
+	cmake --build build -j $(JOBS)
+
+build-sanitize: setup-build
+	@cmake -S . -B build-sanitize -G Ninja -DFATHOM_SANITIZE=ON --log-level=WARNING
+	cmake --build build-sanitize -j $(JOBS)
+
+run: build
+	build/fathom serve --model $(MODEL) --host $(HOST) --port $(PORT)
+
+# The tests of build/ include those of build-sanitize/: one run, one summary.
+test: setup build build-sanitize
+	ctest --test-dir build -j $(JOBS) --output-on-failure
+
+format:
+	@scripts/format.sh
