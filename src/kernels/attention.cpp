@@ -194,7 +194,8 @@ KERNEL void mqa_scores(View2<const float> q_HD, const float* const* rows, int64_
     const float* row = rows[i];
     int64_t h = 0;
     for (; h + kHeads <= q_HD.rows; h += kHeads) {
-      F32x8 sum[kHeads] = {};
+      F32x8 sum[kHeads];
+      for (auto& lane_sums : sum) lane_sums = F32x8{};
       int64_t d = 0;
       for (; d + kLanes <= q_HD.cols; d += kLanes) {
         const F32x8 key = load(row + d);

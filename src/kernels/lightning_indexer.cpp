@@ -15,7 +15,8 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 template <int kHeads>
 FATHOM_INLINE float head_scores(const float* q, const float* w, const float* key, int64_t dim) {
-  F32x8 sum[kHeads] = {};
+  F32x8 sum[kHeads];
+  for (auto& lane_sums : sum) lane_sums = F32x8{};
   int64_t x = 0;
   for (; x + kLanes <= dim; x += kLanes) {
     const F32x8 k = load(key + x);

@@ -17,10 +17,19 @@ constexpr int64_t kTileN = 3;
 constexpr int64_t kPanelN = 24;
 constexpr int64_t kBlockM = 256;
 
+// Element by element: for `= {}` GCC fills the array in memory with `rep stos`, a quarter of the
+// tile's time.
+template <int kRows, int kCols>
+FATHOM_INLINE void zero(F32x8 (&sum)[kRows][kCols]) {
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kCols; ++j) sum[i][j] = F32x8{};
+}
+
 template <int kRows, int kCols>
 FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, const float* w, int64_t k_size,
                             float* y, int64_t y_stride) {
-  F32x8 sum[kRows][kCols] = {};
+  F32x8 sum[kRows][kCols];
+  zero<kRows, kCols>(sum);
   int64_t k = 0;
   for (; k + kLanes <= k_size; k += kLanes) {
     F32x8 weight[kCols];
@@ -68,9 +77,11 @@ constexpr int64_t kGemmTileN = 16;
 constexpr int64_t kBlockK = 256;
 constexpr int64_t kGemmBlockM = 192;
 
-// a: [k_size][6], b: [k_size][16], both packed.
-KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, float* c) {
-  F32x8 sum[kGemmTileM][2] = {};
+// C's tile (rows x cols of it) is set to, or gets added, the product of a [k_size][6] and
+// b [k_size][16], both packed.
+KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, View2<float> c, bool add) {
+  F32x8 sum[kGemmTileM][2];
+  zero<kGemmTileM, 2>(sum);
   for (int64_t k = 0; k < k_size; ++k) {
     const F32x8 b0 = load(b + k * kGemmTileN);
     const F32x8 b1 = load(b + k * kGemmTileN + kLanes);
@@ -80,9 +91,23 @@ KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, float* c) 
       sum[i][1] += value * b1;
     }
   }
+  if (c.rows == kGemmTileM && c.cols == kGemmTileN) {
+    for (int i = 0; i < kGemmTileM; ++i) {
+      float* row = c.data + i * c.stride;
+      store(row, add ? load(row) + sum[i][0] : sum[i][0]);
+      store(row + kLanes, add ? load(row + kLanes) + sum[i][1] : sum[i][1]);
+    }
+    return;
+  }
+  float whole[kGemmTileM * kGemmTileN];
   for (int i = 0; i < kGemmTileM; ++i) {
-    store(c + i * kGemmTileN, sum[i][0]);
-    store(c + i * kGemmTileN + kLanes, sum[i][1]);
+    store(whole + i * kGemmTileN, sum[i][0]);
+    store(whole + i * kGemmTileN + kLanes, sum[i][1]);
+  }
+  for (int64_t i = 0; i < c.rows; ++i) {
+    float* row = c.data + i * c.stride;
+    for (int64_t j = 0; j < c.cols; ++j)
+      row[j] = add ? row[j] + whole[i * kGemmTileN + j] : whole[i * kGemmTileN + j];
   }
 }
 
@@ -121,17 +146,6 @@ KERNEL void pack_b(const float* data, int64_t col_stride, int64_t k_stride, int6
   pack<kGemmTileN>(data, col_stride, k_stride, count, k_size, out);
 }
 
-void store_tile(const float* tile, int64_t rows, int64_t cols, bool add, float* c, int64_t stride) {
-  for (int64_t i = 0; i < rows; ++i) {
-    float* out = c + i * stride;
-    const float* in = tile + i * kGemmTileN;
-    if (add)
-      for (int64_t j = 0; j < cols; ++j) out[j] += in[j];
-    else
-      for (int64_t j = 0; j < cols; ++j) out[j] = in[j];
-  }
-}
-
 // One block of C: rows [m_begin, m_end), columns [n_begin, n_end).
 struct GemmBlock {
   int64_t m_begin, m_end, n_begin, n_end;
@@ -143,7 +157,6 @@ void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, V
   const int64_t num_m_tiles = (block.m_end - block.m_begin + kGemmTileM - 1) / kGemmTileM;
   a_pack.resize(num_m_tiles * kGemmTileM * kBlockK + kPackSlack);
   b_pack.resize(kGemmTileN * kBlockK);
-  float tile[kGemmTileM * kGemmTileN];
   for (int64_t k = 0; k < k_total; k += kBlockK) {
     const int64_t k_size = std::min(kBlockK, k_total - k);
     for (int64_t t = 0; t < num_m_tiles; ++t) {
@@ -158,9 +171,9 @@ void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, V
              b_pack.data());
       for (int64_t t = 0; t < num_m_tiles; ++t) {
         const int64_t m = block.m_begin + t * kGemmTileM;
-        gemm_tile(a_pack.data() + t * kGemmTileM * k_size, b_pack.data(), k_size, tile);
-        store_tile(tile, std::min(kGemmTileM, block.m_end - m), cols, accumulate || k > 0,
-                   c_MN[m] + n, c_MN.stride);
+        const int64_t rows = std::min(kGemmTileM, block.m_end - m);
+        gemm_tile(a_pack.data() + t * kGemmTileM * k_size, b_pack.data(), k_size,
+                  View2<float>(c_MN[m] + n, rows, cols, c_MN.stride), accumulate || k > 0);
       }
     }
   }
