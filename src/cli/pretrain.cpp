@@ -11,12 +11,14 @@ struct PretrainFlags {
   std::string stage = "dense";
   std::filesystem::path recipe;
   std::vector<std::string> overrides;
+  std::optional<int64_t> steps;
   int num_threads = 0;
   pretrain::DenseStageOptions dense;
 };
 
 void pretrain_model(PretrainFlags& flags) {
   if (flags.num_threads > 0) base::set_num_threads(flags.num_threads);
+  if (flags.steps) flags.overrides.push_back("training.steps=" + std::to_string(*flags.steps));
   flags.dense.recipe = pretrain::read_recipe(flags.recipe, flags.overrides);
   pretrain::prepare_data(flags.dense.recipe, flags.recipe);
   pretrain::run_dense_stage(flags.dense);
@@ -37,6 +39,7 @@ void add_pretrain_command(CLI::App& app) {
                    "Folder for checkpoints and metrics; resumed if there")
       ->capture_default_str();
   command->add_option("--set", flags->overrides, "Override a value: section.key=value");
+  command->add_option("--steps", flags->steps, "The same as --set training.steps=N");
   command->add_option("--minutes", flags->dense.minutes, "Finish after so many minutes of training")
       ->check(CLI::PositiveNumber);
   command->add_option("--stop-after-step", flags->dense.stop_after_step,

@@ -16,10 +16,9 @@ namespace {
 
 std::filesystem::path tokenizer_folder(const Recipe& recipe) { return recipe.data / "tokenizer"; }
 
-// Loss in nats a token to bits a byte of text; special tokens count as tokens, not as bytes.
+// Loss in nats a token to bits a byte of text. A document's end is paid for, its beginning is free.
 double bits_per_byte(double nats, const TokenRows& rows) {
-  return nats / std::numbers::ln2 * static_cast<double>(rows.num_tokens()) /
-         static_cast<double>(rows.num_bytes());
+  return nats / std::numbers::ln2 * rows.targets_per_byte();
 }
 
 // Decides how many steps a time-budgeted run takes, once, when its decay must begin.
@@ -28,15 +27,17 @@ class StepBudget {
   StepBudget(const DenseStageOptions& options, TrainerState& state)
       : options_(options), state_(state) {}
 
-  void update() {
-    if (!options_.minutes || state_.step < 10) return;
+  // True where it was decided just now.
+  bool update() {
+    if (!options_.minutes || state_.step < 10) return false;
     const double budget = *options_.minutes * 60, decay = options_.recipe.training.decay_fraction;
     const double rate = static_cast<double>(state_.step) / state_.seconds;
-    if (state_.step >= (1 - decay) * static_cast<double>(state_.total_steps)) return;
-    if (state_.seconds < (1 - decay) * budget) return;
+    if (state_.step >= (1 - decay) * static_cast<double>(state_.total_steps)) return false;
+    if (state_.seconds < (1 - decay) * budget) return false;
     const double left = std::max(budget - state_.seconds, 1.0);
     const auto wanted = state_.step + static_cast<int64_t>(rate * left);
     state_.total_steps = std::min(state_.total_steps, wanted);
+    return true;
   }
 
  private:
@@ -97,12 +98,13 @@ void train(Run& run, Trainer& trainer) {
     }
     ++run.state.step;
     run.state.seconds = run.seconds_before + run.watch.seconds();
-    budget.update();
+    const bool is_total_new = budget.update();
     progress.set_total(static_cast<double>(run.state.total_steps) * tokens_per_step);
     report_step(run, report, progress);
     const bool is_last = run.state.step == run.state.total_steps || run.state.step == stop;
     if (is_last || run.state.step % t.validate_every == 0) validate(run, trainer);
-    if (is_last || run.state.step % t.checkpoint_every == 0)
+    // A new total is saved before the first step that depends on it.
+    if (is_last || is_total_new || run.state.step % t.checkpoint_every == 0)
       run.folder.save(run.state, trainer.model(), trainer.optimizer(), t.keep_checkpoints);
   }
 }
@@ -146,6 +148,10 @@ void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path
 void run_dense_stage(const DenseStageOptions& options) {
   const Recipe& recipe = options.recipe;
   const auto tokens = recipe.data / "tokens";
+  check_tokens_fit(tokens, recipe.model);
+  if (options.minutes && recipe.training.schedule != "wsd")
+    fail("--minutes needs \"training.schedule\": \"wsd\"; a {} must know its steps beforehand",
+         recipe.training.schedule);
   Run run{options,
           RunFolder(options.run),
           {},

@@ -69,15 +69,28 @@ void check(const Recipe& r, std::string_view source) {
   require(t.micro_batch_rows >= 1 && t.batch_rows % t.micro_batch_rows == 0, source,
           fmt::format("\"training.batch_rows\" is {}; expected a multiple of micro_batch_rows = {}",
                       t.batch_rows, t.micro_batch_rows));
+  require(t.batch_rows >= 1, source, "\"training.batch_rows\" must be at least 1");
+  require(t.schedule == "wsd" || t.schedule == "cosine", source,
+          fmt::format("\"training.schedule\" is \"{}\"; expected \"wsd\" or \"cosine\"", t.schedule));
+  require(t.warmup_steps >= 0, source, "\"training.warmup_steps\" must be at least 0");
   require(t.decay_fraction >= 0 && t.decay_fraction <= 1, source,
           "\"training.decay_fraction\" must lie in 0..1");
+  require(t.final_fraction >= 0 && t.final_fraction <= 1, source,
+          "\"training.final_fraction\" must lie in 0..1");
+  require(t.mtp_weight >= 0 && t.expert_bias_rate >= 0, source,
+          "\"training.mtp_weight\" and \"training.expert_bias_rate\" must be at least 0");
   require(t.validate_every >= 1 && t.checkpoint_every >= 1 && t.keep_checkpoints >= 1, source,
           "\"training.validate_every\", \"checkpoint_every\" and \"keep_checkpoints\" must be at "
           "least 1");
   require(
       o.matrices == "muon" || o.matrices == "adamw", source,
       fmt::format("\"optimizer.matrices\" is \"{}\"; expected \"muon\" or \"adamw\"", o.matrices));
-  require(o.learning_rate > 0, source, "\"optimizer.learning_rate\" must be above 0");
+  require(o.learning_rate > 0 && o.epsilon > 0 && o.clip_norm > 0, source,
+          "\"optimizer.learning_rate\", \"epsilon\" and \"clip_norm\" must be above 0");
+  require(o.weight_decay >= 0, source, "\"optimizer.weight_decay\" must be at least 0");
+  for (double beta : {o.beta1, o.beta2, o.muon_momentum})
+    require(beta >= 0 && beta < 1, source,
+            "\"optimizer.beta1\", \"beta2\" and \"muon_momentum\" must lie in 0..1, below 1");
   require(
       r.tokenizer.vocab_size == r.model.vocab_size, source,
       fmt::format("\"tokenizer.vocab_size\" is {} but \"model.vocab_size\" is {}; they must agree",
@@ -128,6 +141,7 @@ Recipe parse_recipe(const Json& json, std::string_view source) {
       .field("micro_batch_rows", r.training.micro_batch_rows)
       .field("document_masking", r.training.document_masking)
       .field("bf16_matmuls", r.training.bf16_matmuls)
+      .field("schedule", r.training.schedule)
       .field("warmup_steps", r.training.warmup_steps)
       .field("decay_fraction", r.training.decay_fraction)
       .field("final_fraction", r.training.final_fraction)

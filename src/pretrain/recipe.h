@@ -35,9 +35,10 @@ struct TrainingRecipe {
   int64_t micro_batch_rows = 8;  // rows of one forward and backward pass
   bool document_masking = true;  // documents packed into one row do not see each other
   bool bf16_matmuls = true;
+  std::string schedule = "wsd";  // or "cosine": see schedule.h
   int64_t warmup_steps = 50;
-  double decay_fraction = 0.25;  // of all steps, at the end: linear to final_fraction
-  double final_fraction = 0.05;  // of the peak learning rate
+  double decay_fraction = 0.25;  // "wsd": of all steps, at the end
+  double final_fraction = 0.05;  // of the peak learning rate, where either schedule ends
   double mtp_weight = 0.3;
   double expert_bias_rate = 1e-3;  // gamma of the report of V3, section 2.1.2
   int64_t validate_every = 250;    // steps

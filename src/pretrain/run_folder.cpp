@@ -44,9 +44,13 @@ void RunFolder::save(const TrainerState& state, const model::Model& model,
   std::filesystem::rename(temporary, folder_ / name);
   base::write_file_atomically(folder_ / "latest", name + "\n");
   std::vector<std::filesystem::path> all;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_))
-    if (entry.is_directory() && entry.path().filename().string().starts_with("step-"))
+  for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+    if (!entry.path().filename().string().starts_with("step-")) continue;
+    if (entry.path().extension() == ".tmp")  // a killed process's
+      std::filesystem::remove_all(entry.path());
+    else
       all.push_back(entry.path());
+  }
   std::sort(all.begin(), all.end());
   for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i)
     std::filesystem::remove_all(all[i]);
@@ -64,13 +68,14 @@ std::optional<std::filesystem::path> RunFolder::latest() const {
 }
 
 TrainerState RunFolder::load_state(const std::filesystem::path& checkpoint) {
-  const Json json = base::read_json_file(checkpoint / "trainer.json");
-  TrainerState state;
-  state.step = json.at("step");
-  state.total_steps = json.at("total_steps");
-  state.seconds = json.at("seconds");
-  state.recipe = json.at("recipe");
-  return state;
+  const auto path = checkpoint / "trainer.json";
+  const Json json = base::read_json_file(path);
+  try {
+    return {json.at("step"), json.at("total_steps"), json.at("seconds"), json.at("recipe")};
+  } catch (const Json::exception& error) {
+    fail("{}: not a state of training ({}); expected what pretrain writes", path.string(),
+         error.what());
+  }
 }
 
 std::vector<Optimizer::State> RunFolder::load_optimizer(const std::filesystem::path& checkpoint) {

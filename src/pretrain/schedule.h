@@ -1,4 +1,7 @@
-// Learning rate as a function of the step: warm-up, plateau, linear decay.
+// Learning rate as a function of the step.
+//   wsd:    warm-up, plateau, then linear decay over the last decay_fraction of the steps
+//   cosine: warm-up, then half a cosine
+// Both rise linearly over warmup_steps and end at final_fraction of the peak.
 #pragma once
 
 #include "pretrain/recipe.h"

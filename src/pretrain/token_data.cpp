@@ -15,12 +15,21 @@ namespace fathom::pretrain {
 namespace {
 
 constexpr int64_t kDocumentsAtOnce = 512;
+constexpr std::string_view kBos = "<｜begin▁of▁sentence｜>";
+constexpr std::string_view kEos = "<｜end▁of▁sentence｜>";
 
 std::string fingerprint(const TokenizeOptions& options) {
-  return fmt::format("{:016x}-{:016x}-{}",
+  return fmt::format("corpus {:016x}, tokenizer {:016x}, shards of {}, BOS document EOS",
                      text::document_hash(base::read_file(options.corpus / "manifest.json")),
                      text::document_hash(base::read_file(options.tokenizer / "tokenizer.json")),
                      options.shard_tokens);
+}
+
+text::TokenId special_token(const text::Tokenizer& tokenizer, const TokenizeOptions& options,
+                            std::string_view token) {
+  const auto id = tokenizer.find(token);
+  if (!id) fail("{}: the tokenizer has no token {}", options.tokenizer.string(), token);
+  return *id;
 }
 
 // Collects tokens and writes a shard whenever enough have come.
@@ -32,7 +41,8 @@ class ShardWriter {
         shard_tokens_(shard_tokens),
         is_narrow_(is_narrow) {}
 
-  void add(const std::vector<text::TokenId>& ids) {
+  void add_document(const std::vector<text::TokenId>& ids) {
+    ++num_documents_;
     tokens_.insert(tokens_.end(), ids.begin(), ids.end());
     if (static_cast<int64_t>(tokens_.size()) >= shard_tokens_) flush();
   }
@@ -54,7 +64,10 @@ class ShardWriter {
   }
 
   Json summary(int64_t num_bytes) const {
-    return {{"files", files_}, {"num_tokens", num_tokens_}, {"num_bytes", num_bytes}};
+    return {{"files", files_},
+            {"num_documents", num_documents_},
+            {"num_tokens", num_tokens_},
+            {"num_bytes", num_bytes}};
   }
 
  private:
@@ -64,15 +77,13 @@ class ShardWriter {
   bool is_narrow_;
   std::vector<int32_t> tokens_;
   std::vector<std::string> files_;
-  int64_t num_tokens_ = 0;
+  int64_t num_documents_ = 0, num_tokens_ = 0;
 };
 
 Json tokenize_split(const TokenizeOptions& options, const text::Tokenizer& tokenizer,
                     const std::string& split) {
-  const auto bos = tokenizer.find("<｜begin▁of▁sentence｜>");
-  const auto eos = tokenizer.find("<｜end▁of▁sentence｜>");
-  if (!bos || !eos)
-    fail("{}: the tokenizer lacks the begin or end of sentence token", options.tokenizer.string());
+  const text::TokenId bos = special_token(tokenizer, options, kBos);
+  const text::TokenId eos = special_token(tokenizer, options, kEos);
   ShardWriter writer(options.output, split, options.shard_tokens, tokenizer.vocab_size() <= 65536);
   base::Progress progress("tokenize " + split, 0, "MB");
   int64_t num_bytes = 0;
@@ -83,9 +94,9 @@ Json tokenize_split(const TokenizeOptions& options, const text::Tokenizer& token
       for (int64_t i = begin; i < end; ++i) ids[i] = tokenizer.encode(texts[i]);
     });
     for (auto& document : ids) {
-      document.insert(document.begin(), *bos);
-      document.push_back(*eos);
-      writer.add(document);
+      document.insert(document.begin(), bos);
+      document.push_back(eos);
+      writer.add_document(document);
     }
     texts.clear();
     progress.update(static_cast<double>(num_bytes) / 1e6);
@@ -111,10 +122,29 @@ void tokenize_corpus(const TokenizeOptions& options) {
   std::filesystem::remove_all(options.output);
   std::filesystem::create_directories(options.output);
   const auto tokenizer = text::Tokenizer::load(options.tokenizer / "tokenizer.json");
-  Json summary = {{"fingerprint", print}};
+  Json summary = {{"fingerprint", print},
+                  {"vocab_size", tokenizer.vocab_size()},
+                  {"bos_token_id", special_token(tokenizer, options, kBos)}};
   for (const std::string split : {"train", "validation"})
     summary[split] = tokenize_split(options, tokenizer, split);
   base::write_file_atomically(summary_path, summary.dump(2) + "\n");
+}
+
+void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config) {
+  const auto path = folder / "tokens.json";
+  const Json summary = base::read_json_file(path);
+  const int64_t vocab_size = summary.value("vocab_size", int64_t{0});
+  if (vocab_size < 1 || vocab_size > config.vocab_size)
+    fail("{}: tokens of a vocabulary of {}; the model's vocab_size is {}", path.string(),
+         vocab_size, config.vocab_size);
+  const int64_t bos = summary.value("bos_token_id", int64_t{-1});
+  if (bos != config.bos_token_id)
+    fail("{}: documents begin with token {}; the model's bos_token_id is {}", path.string(), bos,
+         config.bos_token_id);
+}
+
+double TokenRows::targets_per_byte() const {
+  return static_cast<double>(num_tokens_ - num_documents_) / static_cast<double>(num_bytes_);
 }
 
 TokenRows::TokenRows(const std::filesystem::path& folder, const std::string& split,
@@ -123,6 +153,7 @@ TokenRows::TokenRows(const std::filesystem::path& folder, const std::string& spl
   const Json summary = base::read_json_file(folder / "tokens.json").at(split);
   num_tokens_ = summary.at("num_tokens");
   num_bytes_ = summary.at("num_bytes");
+  num_documents_ = summary.at("num_documents");
   for (const auto& file : summary.at("files")) {
     shards_.push_back(model::Safetensors::open(folder / file.get<std::string>()));
     const int64_t tokens = shards_.back().at("tokens").num_elements();

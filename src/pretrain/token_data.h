@@ -1,8 +1,8 @@
 // Tokens on disk and the order in which training reads them.
 //
 // A folder of shards, each a safetensors file with one tensor `tokens` (U16 where the vocabulary
-// allows, I32 otherwise), and tokens.json with the counts. A document is BOS, its tokens, EOS; BOS
-// therefore marks where documents packed into one row begin.
+// allows, I32 otherwise), and tokens.json with the counts, written last. A document is BOS, its
+// tokens, EOS; BOS therefore marks where documents packed into one row begin.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +26,9 @@ struct TokenizeOptions {
 // Tokenises both splits. Does nothing if `output` was made from the same corpus and tokenizer.
 void tokenize_corpus(const TokenizeOptions& options);
 
+// Throws Error where the tokens of `folder` were not made for this model: another vocabulary or BOS.
+void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config);
+
 // One split's shards, mapped. A row is sequence_length + 1 consecutive tokens of a shard.
 class TokenRows {
  public:
@@ -34,12 +37,14 @@ class TokenRows {
   int64_t num_rows() const { return first_row_.back(); }
   int64_t num_tokens() const { return num_tokens_; }
   int64_t num_bytes() const { return num_bytes_; }  // of the documents' text
+  // Tokens that are predicted, for each byte of text: all but BOS.
+  double targets_per_byte() const;
   // The row's sequence_length + 1 tokens.
   std::vector<int64_t> row(int64_t index) const;
 
  private:
   int64_t sequence_length_;
-  int64_t num_tokens_ = 0, num_bytes_ = 0;
+  int64_t num_tokens_ = 0, num_bytes_ = 0, num_documents_ = 0;
   std::vector<model::Safetensors> shards_;
   std::vector<int64_t> first_row_;  // of each shard, and the total
 };
