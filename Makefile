@@ -6,7 +6,7 @@ MODEL ?= models/nano
 
 NPM_STAMP := tests/clients/node_modules/.package-lock.json
 
-.PHONY: setup setup-build build build-sanitize run test format
+.PHONY: setup setup-build build build-tests build-sanitize run test format
 .DEFAULT_GOAL := build
 
 setup: $(NPM_STAMP)
@@ -16,15 +16,18 @@ setup-build:
 	@scripts/setup.sh build
 
 $(NPM_STAMP): tests/clients/package.json tests/clients/package-lock.json
-	@scripts/setup.sh test
-	npm ci --prefix tests/clients --no-audit --no-fund
+	@scripts/setup.sh build test
+	cd tests/clients && npm ci --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 build: setup-build
 	@cmake -S . -B build -G Ninja -DCMAKE_BUILD_TYPE=Release --log-level=WARNING
+	cmake --build build -j $(JOBS) --target fathom
+
+build-tests: setup build
 	cmake --build build -j $(JOBS)
 
-build-sanitize: setup-build
+build-sanitize: setup
 	@cmake -S . -B build-sanitize -G Ninja -DFATHOM_SANITIZE=ON --log-level=WARNING
 	cmake --build build-sanitize -j $(JOBS)
 
@@ -32,8 +35,9 @@ run: build
 	build/fathom serve --model $(MODEL) --host $(HOST) --port $(PORT)
 
 # The tests of build/ include those of build-sanitize/: one run, one summary.
-test: setup build build-sanitize
+test: build-tests build-sanitize
 	ctest --test-dir build -j $(JOBS) --output-on-failure
 
 format:
+	@scripts/setup.sh test
 	@scripts/format.sh
