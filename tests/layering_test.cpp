@@ -81,16 +81,18 @@ std::vector<std::string> faults_of_source(const std::string& path, const std::st
   for (const auto& [line, included, is_quoted] : includes_of(source)) {
     const std::string where = fmt::format("{}:{} includes {}", path, line, included);
     const std::string other = folder_of(included);
-    if (is_quoted && place(other) == count) faults.push_back(where + ": not a chapter's file");
-    if (is_quoted && place(other) < count && place(other) > place(chapter))
-      faults.push_back(where + ": a later chapter");
-    if (included == "torch/torch.h" || included == "torch/extension.h")
-      faults.push_back(where + ": takes minutes to compile; name the headers that are needed");
     // A torch-free header of the model may include only its like.
     const bool is_torch =
         is_quoted ? (other == "model" || other == "pretrain") && !is_torch_free(included)
                   : other == "torch" || other == "ATen" || other == "c10";
-    if (is_torch && is_torch_free(path)) faults.push_back(where + ": this file is torch-free");
+    if (is_quoted && place(other) == count)
+      faults.push_back(where + ": not a chapter's file");
+    else if (is_quoted && place(other) > place(chapter))
+      faults.push_back(where + ": a later chapter");
+    else if (included == "torch/torch.h" || included == "torch/extension.h")
+      faults.push_back(where + ": takes minutes to compile; name the headers that are needed");
+    else if (is_torch && is_torch_free(path))
+      faults.push_back(where + ": this file is torch-free");
   }
   return faults;
 }
