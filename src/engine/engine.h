@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "base/check.h"
 #include "engine/sampler.h"
 #include "model/model.h"
 
@@ -36,13 +37,14 @@ struct TokenLogprob {
   float logprob = 0;  // natural log, of the model's distribution before temperature and truncation
 };
 
+// Every field has a default; set what the event has.
 struct RequestEvent {
   bool has_token = false;
-  TokenLogprob token;
-  std::vector<TokenLogprob> top_logprobs;  // SamplingOptions::num_top_logprobs of them, best first
-  bool is_finished = false;                // the last event of a request
+  TokenLogprob token = {};
+  std::vector<TokenLogprob> top_logprobs = {};  // num_top_logprobs of them, best first
+  bool is_finished = false;                     // the last event of a request
   FinishReason finish_reason = FinishReason::kStop;
-  std::string error;
+  std::string error = {};
 };
 
 // Called on the engine's thread, in order; must return quickly and not throw.
@@ -52,6 +54,11 @@ struct EngineOptions {
   int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts
   int max_running_requests = 64;   // others wait their turn
   int max_waiting_requests = 256;  // beyond it submit() refuses
+};
+
+class QueueFull : public Error {
+ public:
+  using Error::Error;
 };
 
 class Engine {
@@ -79,11 +86,6 @@ class Engine {
  private:
   struct State;
   std::unique_ptr<State> state_;
-};
-
-class QueueFull : public Error {
- public:
-  using Error::Error;
 };
 
 }  // namespace fathom::engine

@@ -97,6 +97,13 @@ KERNEL void swiglu_backward_row(const float* gate, const float* up, const float*
   }
 }
 
+KERNEL void sigmoid_row(const float* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t n = std::min(kLanes, count - i);
+    store_partial(y + i, sigmoid(load_partial(x + i, n)), n);
+  }
+}
+
 void rope_head(const Rope& options, const float* cos, const float* sin, float* x) {
   const int64_t half = options.rope_dim / 2;
   const int64_t step = options.interleaved ? 2 : 1;
@@ -195,6 +202,13 @@ void swiglu_backward(View2<const float> gate, View2<const float> up, View2<const
   base::parallel_for(gate.rows, row_grain(gate.cols), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m)
       swiglu_backward_row(gate[m], up[m], dy[m], gate.cols, dgate[m], dup[m]);
+  });
+}
+
+void sigmoid(View2<const float> x, View2<float> y) {
+  CHECK(x.rows == y.rows && x.cols == y.cols);
+  base::parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) sigmoid_row(x[m], x.cols, y[m]);
   });
 }
 

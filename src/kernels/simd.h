@@ -1,8 +1,8 @@
 // Eight f32 lanes as a GCC vector, and the attribute that compiles a kernel twice.
 //
-// The chapter is compiled for FATHOM_KERNEL_ARCH (x86-64-v3: AVX2 and FMA); KERNEL functions exist for
-// x86-64-v4 (AVX-512) too and the loader picks. Both use eight lanes in the same order and give the
-// same bits. Parallel loops stay outside: a lambda would not inherit the attribute. Helpers are
+// The chapter is compiled for FATHOM_KERNEL_ARCH (x86-64-v3: AVX2 and FMA); KERNEL functions exist
+// for x86-64-v4 (AVX-512) too and the loader picks. Both use eight lanes in the same order and give
+// the same bits. Parallel loops stay outside: a lambda would not inherit the attribute. Helpers are
 // FATHOM_INLINE, so that they are compiled with their caller's instructions. (A clone below the
 // baseline does not work: GCC splits wide vectors by the baseline before it inlines.)
 #pragma once

@@ -60,7 +60,7 @@ class ExpertChooser {
 
 Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND) {
   // The router stays in f32 whatever the other matmuls do.
-  const Tensor scores = ops::linear(x_ND, weights.gate, {}).sigmoid();
+  const Tensor scores = ops::sigmoid(ops::linear(x_ND, weights.gate, {}));
   const Tensor biased = (scores.detach() + weights.e_score_correction_bias).contiguous();
   Routing routing;
   routing.expert_index_NK = torch::empty({x_ND.size(0), config.num_experts_per_tok}, torch::kLong);

@@ -111,6 +111,20 @@ struct SwigluFunction : Function<SwigluFunction> {
   }
 };
 
+struct SigmoidFunction : Function<SigmoidFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x) {
+    Tensor y = torch::empty_like(x);
+    kernels::sigmoid(view2(x), view2(y));
+    ctx->save_for_backward({y});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor y = ctx->get_saved_variables()[0];
+    return {grads[0] * y * (1 - y)};
+  }
+};
+
 Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
   Tensor y = x.clone(torch::MemoryFormat::Contiguous);
   kernels::rope(options, view2(cos), view2(sin), view2(y));
@@ -345,6 +359,8 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
   kernels::swiglu(view2(gate), view2(up), view2(y));
   return y;
 }
+
+Tensor sigmoid(const Tensor& x) { return SigmoidFunction::apply(x.contiguous()); }
 
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
   if (needs_gradient({x})) return RopeFunction::apply(x, cos, sin, options);

@@ -27,6 +27,7 @@ torch::Tensor linear(const torch::Tensor& x_MK, const Linear& w_NK, const Linear
 
 torch::Tensor rms_norm(const torch::Tensor& x_MD, const torch::Tensor& weight_D, double eps);
 torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
+torch::Tensor sigmoid(const torch::Tensor& x_ME);
 torch::Tensor rope(const torch::Tensor& x_MHD, const torch::Tensor& cos_MR2,
                    const torch::Tensor& sin_MR2, const kernels::Rope& options);
 

@@ -92,6 +92,11 @@ TEST(OpGradients, Swiglu) {
                    {normal({6, 19}, 1), normal({6, 19}, 2)});
 }
 
+TEST(OpGradients, Sigmoid) {
+  expect_gradients([](const auto& in) { return ops::sigmoid(in[0]); },
+                   [](const auto& in) { return in[0].sigmoid(); }, {normal({6, 11}, 1)});
+}
+
 // Both layouts, as a rotation of complex numbers.
 Tensor rope_reference(const Tensor& x, const Tensor& angle, const kernels::Rope& o) {
   Tensor heads = x.view({x.size(0), o.num_heads, o.head_dim}).clone();

@@ -18,7 +18,7 @@ struct DTypeInfo {
 constexpr DTypeInfo kDTypes[] = {
     {DType::kF32, "F32", 4},        {DType::kF16, "F16", 2}, {DType::kBF16, "BF16", 2},
     {DType::kF8E4M3, "F8_E4M3", 1}, {DType::kI32, "I32", 4}, {DType::kI64, "I64", 8},
-    {DType::kU8, "U8", 1},         {DType::kU16, "U16", 2},
+    {DType::kU8, "U8", 1},          {DType::kU16, "U16", 2},
 };
 
 const DTypeInfo& info(DType dtype) {
@@ -31,8 +31,8 @@ constexpr uint64_t kMostHeaderBytes = 100'000'000;
 DType parse_dtype(const Json& value, const std::string& where) {
   for (const DTypeInfo& i : kDTypes)
     if (value == i.name) return i.dtype;
-  fail("{}: dtype {} is not supported; expected F32, F16, BF16, F8_E4M3, I32, I64, U8 or U16", where,
-       value.dump());
+  fail("{}: dtype {} is not supported; expected F32, F16, BF16, F8_E4M3, I32, I64, U8 or U16",
+       where, value.dump());
 }
 
 struct Placed {

@@ -1,0 +1,278 @@
+#include "engine/engine.h"
+
+#include <torch/csrc/autograd/grad_mode.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "model/transformer.h"
+
+namespace fathom::engine {
+namespace {
+
+using torch::Tensor;
+
+// One request in flight.
+struct Sequence {
+  Engine::RequestId id;
+  Request request;
+  EventCallback on_event;
+  model::KvCache cache;
+  base::Random random;
+  int64_t num_scheduled = 0;  // tokens of this step's forward pass
+  int num_generated = 0;
+  int32_t last_token = 0;
+
+  bool is_prefilling() const {
+    return cache.num_tokens() < static_cast<int64_t>(request.prompt.size());
+  }
+};
+
+void finish(Sequence& sequence, RequestEvent event) {
+  event.is_finished = true;
+  sequence.on_event(event);
+}
+
+std::vector<TokenLogprob> best_logprobs(std::span<const float> logprobs, int count) {
+  std::vector<int32_t> order(logprobs.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+    return logprobs[a] != logprobs[b] ? logprobs[a] > logprobs[b] : a < b;
+  });
+  std::vector<TokenLogprob> best;
+  for (int i = 0; i < count; ++i) best.push_back({order[i], logprobs[order[i]]});
+  return best;
+}
+
+}  // namespace
+
+struct Engine::State {
+  State(std::shared_ptr<const model::Model> model, EngineOptions options)
+      : model(std::move(model)), options(options) {}
+
+  void run();
+  void admit();
+  std::vector<Sequence*> schedule();
+  void step(const std::vector<Sequence*>& batch);
+  void take_token(Sequence& sequence, std::span<const float> logits);
+  void remove_cancelled();
+  void fail_all(const std::string& error);
+
+  const std::shared_ptr<const model::Model> model;
+  const EngineOptions options;
+  mutable std::mutex mutex;  // guards what follows; `running`'s contents belong to the thread
+  std::condition_variable wake;
+  std::deque<std::unique_ptr<Sequence>> waiting;
+  std::vector<std::unique_ptr<Sequence>> running;
+  std::vector<RequestId> cancelled;
+  RequestId next_id = 1;
+  Statistics statistics;
+  bool is_stopping = false;
+  std::thread thread;
+};
+
+void Engine::State::run() {
+  const torch::NoGradGuard no_grad;
+  while (true) {
+    {
+      std::unique_lock lock(mutex);
+      wake.wait(lock, [&] { return is_stopping || !waiting.empty() || !running.empty(); });
+      if (is_stopping) break;
+      remove_cancelled();
+      admit();
+    }
+    try {
+      const auto batch = schedule();
+      if (!batch.empty()) step(batch);
+    } catch (const std::exception& error) {
+      fail_all(error.what());
+    }
+    const std::scoped_lock lock(mutex);
+    std::erase_if(running, [](const auto& sequence) { return sequence->on_event == nullptr; });
+    statistics.num_running = static_cast<int64_t>(running.size());
+  }
+  const std::scoped_lock lock(mutex);
+  for (auto& sequence : running) finish(*sequence, {.finish_reason = FinishReason::kCancelled});
+  for (auto& sequence : waiting) finish(*sequence, {.finish_reason = FinishReason::kCancelled});
+  running.clear();
+  waiting.clear();
+}
+
+void Engine::State::remove_cancelled() {
+  const auto cancel_in = [&](auto& sequences) {
+    std::erase_if(sequences, [&](const std::unique_ptr<Sequence>& sequence) {
+      if (std::find(cancelled.begin(), cancelled.end(), sequence->id) == cancelled.end())
+        return false;
+      finish(*sequence, {.finish_reason = FinishReason::kCancelled});
+      return true;
+    });
+  };
+  if (cancelled.empty()) return;
+  cancel_in(running);
+  cancel_in(waiting);
+  cancelled.clear();
+  statistics.num_running = static_cast<int64_t>(running.size());
+}
+
+void Engine::State::admit() {
+  while (!waiting.empty() && static_cast<int>(running.size()) < options.max_running_requests) {
+    running.push_back(std::move(waiting.front()));
+    waiting.pop_front();
+  }
+  statistics.num_running = static_cast<int64_t>(running.size());
+}
+
+// Decoding sequences get their one token first; prompts share what is left, oldest first.
+std::vector<Sequence*> Engine::State::schedule() {
+  int64_t budget = options.max_batch_tokens;
+  for (auto& sequence : running) {
+    sequence->num_scheduled = sequence->is_prefilling() ? 0 : 1;
+    budget -= sequence->num_scheduled;
+  }
+  for (auto& sequence : running) {
+    if (!sequence->is_prefilling()) continue;
+    const int64_t left =
+        static_cast<int64_t>(sequence->request.prompt.size()) - sequence->cache.num_tokens();
+    sequence->num_scheduled = std::max<int64_t>(0, std::min(left, budget));
+    budget -= sequence->num_scheduled;
+  }
+  std::vector<Sequence*> batch;
+  for (auto& sequence : running)
+    if (sequence->num_scheduled > 0) batch.push_back(sequence.get());
+  return batch;
+}
+
+void Engine::State::step(const std::vector<Sequence*>& batch) {
+  std::vector<int64_t> tokens, last_rows;
+  std::vector<model::Segment> segments;
+  std::vector<Sequence*> sampled;
+  int64_t num_prompt_tokens = 0;
+  for (Sequence* sequence : batch) {
+    const int64_t at = sequence->cache.num_tokens(), count = sequence->num_scheduled;
+    segments.push_back({count, at, &sequence->cache});
+    const auto& prompt = sequence->request.prompt;
+    if (sequence->is_prefilling()) {
+      tokens.insert(tokens.end(), prompt.begin() + at, prompt.begin() + at + count);
+      num_prompt_tokens += count;
+    } else {
+      tokens.push_back(sequence->last_token);
+    }
+    if (at + count >= static_cast<int64_t>(prompt.size())) {
+      sampled.push_back(sequence);
+      last_rows.push_back(static_cast<int64_t>(tokens.size()) - 1);
+    }
+  }
+  const model::ForwardOptions forward_options;
+  const Tensor token_tensor =
+      torch::from_blob(tokens.data(), {static_cast<int64_t>(tokens.size())}, torch::kLong);
+  const Tensor hidden = model::forward(*model, token_tensor, segments, forward_options);
+  {
+    const std::scoped_lock lock(mutex);
+    statistics.num_prompt_tokens += num_prompt_tokens;
+    statistics.num_generated_tokens += static_cast<int64_t>(sampled.size());
+  }
+  if (sampled.empty()) return;
+  const Tensor rows =
+      torch::from_blob(last_rows.data(), {static_cast<int64_t>(last_rows.size())}, torch::kLong);
+  const Tensor logits = model::logits(*model, hidden.index_select(0, rows), forward_options);
+  const auto vocab = static_cast<size_t>(logits.size(1));
+  for (size_t i = 0; i < sampled.size(); ++i)
+    take_token(*sampled[i], {logits.data_ptr<float>() + i * vocab, vocab});
+}
+
+// Samples the sequence's next token, reports it, and ends the sequence where it must end.
+void Engine::State::take_token(Sequence& sequence, std::span<const float> logits) {
+  const Request& request = sequence.request;
+  RequestEvent event;
+  event.has_token = true;
+  event.token.id = sample(logits, request.sampling, sequence.random);
+  if (request.sampling.logprobs) {
+    std::vector<float> logprobs(logits.size());
+    log_softmax(logits, logprobs);
+    event.token.logprob = logprobs[event.token.id];
+    event.top_logprobs = best_logprobs(logprobs, request.sampling.num_top_logprobs);
+  }
+  sequence.last_token = event.token.id;
+  ++sequence.num_generated;
+  const auto& stops = request.stop_token_ids;
+  const bool is_stop = std::find(stops.begin(), stops.end(), event.token.id) != stops.end();
+  const int64_t length = static_cast<int64_t>(request.prompt.size()) + sequence.num_generated;
+  const bool is_full = sequence.num_generated >= request.max_tokens ||
+                       length >= model::config_of(*model).max_position_embeddings;
+  event.is_finished = is_stop || is_full;
+  event.finish_reason = is_stop ? FinishReason::kStop : FinishReason::kLength;
+  const EventCallback on_event = sequence.on_event;
+  if (event.is_finished) sequence.on_event = nullptr;  // marks it for removal
+  on_event(event);
+}
+
+void Engine::State::fail_all(const std::string& error) {
+  for (auto& sequence : running) {
+    if (sequence->on_event == nullptr) continue;
+    finish(*sequence, {.finish_reason = FinishReason::kFailed, .error = error});
+    sequence->on_event = nullptr;
+  }
+}
+
+Engine::Engine(std::shared_ptr<const model::Model> model, EngineOptions options)
+    : state_(std::make_unique<State>(std::move(model), options)) {
+  state_->thread = std::thread([this] { state_->run(); });
+}
+
+Engine::~Engine() {
+  {
+    const std::scoped_lock lock(state_->mutex);
+    state_->is_stopping = true;
+  }
+  state_->wake.notify_one();
+  state_->thread.join();
+}
+
+Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
+  const auto& config = model::config_of(*state_->model);
+  const auto prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  if (prompt_tokens == 0) fail("the prompt is empty; expected at least one token");
+  if (prompt_tokens >= config.max_position_embeddings)
+    fail(
+        "the prompt has {} tokens; the model's context is {} tokens, at least one of them for the "
+        "answer",
+        prompt_tokens, config.max_position_embeddings);
+  for (int32_t id : request.prompt)
+    if (id < 0 || id >= config.vocab_size)
+      fail("token id {} is outside the vocabulary of {}", id, config.vocab_size);
+  if (request.max_tokens < 1) fail("max_tokens is {}; expected at least 1", request.max_tokens);
+  validate(request.sampling);
+  const base::Random random(request.sampling.seed);
+  auto sequence = std::make_unique<Sequence>(
+      Sequence{0, std::move(request), std::move(on_event), model::KvCache(config), random});
+  const std::scoped_lock lock(state_->mutex);
+  if (static_cast<int>(state_->waiting.size()) >= state_->options.max_waiting_requests)
+    throw QueueFull(
+        fmt::format("{} requests are waiting already; try again later", state_->waiting.size()));
+  sequence->id = state_->next_id++;
+  const RequestId id = sequence->id;
+  state_->waiting.push_back(std::move(sequence));
+  state_->wake.notify_one();
+  return id;
+}
+
+void Engine::cancel(RequestId id) {
+  const std::scoped_lock lock(state_->mutex);
+  state_->cancelled.push_back(id);
+}
+
+int64_t Engine::context_length() const {
+  return model::config_of(*state_->model).max_position_embeddings;
+}
+
+Engine::Statistics Engine::statistics() const {
+  const std::scoped_lock lock(state_->mutex);
+  Statistics statistics = state_->statistics;
+  statistics.num_waiting = static_cast<int64_t>(state_->waiting.size());
+  return statistics;
+}
+
+}  // namespace fathom::engine

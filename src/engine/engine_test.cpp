@@ -1,0 +1,208 @@
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <future>
+#include <map>
+
+#include "base/parallel.h"
+#include "model/transformer.h"
+
+namespace fathom::engine {
+namespace {
+
+TEST(Sampler, GreedyTakesTheBestAndTheLowerIdInTies) {
+  base::Random random(1);
+  EXPECT_EQ(sample(std::vector<float>{1, 3, 3, 2}, {.temperature = 0}, random), 1);
+}
+
+TEST(Sampler, FrequenciesFollowTheSoftmax) {
+  base::Random random(1);
+  const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f)};
+  std::map<int32_t, int> counts;
+  for (int i = 0; i < 40000; ++i) ++counts[sample(logits, {}, random)];
+  EXPECT_NEAR(counts[0] / 40000.0, 0.125, 0.01);
+  EXPECT_NEAR(counts[2] / 40000.0, 0.625, 0.01);
+}
+
+TEST(Sampler, TopPAndTopKCutTheTail) {
+  base::Random random(1);
+  const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f), std::log(2.0f)};
+  for (int i = 0; i < 500; ++i) {
+    EXPECT_EQ(sample(logits, {.top_p = 0.5}, random), 2);
+    EXPECT_EQ(sample(logits, {.top_k = 1}, random), 2);
+    EXPECT_NE(sample(logits, {.top_k = 2}, random), 3);  // id 1 ties with 3 and is lower
+  }
+}
+
+TEST(Sampler, ValidateNamesOptionValueAndRange) {
+  try {
+    validate({.temperature = -1});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "temperature is -1; expected 0 to 2");
+  }
+  EXPECT_THROW(validate({.top_p = 0}), Error);
+  EXPECT_THROW(validate({.num_top_logprobs = 21}), Error);
+}
+
+model::Config tiny_config() {
+  model::Config c;
+  c.vocab_size = 60;
+  c.hidden_size = 32;
+  c.num_hidden_layers = 2;
+  c.intermediate_size = 32;
+  c.max_position_embeddings = 64;
+  c.num_attention_heads = 2;
+  c.q_lora_rank = 16;
+  c.kv_lora_rank = 16;
+  c.qk_nope_head_dim = 8;
+  c.qk_rope_head_dim = 4;
+  c.v_head_dim = 8;
+  c.index_n_heads = 2;
+  c.index_head_dim = 8;
+  c.index_topk = 12;  // sparse beyond 12 tokens
+  c.first_k_dense_replace = 1;
+  c.n_routed_experts = 4;
+  c.n_shared_experts = 1;
+  c.num_experts_per_tok = 2;
+  c.moe_intermediate_size = 16;
+  c.initializer_range = 0.3;
+  return c;
+}
+
+std::shared_ptr<const model::Model> tiny_model() {
+  static const auto model =
+      std::make_shared<const model::Model>(model::initialise(tiny_config(), 3));
+  return model;
+}
+
+struct Answer {
+  std::vector<int32_t> ids;
+  std::vector<float> logprobs;
+  FinishReason finish_reason;
+  std::string error;
+};
+
+std::future<Answer> start(Engine& engine, Request request) {
+  auto answer = std::make_shared<Answer>();
+  auto promise = std::make_shared<std::promise<Answer>>();
+  auto future = promise->get_future();
+  engine.submit(std::move(request), [answer, promise](const RequestEvent& event) {
+    if (event.has_token) {
+      answer->ids.push_back(event.token.id);
+      answer->logprobs.push_back(event.token.logprob);
+    }
+    if (!event.is_finished) return;
+    answer->finish_reason = event.finish_reason;
+    answer->error = event.error;
+    promise->set_value(*answer);
+  });
+  return future;
+}
+
+Request request_of(int seed, int length) {
+  Request request;
+  base::Random random(seed);
+  for (int i = 0; i < length; ++i) request.prompt.push_back(static_cast<int32_t>(random.below(60)));
+  request.sampling.seed = seed;
+  request.sampling.logprobs = true;
+  request.max_tokens = 20;
+  return request;
+}
+
+TEST(Engine, ARequestsBitsAreTheSameAloneInACrowdInAnyChunksOnAnyThreads) {
+  std::vector<Answer> alone;
+  {
+    Engine engine(tiny_model());
+    for (int i = 0; i < 32; ++i) alone.push_back(start(engine, request_of(i, 1 + i)).get());
+  }
+  for (auto [chunk, threads] : {std::pair{512, 2}, {40, 1}}) {
+    base::set_num_threads(threads);
+    Engine engine(tiny_model(), {.max_batch_tokens = chunk});
+    std::vector<std::future<Answer>> futures;
+    for (int i = 0; i < 32; ++i) futures.push_back(start(engine, request_of(i, 1 + i)));
+    for (int i = 0; i < 32; ++i) {
+      const Answer crowd = futures[i].get();
+      EXPECT_EQ(crowd.ids, alone[i].ids) << i;
+      EXPECT_EQ(crowd.logprobs, alone[i].logprobs) << i;
+    }
+  }
+  base::set_num_threads(2);
+}
+
+TEST(Engine, StopsAtStopTokensLengthAndContextEnd) {
+  Engine engine(tiny_model());
+  Request request = request_of(1, 5);
+  const Answer full = start(engine, request).get();
+  EXPECT_EQ(full.ids.size(), 20u);
+  EXPECT_EQ(full.finish_reason, FinishReason::kLength);
+  request.stop_token_ids = {full.ids[7]};
+  const Answer stopped = start(engine, request).get();
+  EXPECT_EQ(stopped.finish_reason, FinishReason::kStop);
+  EXPECT_EQ(stopped.ids.back(), full.ids[7]);
+  EXPECT_LE(stopped.ids.size(), 8u);
+  request = request_of(1, 60);
+  EXPECT_EQ(start(engine, request).get().ids.size(), 4u);  // 64 tokens of context
+}
+
+TEST(Engine, RefusesWhatItCannotServe) {
+  Engine engine(tiny_model());
+  const auto message = [&](Request request) -> std::string {
+    try {
+      start(engine, std::move(request)).get();
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(message({}), "the prompt is empty; expected at least one token");
+  EXPECT_EQ(message(request_of(1, 64)),
+            "the prompt has 64 tokens; the model's context is 64 tokens, at least one of them for "
+            "the answer");
+  Request request = request_of(1, 3);
+  request.prompt[1] = 60;
+  EXPECT_EQ(message(request), "token id 60 is outside the vocabulary of 60");
+  request = request_of(1, 3);
+  request.max_tokens = -5;
+  EXPECT_EQ(message(request), "max_tokens is -5; expected at least 1");
+}
+
+TEST(Engine, CancelEndsARequestAndShutdownTheRest) {
+  std::future<Answer> left;
+  {
+    Engine engine(tiny_model(), {.max_running_requests = 1});
+    std::promise<FinishReason> ended;
+    std::promise<void> begun;
+    bool has_begun = false;
+    Request request = request_of(1, 2);
+    request.max_tokens = 60;
+    const auto id = engine.submit(request, [&](const RequestEvent& event) {
+      if (!has_begun) begun.set_value();
+      has_begun = true;
+      if (event.is_finished) ended.set_value(event.finish_reason);
+    });
+    begun.get_future().get();
+    engine.cancel(id);
+    const FinishReason reason = ended.get_future().get();
+    EXPECT_TRUE(reason == FinishReason::kCancelled || reason == FinishReason::kLength);
+    left = start(engine, request);
+  }
+  const Answer answer = left.get();
+  EXPECT_TRUE(answer.finish_reason == FinishReason::kCancelled || answer.ids.size() == 60);
+}
+
+TEST(Engine, AFullQueueIsRefused) {
+  Engine engine(tiny_model(), {.max_running_requests = 1, .max_waiting_requests = 1});
+  std::vector<std::future<Answer>> futures;
+  EXPECT_THROW(
+      {
+        for (int i = 0; i < 100; ++i) futures.push_back(start(engine, request_of(i, 30)));
+      },
+      QueueFull);
+  for (auto& future : futures) future.wait();
+}
+
+}  // namespace
+}  // namespace fathom::engine
