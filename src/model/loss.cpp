@@ -29,20 +29,24 @@ Losses language_model_loss(const Model& model, const TrainingBatch& batch,
   for (int64_t length : batch.segment_lengths) segments.push_back({length, 0, nullptr});
   const ops::LinearOptions linear{options.forward.bf16_matmuls, false};
   Losses losses;
+  ExpertStatistics experts;
   const Tensor hidden =
-      forward(model, batch.tokens_N, segments, options.forward, nullptr, &losses.expert_counts);
+      forward(model, batch.tokens_N, segments, options.forward, nullptr, &experts);
   const Tensor main =
       ops::linear_cross_entropy(hidden, model.weights.lm_head, batch.targets_N, linear);
   losses.main = main.item<double>();
   losses.total = main;
   if (options.mtp_weight > 0 && model.weights.mtp) {
     const Tensor predicted = forward_mtp(model, hidden, batch.targets_N.clamp_min(0), segments,
-                                         options.forward, &losses.expert_counts);
+                                         options.forward, &experts);
     const Tensor mtp = ops::linear_cross_entropy(predicted, model.weights.lm_head,
                                                  targets_after_next(batch), linear);
     losses.mtp = mtp.item<double>();
     losses.total = main + options.mtp_weight * mtp;
   }
+  if (options.balance_weight > 0 && torch::GradMode::is_enabled() && !experts.balance.empty())
+    losses.total = losses.total + options.balance_weight * torch::stack(experts.balance).mean();
+  losses.expert_counts = experts.counts_E;
   return losses;
 }
 

@@ -12,7 +12,8 @@ struct TrainingBatch {
 };
 
 struct LossOptions {
-  double mtp_weight = 0.3;  // 0 skips the MTP layer
+  double mtp_weight = 0.3;    // 0 skips the MTP layer
+  double balance_weight = 0;  // of the mean of ExpertStatistics::balance
   ForwardOptions forward{.form = AttentionForm::kMha, .sparse = false, .bf16_matmuls = true};
 };
 

@@ -71,6 +71,14 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
   Tensor chosen = scores.gather(1, routing.expert_index_NK);
   if (config.norm_topk_prob) chosen = chosen / chosen.sum(1, true);
   routing.expert_weight_NK = chosen * config.routed_scaling_factor;
+  routing.counts_E =
+      torch::bincount(routing.expert_index_NK.flatten(), {}, config.n_routed_experts);
+  if (torch::GradMode::is_enabled()) {
+    const auto pairs = static_cast<double>(routing.expert_index_NK.numel());
+    const Tensor share = routing.counts_E.to(torch::kFloat32) / pairs;
+    const Tensor mean_score = (scores / scores.sum(1, true)).mean(0);
+    routing.balance = (share * mean_score).sum() * static_cast<double>(config.n_routed_experts);
+  }
   return routing;
 }
 

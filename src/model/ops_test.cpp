@@ -225,6 +225,7 @@ TEST(LossGradients, EveryParameterOfATinyModel) {
   Model model = initialise(tiny_config(), 3);
   const TrainingBatch batch = tiny_batch();
   const LossOptions options{.mtp_weight = 0.3,
+                            .balance_weight = 0,
                             .forward = {.form = AttentionForm::kMha, .sparse = false}};
   language_model_loss(model, batch, options).total.backward();
   const torch::NoGradGuard no_grad;
@@ -257,6 +258,7 @@ TEST(Loss, PackedSegmentsEqualSeparateOnes) {
   const torch::NoGradGuard no_grad;
   const TrainingBatch both = tiny_batch();
   const LossOptions options{.mtp_weight = 0,
+                            .balance_weight = 0,
                             .forward = {.form = AttentionForm::kMha, .sparse = false}};
   const auto part = [&](int64_t begin, int64_t length) {
     return language_model_loss(model,

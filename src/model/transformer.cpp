@@ -32,7 +32,7 @@ struct LayerCall {
   const RopeTable& rope;
   const ForwardOptions& options;
   LayerTrace* trace;
-  std::vector<Tensor>* expert_counts;
+  ExpertStatistics* experts;
 };
 
 Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Tensor& x_ND) {
@@ -42,9 +42,10 @@ Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Te
     call.trace->gate_index_NK = routing.expert_index_NK;
     call.trace->gate_weight_NK = routing.expert_weight_NK;
   }
-  if (call.expert_counts)
-    call.expert_counts->push_back(
-        torch::bincount(routing.expert_index_NK.flatten(), {}, call.config.n_routed_experts));
+  if (call.experts) {
+    call.experts->counts_E.push_back(routing.counts_E);
+    call.experts->balance.push_back(routing.balance);
+  }
   return moe(*weights.moe, x_ND, routing, call.options);
 }
 
@@ -77,7 +78,7 @@ void advance_caches(std::span<const Segment> segments) {
 }  // namespace
 
 Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segment> segments,
-               const ForwardOptions& options, Trace* trace, std::vector<Tensor>* expert_counts) {
+               const ForwardOptions& options, Trace* trace, ExpertStatistics* experts) {
   const RopeTable rope = rope_of(model.config, segments);
   CHECK_EQ(tokens_N.size(0), rope.cos_NR2.size(0));
   Tensor hidden = embed(model, tokens_N);
@@ -86,7 +87,7 @@ Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segme
     LayerTrace* layer_trace = trace ? &trace->layers[i] : nullptr;
     if (layer_trace) prepare(*layer_trace, model.config, segments);
     const LayerCall call{
-        model.config, static_cast<int64_t>(i), segments, rope, options, layer_trace, expert_counts};
+        model.config, static_cast<int64_t>(i), segments, rope, options, layer_trace, experts};
     hidden = run_layer(model.weights.layers[i], call, hidden);
   }
   advance_caches(segments);
@@ -108,7 +109,7 @@ Tensor forward_layer(const Model& model, int64_t layer, const Tensor& hidden_ND,
 
 Tensor forward_mtp(const Model& model, const Tensor& hidden_ND, const Tensor& next_tokens_N,
                    std::span<const Segment> segments, const ForwardOptions& options,
-                   std::vector<Tensor>* expert_counts) {
+                   ExpertStatistics* experts) {
   CHECK(model.weights.mtp.has_value(), "the model has no MTP layer");
   const MtpWeights& mtp = *model.weights.mtp;
   const double eps = model.config.rms_norm_eps;
@@ -118,8 +119,7 @@ Tensor forward_mtp(const Model& model, const Tensor& hidden_ND, const Tensor& ne
   const Tensor joined = ops::linear(torch::cat({embedded, previous}, 1), mtp.eh_proj,
                                     {options.bf16_matmuls, options.mode == NumericMode::kDeploy});
   const LayerCall call{
-      model.config, model.config.num_hidden_layers, segments, rope, options, nullptr,
-      expert_counts};
+      model.config, model.config.num_hidden_layers, segments, rope, options, nullptr, experts};
   return ops::rms_norm(run_layer(mtp.layer, call, joined), mtp.shared_head_norm, eps);
 }
 

@@ -58,13 +58,20 @@ struct Trace {
   std::vector<LayerTrace> layers;
 };
 
+// What training watches of the experts, per MoE layer, MTP's last.
+struct ExpertStatistics {
+  std::vector<torch::Tensor> counts_E;  // i64: tokens that each expert got
+  // Differentiable: E / K * sum_e (share of the tokens routed to e) * (mean share of e in a token's
+  // scores), 1 when balanced. The batch-wise form of the report of V3, section 2.1.2, eq. (17).
+  std::vector<torch::Tensor> balance;
+};
+
 // Hidden states after the final norm, [N, hidden_size] f32; logits are logits(model, hidden).
 // tokens_N: i64. Differentiable with respect to the weights where they require gradients.
-// `trace` (optional) is filled; `expert_counts` (optional) receives per MoE layer, MTP's last, the
-// number of tokens that each expert got, [E] i64.
+// `trace` and `experts` (both optional) are filled.
 torch::Tensor forward(const Model& model, const torch::Tensor& tokens_N,
                       std::span<const Segment> segments, const ForwardOptions& options,
-                      Trace* trace = nullptr, std::vector<torch::Tensor>* expert_counts = nullptr);
+                      Trace* trace = nullptr, ExpertStatistics* experts = nullptr);
 
 torch::Tensor logits(const Model& model, const torch::Tensor& hidden_ND,
                      const ForwardOptions& options);
@@ -78,8 +85,7 @@ torch::Tensor forward_layer(const Model& model, int64_t layer, const torch::Tens
 // states (after shared_head.norm) that predict the tokens after those.
 torch::Tensor forward_mtp(const Model& model, const torch::Tensor& hidden_ND,
                           const torch::Tensor& next_tokens_N, std::span<const Segment> segments,
-                          const ForwardOptions& options,
-                          std::vector<torch::Tensor>* expert_counts = nullptr);
+                          const ForwardOptions& options, ExpertStatistics* experts = nullptr);
 
 // A fresh model with f32 weights that require gradients: normal(0, initializer_range) matrices,
 // ones for norms, zeros for biases. A function of (config, seed) alone.

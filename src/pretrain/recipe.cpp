@@ -70,15 +70,16 @@ void check(const Recipe& r, std::string_view source) {
           fmt::format("\"training.batch_rows\" is {}; expected a multiple of micro_batch_rows = {}",
                       t.batch_rows, t.micro_batch_rows));
   require(t.batch_rows >= 1, source, "\"training.batch_rows\" must be at least 1");
-  require(t.schedule == "wsd" || t.schedule == "cosine", source,
-          fmt::format("\"training.schedule\" is \"{}\"; expected \"wsd\" or \"cosine\"", t.schedule));
+  require(
+      t.schedule == "wsd" || t.schedule == "cosine", source,
+      fmt::format("\"training.schedule\" is \"{}\"; expected \"wsd\" or \"cosine\"", t.schedule));
   require(t.warmup_steps >= 0, source, "\"training.warmup_steps\" must be at least 0");
   require(t.decay_fraction >= 0 && t.decay_fraction <= 1, source,
           "\"training.decay_fraction\" must lie in 0..1");
   require(t.final_fraction >= 0 && t.final_fraction <= 1, source,
           "\"training.final_fraction\" must lie in 0..1");
-  require(t.mtp_weight >= 0 && t.expert_bias_rate >= 0, source,
-          "\"training.mtp_weight\" and \"training.expert_bias_rate\" must be at least 0");
+  require(t.mtp_weight >= 0 && t.expert_bias_rate >= 0 && t.balance_weight >= 0, source,
+          "\"training.mtp_weight\", \"balance_weight\" and \"expert_bias_rate\" must be at least 0");
   require(t.validate_every >= 1 && t.checkpoint_every >= 1 && t.keep_checkpoints >= 1, source,
           "\"training.validate_every\", \"checkpoint_every\" and \"keep_checkpoints\" must be at "
           "least 1");
@@ -146,6 +147,7 @@ Recipe parse_recipe(const Json& json, std::string_view source) {
       .field("decay_fraction", r.training.decay_fraction)
       .field("final_fraction", r.training.final_fraction)
       .field("mtp_weight", r.training.mtp_weight)
+      .field("balance_weight", r.training.balance_weight)
       .field("expert_bias_rate", r.training.expert_bias_rate)
       .field("validate_every", r.training.validate_every)
       .field("checkpoint_every", r.training.checkpoint_every)

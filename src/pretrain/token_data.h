@@ -26,7 +26,8 @@ struct TokenizeOptions {
 // Tokenises both splits. Does nothing if `output` was made from the same corpus and tokenizer.
 void tokenize_corpus(const TokenizeOptions& options);
 
-// Throws Error where the tokens of `folder` were not made for this model: another vocabulary or BOS.
+// Throws Error where the tokens of `folder` were not made for this model: another vocabulary or
+// BOS.
 void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config);
 
 // One split's shards, mapped. A row is sequence_length + 1 consecutive tokens of a shard.

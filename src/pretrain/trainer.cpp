@@ -15,6 +15,7 @@ using torch::Tensor;
 model::LossOptions loss_options(const TrainingRecipe& recipe) {
   model::LossOptions options;
   options.mtp_weight = recipe.mtp_weight;
+  options.balance_weight = recipe.balance_weight;
   options.forward = {
       .form = model::AttentionForm::kMha, .sparse = false, .bf16_matmuls = recipe.bf16_matmuls};
   return options;
