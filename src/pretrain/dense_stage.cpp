@@ -73,8 +73,15 @@ void report_step(Run& run, const StepReport& report, base::Progress& progress) {
                              {"seconds", run.state.seconds}});
 }
 
+[[noreturn]] void fail_as_not_finite(const Run& run, std::string_view what) {
+  const auto last = run.folder.latest();
+  fail("dense stage: {} is not finite at step {}; the last good checkpoint is {}", what,
+       run.state.step, last ? last->string() : "none (none was written yet)");
+}
+
 void validate(Run& run, const Trainer& trainer) {
   const double nats = trainer.validate(run.validation);
+  if (!std::isfinite(nats)) fail_as_not_finite(run, "validation loss");
   const double bits = bits_per_byte(nats, run.validation);
   fmt::print(stderr, "\nstep {}: validation {:.4f} nats a token, {:.4f} bits per byte\n",
              run.state.step, nats, bits);
@@ -91,12 +98,9 @@ void train(Run& run, Trainer& trainer) {
   const int64_t stop = run.options.stop_after_step.value_or(INT64_MAX);
   while (run.state.step < run.state.total_steps && run.state.step < stop) {
     const StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
-    if (!std::isfinite(report.loss + report.mtp_loss + report.gradient_norm)) {
-      const auto last = run.folder.latest();
-      fail("dense stage: loss is not finite at step {}; the last good checkpoint is {}",
-           run.state.step, last ? last->string() : "none (none was written yet)");
-    }
     ++run.state.step;
+    if (!std::isfinite(report.loss + report.mtp_loss + report.gradient_norm))
+      fail_as_not_finite(run, "loss");
     run.state.seconds = run.seconds_before + run.watch.seconds();
     const bool is_total_new = budget.update();
     progress.set_total(static_cast<double>(run.state.total_steps) * tokens_per_step);

@@ -78,8 +78,9 @@ void check(const Recipe& r, std::string_view source) {
           "\"training.decay_fraction\" must lie in 0..1");
   require(t.final_fraction >= 0 && t.final_fraction <= 1, source,
           "\"training.final_fraction\" must lie in 0..1");
-  require(t.mtp_weight >= 0 && t.expert_bias_rate >= 0 && t.balance_weight >= 0, source,
-          "\"training.mtp_weight\", \"balance_weight\" and \"expert_bias_rate\" must be at least 0");
+  require(
+      t.mtp_weight >= 0 && t.expert_bias_rate >= 0 && t.balance_weight >= 0, source,
+      "\"training.mtp_weight\", \"balance_weight\" and \"expert_bias_rate\" must be at least 0");
   require(t.validate_every >= 1 && t.checkpoint_every >= 1 && t.keep_checkpoints >= 1, source,
           "\"training.validate_every\", \"checkpoint_every\" and \"keep_checkpoints\" must be at "
           "least 1");

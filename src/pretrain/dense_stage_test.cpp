@@ -1,0 +1,215 @@
+#include "pretrain/dense_stage.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <algorithm>
+#include <numbers>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "base/check.h"
+#include "base/parallel.h"
+#include "pretrain/schedule.h"
+#include "pretrain/test_data.h"
+#include "pretrain/token_data.h"
+
+namespace fathom::pretrain {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<Json> read_metrics(const fs::path& run, const std::string& key) {
+  std::vector<Json> lines;
+  std::istringstream text(base::read_file(run / "metrics.jsonl"));
+  for (std::string line; std::getline(text, line);) {
+    const Json json = Json::parse(line);
+    if (json.contains(key)) lines.push_back(json);
+  }
+  return lines;
+}
+
+Json trainer_json(const fs::path& run) {
+  std::string name = base::read_file(run / "latest");
+  name.pop_back();
+  return base::read_json_file(run / name / "trainer.json");
+}
+
+class DenseStage : public testing::Test {
+ protected:
+  // The folder is not emptied: a death test's child process passes here, too.
+  DenseStage() : folder_(fs::path(testing::TempDir()) / ("fathom_dense_" + this_test())) {
+    json_ = tiny_recipe(folder_);
+    base::set_num_threads(1);  // more would only wait for one another
+  }
+  void start_anew() {
+    fs::remove_all(folder_);
+    write_synthetic_tokens(folder_ / "tokens");
+  }
+  DenseStageOptions options(const std::string& run) const {
+    DenseStageOptions options;
+    options.recipe = parse_recipe(json_, "test");
+    options.run = folder_ / run;
+    return options;
+  }
+  void expect_equal_checkpoints(const std::string& step) const {
+    for (const char* file : {"model.safetensors", "optimizer.safetensors"})
+      EXPECT_TRUE(base::read_file(folder_ / "straight" / step / file) ==
+                  base::read_file(folder_ / "resumed" / step / file))
+          << file;
+  }
+
+  fs::path folder_;
+  Json json_;
+};
+
+TEST_F(DenseStage, GoldenRun) {
+  start_anew();
+  run_dense_stage(options("run"));
+  struct Row {
+    double loss, mtp_loss;
+  };
+  const Row golden[] = {
+      {4.1684, 4.1733}, {4.0089, 4.1327}, {3.6621, 3.9677}, {3.3483, 3.8390}, {3.1024, 3.7270},
+      {2.9461, 3.6304}, {2.7518, 3.5412}, {2.5054, 3.3511}, {2.4828, 3.2884}, {2.3576, 3.1859},
+  };
+  const auto lines = read_metrics(folder_ / "run", "loss");
+  ASSERT_EQ(lines.size(), std::size(golden));
+  for (size_t i = 0; i < lines.size(); ++i) {
+    EXPECT_EQ(lines[i]["step"], i + 1);
+    // Kernels of another instruction set may round differently.
+    EXPECT_NEAR(lines[i]["loss"].get<double>(), golden[i].loss, 3e-3) << i;
+    EXPECT_NEAR(lines[i]["mtp_loss"].get<double>(), golden[i].mtp_loss, 3e-3) << i;
+  }
+  const auto validations = read_metrics(folder_ / "run", "validation_bits_per_byte");
+  ASSERT_EQ(validations.size(), 2u);
+  const TokenRows rows(folder_ / "tokens", "validation", 32);
+  EXPECT_NEAR(
+      validations[1]["validation_bits_per_byte"].get<double>(),
+      validations[1]["validation_loss"].get<double>() / std::numbers::ln2 * rows.targets_per_byte(),
+      1e-9);
+  EXPECT_LT(validations[1]["validation_loss"], validations[0]["validation_loss"]);
+}
+
+// Ends this process as soon as a step's metrics are written, whatever it does by then.
+[[noreturn]] void train_until_killed(const DenseStageOptions& options, int64_t step) {
+  std::thread([run = options.run, step] {
+    for (;;) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (!fs::exists(run / "metrics.jsonl")) continue;
+      const std::string text = base::read_file(run / "metrics.jsonl");
+      if (text.find(fmt::format("{{\"step\":{},", step)) != std::string::npos) raise(SIGKILL);
+    }
+  }).detach();
+  run_dense_stage(options);
+  std::this_thread::sleep_for(std::chrono::seconds(10));
+  abort();
+}
+
+TEST_F(DenseStage, ResumesToTheSameBitsAfterSigkill) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  if (!testing::internal::InDeathTestChild()) start_anew();
+  json_["training"]["steps"] = 40;
+  json_["training"]["checkpoint_every"] = 7;
+  EXPECT_EXIT(train_until_killed(options("resumed"), 17), testing::KilledBySignal(SIGKILL), "");
+  const int64_t step = trainer_json(folder_ / "resumed")["step"];
+  EXPECT_GE(step, 14);
+  EXPECT_LT(step, 40);
+  run_dense_stage(options("resumed"));
+  run_dense_stage(options("straight"));
+  expect_equal_checkpoints("step-000040");
+  const auto straight = read_metrics(folder_ / "straight", "loss");
+  const auto resumed = read_metrics(folder_ / "resumed", "loss");
+  ASSERT_EQ(straight.size(), 40u);
+  ASSERT_EQ(resumed.size(), 40u);
+  for (size_t i = 0; i < straight.size(); ++i) EXPECT_EQ(straight[i]["loss"], resumed[i]["loss"]);
+}
+
+TEST_F(DenseStage, KeepsTheNewestCheckpointsAndNothingElse) {
+  start_anew();
+  fs::create_directories(folder_ / "run/step-000099.tmp");
+  run_dense_stage(options("run"));
+  std::set<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder_ / "run"))
+    names.insert(entry.path().filename());
+  EXPECT_EQ(names,
+            (std::set<std::string>{"latest", "metrics.jsonl", "step-000008", "step-000010"}));
+}
+
+TEST_F(DenseStage, GoesOnWithMoreStepsButNotWithAnotherRecipe) {
+  start_anew();
+  DenseStageOptions early = options("run");
+  early.stop_after_step = 3;
+  run_dense_stage(early);
+  EXPECT_EQ(trainer_json(folder_ / "run")["step"], 3);
+  json_["training"]["sequence_length"] = 16;
+  EXPECT_THROW(run_dense_stage(options("run")), Error);
+  json_["training"]["sequence_length"] = 32;
+  json_["training"]["validate_every"] = 1000;
+  run_dense_stage(options("run"));
+  EXPECT_EQ(trainer_json(folder_ / "run")["step"], 10);
+}
+
+TEST_F(DenseStage, ATimeBudgetEndsTheRunWithItsDecay) {
+  start_anew();
+  json_["training"]["steps"] = 1000000;
+  json_["training"]["checkpoint_every"] = 1000000;
+  json_["training"]["validate_every"] = 1000000;
+  DenseStageOptions timed = options("run");
+  timed.minutes = 0.03;
+  run_dense_stage(timed);
+  const Json state = trainer_json(folder_ / "run");
+  const int64_t steps = state["total_steps"];
+  EXPECT_EQ(state["step"], steps);
+  EXPECT_LT(steps, 1000000);
+  const auto lines = read_metrics(folder_ / "run", "loss");
+  ASSERT_EQ(lines.size(), static_cast<size_t>(steps));
+  const auto& training = timed.recipe.training;
+  for (int64_t step : {steps / 2, steps - 2, steps - 1})
+    EXPECT_DOUBLE_EQ(
+        lines[step]["learning_rate"].get<double>(),
+        timed.recipe.optimizer.learning_rate * learning_rate_factor(training, step, steps));
+  // Most of the budget was spent at the peak, and the decay ended the run.
+  const auto decaying = std::find_if(lines.begin() + 2, lines.end(), [&](const Json& line) {
+    return line["learning_rate"] < timed.recipe.optimizer.learning_rate;
+  });
+  ASSERT_NE(decaying, lines.end());
+  EXPECT_GE(decaying->at("seconds"), (1 - training.decay_fraction) * 60 * *timed.minutes);
+  timed.recipe.training.schedule = "cosine";
+  EXPECT_THROW(run_dense_stage(timed), Error);
+}
+
+TEST_F(DenseStage, ALossThatIsNotFiniteEndsTheRun) {
+  start_anew();
+  json_["optimizer"]["learning_rate"] = 1e30;
+  json_["training"]["warmup_steps"] = 0;
+  json_["training"]["checkpoint_every"] = 1;
+  try {
+    run_dense_stage(options("run"));
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("not finite at step"), std::string::npos)
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("last good checkpoint"), std::string::npos);
+  }
+}
+
+TEST_F(DenseStage, ExportsAModelThatOtherProgramsRead) {
+  start_anew();
+  fs::create_directories(folder_ / "tokenizer");
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
+    base::write_file_atomically(folder_ / "tokenizer" / name, "{}");
+  DenseStageOptions exporting = options("run");
+  exporting.export_folder = folder_ / "model";
+  run_dense_stage(exporting);
+  const Json config = base::read_json_file(folder_ / "model/config.json");
+  EXPECT_EQ(config["model_type"], "deepseek_v32");
+  EXPECT_EQ(base::read_json_file(folder_ / "model/generation_config.json")["eos_token_id"], 1);
+  EXPECT_EQ(base::read_file(folder_ / "model/tokenizer.json"), "{}");
+  const auto weights = model::Safetensors::open(folder_ / "model/model.safetensors");
+  EXPECT_EQ(weights.at("model.embed_tokens.weight").dtype, model::DType::kBF16);
+}
+
+}  // namespace
+}  // namespace fathom::pretrain

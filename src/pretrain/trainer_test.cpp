@@ -1,0 +1,94 @@
+#include "pretrain/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/parallel.h"
+#include "pretrain/test_data.h"
+
+namespace fathom::pretrain {
+namespace {
+
+class TinyTrainer : public testing::Test {
+ protected:
+  void SetUp() override {
+    write_synthetic_tokens(folder_ / "tokens");
+    json_ = tiny_recipe(folder_);
+    base::set_num_threads(1);  // more would only wait for one another
+  }
+  TokenRows rows(const std::string& split) const {
+    return TokenRows(folder_ / "tokens", split, json_["training"]["sequence_length"]);
+  }
+  Trainer trainer() const { return Trainer(parse_recipe(json_, "test")); }
+
+  std::filesystem::path folder_ = empty_folder(this_test());
+  Json json_;
+};
+
+TEST_F(TinyTrainer, MicroBatchesAddUpToTheBatch) {
+  json_["training"]["document_masking"] = false;  // every token has a target
+  json_["training"]["bf16_matmuls"] = false;
+  json_["training"]["balance_weight"] = 0.0;  // not linear in the batch
+  std::vector<StepReport> reports;
+  std::vector<double> after;
+  for (int micro_batch_rows : {8, 4, 1}) {
+    json_["training"]["micro_batch_rows"] = micro_batch_rows;
+    Trainer t = trainer();
+    reports.push_back(t.step(rows("train"), 0, 10));
+    after.push_back(t.validate(rows("validation")));
+  }
+  for (size_t i = 1; i < reports.size(); ++i) {
+    EXPECT_NEAR(reports[i].loss, reports[0].loss, 1e-5);
+    EXPECT_NEAR(reports[i].mtp_loss, reports[0].mtp_loss, 1e-5);
+    EXPECT_NEAR(reports[i].gradient_norm, reports[0].gradient_norm, 1e-4);
+    EXPECT_NEAR(reports[i].max_violation, reports[0].max_violation, 1e-9);
+    EXPECT_NEAR(after[i], after[0], 1e-3);
+  }
+}
+
+TEST_F(TinyTrainer, TheMtpWeightScalesItsGradient) {
+  json_["training"]["mtp_weight"] = 0.0;
+  EXPECT_EQ(trainer().step(rows("train"), 0, 10).mtp_loss, 0);
+  json_["training"]["mtp_weight"] = 0.3;
+  const StepReport with = trainer().step(rows("train"), 0, 10);
+  EXPECT_NEAR(with.mtp_loss, std::log(64), 0.3);
+}
+
+TEST_F(TinyTrainer, BiasesMoveByGammaTowardsIdleExpertsAndStayCentred) {
+  Trainer t = trainer();
+  t.step(rows("train"), 0, 10);
+  const auto& bias = t.model().weights.layers[1].moe->e_score_correction_bias;
+  EXPECT_FALSE(bias.requires_grad());
+  EXPECT_GT(bias.abs().max().item<double>(), 1e-4);
+  EXPECT_LT(bias.abs().max().item<double>(), 2.001e-3);
+  EXPECT_NEAR(bias.sum().item<double>(), 0, 1e-7);
+}
+
+TEST_F(TinyTrainer, BalancingUndoesACollapsedRouter) {
+  json_["training"]["balance_weight"] = 0.0;
+  json_["training"]["mtp_weight"] = 0.0;
+  std::vector<double> violation;
+  for (double rate : {0.0, 0.05}) {
+    json_["training"]["expert_bias_rate"] = rate;
+    Trainer t = trainer();
+    torch::Tensor bias = t.model().weights.layers[1].moe->e_score_correction_bias;
+    bias[0] = 1;  // every token's first choice: twice the mean load
+    for (int64_t step = 0; step < 20; ++step)
+      violation.push_back(t.step(rows("train"), step, 20).max_violation);
+  }
+  EXPECT_EQ(violation[0], 1);
+  EXPECT_EQ(violation[19], 1);
+  EXPECT_LT(violation[39], 0.7);
+}
+
+TEST_F(TinyTrainer, ValidationLeavesNoTrace) {
+  Trainer t = trainer();
+  t.step(rows("train"), 0, 10);
+  const double first = t.validate(rows("validation"));
+  EXPECT_EQ(t.validate(rows("validation")), first);
+  EXPECT_FALSE(t.model().weights.embed_tokens.grad().defined());
+}
+
+}  // namespace
+}  // namespace fathom::pretrain
