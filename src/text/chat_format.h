@@ -45,10 +45,11 @@ struct ChatDelta {
   }
 };
 
-// Splits a completion that arrives in pieces into reasoning, content and tool calls. The
-// concatenation of the deltas does not depend on where the pieces are cut, and on text that
-// parse_message accepts it equals parse_message's answer. Malformed markup is given back as content
-// (a server must not lose what the model said); no marker that is still incomplete is ever emitted.
+// Splits a completion that arrives in pieces into reasoning, content and tool calls. A call is
+// given out whole, once its closing tag has come. The concatenation of the deltas does not depend
+// on where the pieces are cut, and on text that parse_message accepts it equals parse_message's
+// answer. Malformed markup is given back as content (a server must not lose what the model said);
+// no marker that is still incomplete is ever emitted.
 class StreamingChatParser {
  public:
   explicit StreamingChatParser(ThinkingMode mode);
@@ -57,10 +58,18 @@ class StreamingChatParser {
   bool has_tool_calls() const { return num_tool_calls_ > 0; }
 
  private:
-  enum class Part { kReasoning, kContent, kToolCalls, kDone };
+  enum class Part { kReasoning, kContent, kToolCalls, kAfterCalls };
+  // Each takes what it can from pending_; true if another part is to go on.
+  bool read_reasoning(ChatDelta& delta);
+  bool read_content(ChatDelta& delta);
+  bool read_tool_calls(ChatDelta& delta);
+  void read(ChatDelta& delta);
+
   Part part_;
-  std::string pending_;
+  std::string pending_;  // not yet given out
+  std::string section_;  // opening of a tool-call section of which no call has been given out yet
   int num_tool_calls_ = 0;
+  bool is_finishing_ = false;
 };
 
 }  // namespace fathom::text

@@ -1,0 +1,213 @@
+#include "server/api_request.h"
+
+#include <random>
+
+#include "server/api_error.h"
+
+namespace fathom::server {
+namespace {
+
+constexpr size_t kMostStops = 16;
+constexpr size_t kMostStopBytes = 1024;
+
+[[noreturn]] void bad(const std::string& field, const std::string& what) {
+  throw ApiError(400, field + " " + what, field);
+}
+
+const Json* find(const Json& body, const char* field) {
+  const auto it = body.find(field);
+  return it == body.end() || it->is_null() ? nullptr : &*it;
+}
+
+double number(const Json& body, const char* field, double otherwise) {
+  const Json* value = find(body, field);
+  if (!value) return otherwise;
+  if (!value->is_number()) bad(field, "is " + value->dump() + "; expected a number");
+  return value->get<double>();
+}
+
+std::optional<int64_t> integer(const Json& body, const char* field) {
+  const Json* value = find(body, field);
+  if (!value) return {};
+  if (!value->is_number_integer()) bad(field, "is " + value->dump() + "; expected an integer");
+  return value->get<int64_t>();
+}
+
+bool boolean(const Json& body, const char* field) {
+  const Json* value = find(body, field);
+  if (value && !value->is_boolean()) bad(field, "is " + value->dump() + "; expected true or false");
+  return value && value->get<bool>();
+}
+
+void read_sampling(const Json& body, ApiRequest& request) {
+  engine::SamplingOptions& sampling = request.sampling;
+  sampling.temperature = number(body, "temperature", 1.0);
+  sampling.top_p = number(body, "top_p", 1.0);
+  const int64_t top_k = integer(body, "top_k").value_or(0);
+  if (top_k < 0 || top_k > INT32_MAX)
+    bad("top_k", fmt::format("is {}; expected at least 0 (0 is off)", top_k));
+  sampling.top_k = static_cast<int>(top_k);
+  const auto seed = integer(body, "seed");
+  sampling.seed = seed ? static_cast<uint64_t>(*seed) : std::random_device{}();
+  try {
+    engine::validate(sampling);
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    throw ApiError(400, what, what.substr(0, what.find(' ')));
+  }
+}
+
+void read_max_tokens(const Json& body, ApiRequest& request) {
+  for (const char* field : {"max_tokens", "max_completion_tokens"}) {
+    const auto value = integer(body, field);
+    if (!value) continue;
+    if (*value < 1 || *value > INT32_MAX)
+      bad(field, fmt::format("is {}; expected at least 1", *value));
+    request.max_tokens = static_cast<int>(*value);
+  }
+}
+
+void read_stop(const Json& body, ApiRequest& request) {
+  const Json* value = find(body, "stop");
+  if (!value) return;
+  const Json list = value->is_array() ? *value : Json::array({*value});
+  if (list.size() > kMostStops)
+    bad("stop", fmt::format("holds {} strings; expected at most {}", list.size(), kMostStops));
+  for (const Json& stop : list) {
+    if (!stop.is_string() || stop.get_ref<const std::string&>().empty())
+      bad("stop", "must be a string or an array of strings, none of them empty");
+    if (stop.get_ref<const std::string&>().size() > kMostStopBytes)
+      bad("stop", fmt::format("holds a string of {} bytes; expected at most {}",
+                              stop.get_ref<const std::string&>().size(), kMostStopBytes));
+    request.stop.push_back(stop);
+  }
+}
+
+void read_common(const Json& body, ApiRequest& request) {
+  if (!body.is_object()) throw ApiError(400, "the request body must be a JSON object");
+  read_sampling(body, request);
+  read_max_tokens(body, request);
+  read_stop(body, request);
+  request.is_stream = boolean(body, "stream");
+  if (const Json* options = find(body, "stream_options")) {
+    if (!options->is_object()) bad("stream_options", "must be an object");
+    request.include_usage = boolean(*options, "include_usage");
+  }
+  if (integer(body, "n").value_or(1) != 1) bad("n", "must be 1; send several requests instead");
+}
+
+void read_thinking(const Json& body, ApiRequest& request) {
+  const Json* thinking = find(body, "thinking");
+  if (!thinking) return;
+  const std::string type = thinking->is_object() ? thinking->value("type", "") : "";
+  if (type != "enabled" && type != "disabled")
+    bad("thinking", "must be {\"type\": \"enabled\"} or {\"type\": \"disabled\"}");
+  if (type == "enabled") request.thinking_mode = text::ThinkingMode::kThinking;
+}
+
+// Request-level tools and response format belong to the first system message.
+Json with_tools(const Json& body, Json messages) {
+  const Json* tools = find(body, "tools");
+  const Json* choice = find(body, "tool_choice");
+  if (choice && *choice != "auto" && *choice != "none")
+    bad("tool_choice", "is " + choice->dump() + "; expected \"auto\" or \"none\"");
+  const Json* format = find(body, "response_format");
+  const bool has_format = format && format->is_object() && format->value("type", "text") != "text";
+  const bool has_tools = tools && !(choice && *choice == "none");
+  if (tools && !tools->is_array()) bad("tools", "must be an array");
+  if (!has_tools && !has_format) return messages;
+  size_t at = 0;
+  while (at < messages.size() && messages[at].value("role", "") != "system") ++at;
+  if (at == messages.size()) {
+    messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
+    at = 0;
+  }
+  if (has_tools) messages[at]["tools"] = *tools;
+  if (has_format) messages[at]["response_format"] = *format;
+  return messages;
+}
+
+// Content given as parts becomes their text.
+void flatten_content(Json& message, size_t index) {
+  if (!message.contains("content") || !message["content"].is_array()) return;
+  std::string content;
+  for (const Json& part : message["content"]) {
+    if (!part.is_object() || part.value("type", "") != "text" || !part.contains("text") ||
+        !part["text"].is_string())
+      bad("messages",
+          fmt::format("[{}].content: only parts of type \"text\" are supported", index));
+    content += part["text"].get<std::string>();
+  }
+  message["content"] = content;
+}
+
+void check_reasoning(Json& messages, const ApiRequestOptions& options) {
+  size_t last_user = 0;
+  for (size_t i = 0; i < messages.size(); ++i)
+    if (messages[i].value("role", "") == "user") last_user = i;
+  for (size_t i = last_user; i < messages.size(); ++i) {
+    Json& message = messages[i];
+    if (message.value("role", "") != "assistant" || message.contains("reasoning_content")) continue;
+    if (options.is_strict_reasoning)
+      throw ApiError(
+          400, fmt::format("Missing `reasoning_content` field in the assistant message at message "
+                           "index {}. For more information, please refer to "
+                           "https://api-docs.deepseek.com/guides/thinking_mode#tool-calls",
+                           i));
+    message["reasoning_content"] = "";
+  }
+}
+
+}  // namespace
+
+ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options) {
+  ApiRequest request;
+  request.is_chat = true;
+  read_common(body, request);
+  read_thinking(body, request);
+  request.sampling.logprobs = boolean(body, "logprobs");
+  const int64_t top = integer(body, "top_logprobs").value_or(0);
+  if (top < 0 || top > 20) bad("top_logprobs", fmt::format("is {}; expected 0 to 20", top));
+  if (top > 0 && !request.sampling.logprobs) bad("top_logprobs", "needs logprobs to be true");
+  request.sampling.num_top_logprobs = static_cast<int>(top);
+  const Json* given = find(body, "messages");
+  if (!given || !given->is_array() || given->empty())
+    bad("messages", "must be an array of at least one message");
+  Json messages = *given;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (!messages[i].is_object()) bad("messages", fmt::format("[{}] must be an object", i));
+    if (messages[i].contains("role") && !messages[i]["role"].is_string())
+      bad("messages", fmt::format("[{}].role must be a string", i));
+    flatten_content(messages[i], i);
+  }
+  if (request.thinking_mode == text::ThinkingMode::kThinking) check_reasoning(messages, options);
+  text::ChatOptions chat;
+  chat.thinking_mode = request.thinking_mode;
+  try {
+    request.prompt = text::encode_messages(with_tools(body, std::move(messages)), chat);
+  } catch (const ApiError&) {
+    throw;
+  } catch (const Error& error) {
+    throw ApiError(400, error.what(), "messages");
+  }
+  return request;
+}
+
+ApiRequest parse_completion_request(const Json& body) {
+  ApiRequest request;
+  read_common(body, request);
+  if (!request.max_tokens) request.max_tokens = 16;
+  const Json* prompt = find(body, "prompt");
+  if (!prompt || !prompt->is_string()) bad("prompt", "must be a string");
+  request.prompt = prompt->get<std::string>();
+  request.echo = boolean(body, "echo");
+  if (find(body, "suffix")) bad("suffix", "is not supported");
+  if (const auto top = integer(body, "logprobs")) {
+    if (*top < 0 || *top > 20) bad("logprobs", fmt::format("is {}; expected 0 to 20", *top));
+    request.sampling.logprobs = true;
+    request.sampling.num_top_logprobs = static_cast<int>(*top);
+  }
+  return request;
+}
+
+}  // namespace fathom::server

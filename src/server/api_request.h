@@ -1,0 +1,37 @@
+// What a request to /v1/chat/completions or /v1/completions asks for, checked field by field.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+#include "engine/sampler.h"
+#include "text/chat_format.h"
+
+namespace fathom::server {
+
+struct ApiRequest {
+  bool is_chat = false;
+  std::string prompt;  // text as the model sees it, special tokens written out
+  text::ThinkingMode thinking_mode = text::ThinkingMode::kChat;
+  engine::SamplingOptions sampling;
+  std::optional<int> max_tokens;  // none: up to the context's end for chat, 16 for completions
+  std::vector<std::string> stop;
+  bool is_stream = false;
+  bool include_usage = false;
+  bool echo = false;
+};
+
+struct ApiRequestOptions {
+  // DeepSeek answers 400 if an assistant message of the running tool turn lacks reasoning_content;
+  // lenient takes it as empty.
+  bool is_strict_reasoning = false;
+};
+
+// Throw ApiError naming the field. Fields that cannot be honoured are refused; unknown ones are
+// ignored, as clients send many.
+ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options);
+ApiRequest parse_completion_request(const Json& body);
+
+}  // namespace fathom::server

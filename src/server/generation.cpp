@@ -1,0 +1,77 @@
+#include "server/generation.h"
+
+namespace fathom::server {
+
+Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
+                       const GenerationRequest& request)
+    : engine_(engine), tokenizer_(tokenizer), decoder_(tokenizer), stops_(request.stop) {
+  engine::Request engine_request;
+  engine_request.prompt = tokenizer.encode(request.prompt);
+  const auto bos = tokenizer.find("<｜begin▁of▁sentence｜>");
+  auto& prompt = engine_request.prompt;
+  if (bos && (prompt.empty() || prompt.front() != *bos)) prompt.insert(prompt.begin(), *bos);
+  if (const auto eos = tokenizer.find("<｜end▁of▁sentence｜>")) {
+    eos_ = *eos;
+    engine_request.stop_token_ids = {eos_};
+  }
+  engine_request.sampling = request.sampling;
+  engine_request.max_tokens =
+      request.max_tokens.value_or(static_cast<int>(engine.context_length()));
+  num_prompt_tokens_ = static_cast<int64_t>(prompt.size());
+  id_ =
+      engine.submit(std::move(engine_request), [queue = queue_](const engine::RequestEvent& event) {
+        const std::scoped_lock lock(queue->mutex);
+        queue->events.push_back(event);
+        queue->filled.notify_one();
+      });
+}
+
+Generation::~Generation() {
+  if (!is_over_) engine_.cancel(id_);
+}
+
+engine::RequestEvent Generation::wait_for_event() {
+  std::unique_lock lock(queue_->mutex);
+  queue_->filled.wait(lock, [&] { return !queue_->events.empty(); });
+  engine::RequestEvent event = std::move(queue_->events.front());
+  queue_->events.pop_front();
+  return event;
+}
+
+// Adds what the decoder and the matcher still hold.
+std::optional<Piece> Generation::last_piece(Piece piece) {
+  is_over_ = true;
+  piece.text += stops_.push(decoder_.finish());
+  if (stops_.has_stopped())
+    finish_reason_ = "stop";
+  else
+    piece.text += stops_.finish();
+  return piece;
+}
+
+std::optional<Piece> Generation::next() {
+  if (is_over_) return {};
+  engine::RequestEvent event = wait_for_event();
+  if (event.is_finished && event.finish_reason == engine::FinishReason::kFailed) {
+    is_over_ = true;
+    throw Error("generation failed: " + event.error);
+  }
+  if (event.is_finished)
+    finish_reason_ = event.finish_reason == engine::FinishReason::kLength ? "length" : "stop";
+  Piece piece{"", event.token, std::move(event.top_logprobs)};
+  if (!event.has_token) {
+    is_over_ = true;
+    return {};
+  }
+  ++num_completion_tokens_;
+  if (event.token.id != eos_) piece.text = stops_.push(decoder_.push(event.token.id));
+  if (stops_.has_stopped()) {
+    finish_reason_ = "stop";
+    is_over_ = true;
+    if (!event.is_finished) engine_.cancel(id_);
+    return piece;
+  }
+  return event.is_finished ? last_piece(std::move(piece)) : piece;
+}
+
+}  // namespace fathom::server

@@ -1,0 +1,70 @@
+// One request between text and the engine: prompt text in, pieces of answer text out.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/engine.h"
+#include "server/stop_matcher.h"
+#include "text/tokenizer.h"
+
+namespace fathom::server {
+
+struct GenerationRequest {
+  std::string prompt;  // special tokens written out
+  engine::SamplingOptions sampling;
+  std::optional<int> max_tokens;  // none: to the end of the context
+  std::vector<std::string> stop;
+};
+
+// What one step brought: text (perhaps none), the token behind it.
+struct Piece {
+  std::string text;
+  engine::TokenLogprob token;
+  std::vector<engine::TokenLogprob> top_logprobs;
+};
+
+class Generation {
+ public:
+  // Throws what Engine::submit throws. A prompt that does not begin with BOS gets one.
+  Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
+             const GenerationRequest& request);
+  ~Generation();  // cancels if it still runs
+  Generation(const Generation&) = delete;
+  Generation& operator=(const Generation&) = delete;
+
+  // Blocks for the next piece; nothing at the end. Throws Error if the engine failed.
+  std::optional<Piece> next();
+  // Why it ended: "stop" or "length". Valid after next() has returned nothing.
+  const std::string& finish_reason() const { return finish_reason_; }
+  int64_t num_prompt_tokens() const { return num_prompt_tokens_; }
+  int64_t num_completion_tokens() const { return num_completion_tokens_; }
+
+ private:
+  struct Queue {  // shared with the engine's callback, which may outlive this object
+    std::mutex mutex;
+    std::condition_variable filled;
+    std::deque<engine::RequestEvent> events;
+  };
+  engine::RequestEvent wait_for_event();
+  std::optional<Piece> last_piece(Piece piece);
+
+  engine::Engine& engine_;
+  text::Tokenizer tokenizer_;
+  text::StreamingDecoder decoder_;
+  StopMatcher stops_;
+  std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
+  engine::Engine::RequestId id_ = 0;
+  int32_t eos_ = -1;
+  int64_t num_prompt_tokens_ = 0;
+  int64_t num_completion_tokens_ = 0;
+  bool is_over_ = false;
+  std::string finish_reason_;
+};
+
+}  // namespace fathom::server

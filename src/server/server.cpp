@@ -1,0 +1,266 @@
+#include "server/server.h"
+
+#include <fmt/format.h>
+#include <httplib.h>
+
+#include <csignal>
+#include <thread>
+
+#include "base/parallel.h"
+#include "base/progress.h"
+#include "server/api_error.h"
+#include "server/api_request.h"
+#include "server/api_response.h"
+#include "server/generation.h"
+#include "server/web_assets.h"
+
+namespace fathom::server {
+namespace {
+
+constexpr size_t kMostBodyBytes = 32 << 20;
+constexpr int kConnectionThreads = 128;
+
+// What all handlers share.
+struct Service {
+  ServerOptions options;
+  std::string model_name;
+  text::Tokenizer tokenizer;
+  engine::Engine engine;
+  std::atomic<bool> is_stopping{false};
+};
+
+void answer_json(const Json& body, int status, httplib::Response& response) {
+  response.status = status;
+  response.set_content(body.dump(-1, ' ', false, Json::error_handler_t::replace),
+                       "application/json");
+}
+
+void answer_error(const ApiError& error, httplib::Response& response) {
+  answer_json(error_body(error), error.status, response);
+}
+
+std::string sse(const Json& chunk) {
+  return "data: " + chunk.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n\n";
+}
+
+// Runs a handler; whatever it throws becomes an error answer.
+template <typename Handler>
+httplib::Server::Handler guarded(const Handler& handler) {
+  return [handler](const httplib::Request& request, httplib::Response& response) {
+    try {
+      handler(request, response);
+    } catch (const ApiError& error) {
+      answer_error(error, response);
+    } catch (const engine::QueueFull& error) {
+      answer_error(ApiError(429, error.what(), "", "rate_limit_exceeded"), response);
+    } catch (const Error& error) {
+      answer_error(ApiError(400, error.what()), response);
+    } catch (const std::exception& error) {
+      answer_error(ApiError(500, error.what(), "", "internal_error"), response);
+    }
+  };
+}
+
+Json parse_body(const httplib::Request& request) {
+  try {
+    return base::parse_json(request.body, "the request body");
+  } catch (const Error& error) {
+    throw ApiError(400, error.what());
+  }
+}
+
+std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest& request) {
+  return std::make_shared<Generation>(
+      service.engine, service.tokenizer,
+      GenerationRequest{request.prompt, request.sampling, request.max_tokens, request.stop});
+}
+
+// Writes chunks as they come. A failed write (the client has gone) drops the generation, whose
+// destructor cancels it.
+void stream(Service& service, const ApiRequest& request, httplib::Response& response) {
+  auto generation = start_generation(service, request);
+  auto answer = std::make_shared<ApiResponse>(request, service.tokenizer, service.model_name);
+  response.set_header("Cache-Control", "no-cache");
+  response.set_chunked_content_provider(
+      "text/event-stream", [&service, generation, answer](size_t, httplib::DataSink& sink) {
+        const auto write = [&](const std::string& text) {
+          return sink.is_writable() && sink.write(text.data(), text.size());
+        };
+        try {
+          if (const auto piece = generation->next(); piece && !service.is_stopping) {
+            for (const Json& chunk : answer->add(*piece))
+              if (!write(sse(chunk))) return false;
+            return sink.is_writable();
+          }
+          for (const Json& chunk : answer->finish(*generation))
+            if (!write(sse(chunk))) return false;
+        } catch (const std::exception& error) {
+          if (!write(sse(error_body(ApiError(500, error.what(), "", "internal_error")))))
+            return false;
+        }
+        if (!write("data: [DONE]\n\n")) return false;
+        sink.done();
+        return true;
+      });
+}
+
+void complete(Service& service, const ApiRequest& request, const httplib::Request& http,
+              httplib::Response& response) {
+  if (request.is_stream) {
+    stream(service, request, response);
+    return;
+  }
+  const auto generation = start_generation(service, request);
+  ApiResponse answer(request, service.tokenizer, service.model_name);
+  while (const auto piece = generation->next()) {
+    answer.add(*piece);
+    if (service.is_stopping) break;
+  }
+  (void)http;
+  answer.finish(*generation);
+  answer_json(answer.body(), 200, response);
+}
+
+std::string metrics(const Service& service) {
+  const auto s = service.engine.statistics();
+  return fmt::format(
+      "# TYPE fathom_requests_running gauge\nfathom_requests_running {}\n"
+      "# TYPE fathom_requests_waiting gauge\nfathom_requests_waiting {}\n"
+      "# TYPE fathom_prompt_tokens_total counter\nfathom_prompt_tokens_total {}\n"
+      "# TYPE fathom_generated_tokens_total counter\nfathom_generated_tokens_total {}\n",
+      s.num_running, s.num_waiting, s.num_prompt_tokens, s.num_generated_tokens);
+}
+
+void add_api_routes(Service& service, httplib::Server& http) {
+  http.Post("/v1/chat/completions",
+            guarded([&service](const httplib::Request& request, httplib::Response& response) {
+              complete(
+                  service,
+                  parse_chat_request(parse_body(request), {service.options.is_strict_reasoning}),
+                  request, response);
+            }));
+  http.Post("/v1/completions",
+            guarded([&service](const httplib::Request& request, httplib::Response& response) {
+              complete(service, parse_completion_request(parse_body(request)), request, response);
+            }));
+  http.Get("/v1/models", [&service](const httplib::Request&, httplib::Response& response) {
+    const Json model = {{"id", service.model_name},
+                        {"object", "model"},
+                        {"owned_by", "fathom"},
+                        {"context_length", service.engine.context_length()}};
+    answer_json({{"object", "list"}, {"data", Json::array({model})}}, 200, response);
+  });
+  http.Get("/health", [](const httplib::Request&, httplib::Response& response) {
+    answer_json({{"status", "ok"}}, 200, response);
+  });
+  http.Get("/metrics", [&service](const httplib::Request&, httplib::Response& response) {
+    response.set_content(metrics(service), "text/plain; version=0.0.4");
+  });
+}
+
+void add_page_routes(httplib::Server& http) {
+  const auto page = [&http](const char* path, std::string_view content, const char* type) {
+    http.Get(path, [content, type](const httplib::Request&, httplib::Response& response) {
+      response.set_content(content.data(), content.size(), type);
+    });
+  };
+  page("/", kIndexHtml, "text/html; charset=utf-8");
+  page("/app.js", kAppJs, "text/javascript; charset=utf-8");
+  page("/style.css", kStyleCss, "text/css; charset=utf-8");
+}
+
+// Errors that no handler has answered: unknown routes, oversized bodies.
+void add_error_handler(httplib::Server& http) {
+  http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
+    if (!response.body.empty()) return;
+    if (response.status == 413)
+      answer_error(
+          ApiError(413, fmt::format("the request body exceeds {} MiB", kMostBodyBytes >> 20)),
+          response);
+    else if (response.status == 404)
+      answer_error(ApiError(404, fmt::format("there is no {} {}", request.method, request.path), "",
+                            "not_found"),
+                   response);
+    else
+      answer_error(ApiError(response.status, "the request could not be understood"), response);
+  });
+}
+
+std::atomic<int> caught_signal{0};
+
+// Stops the server on SIGINT or SIGTERM; a handler may only set a flag.
+class SignalWatch {
+ public:
+  SignalWatch(httplib::Server& http, Service& service) {
+    caught_signal = 0;
+    for (int signal : {SIGINT, SIGTERM}) std::signal(signal, [](int s) { caught_signal = s; });
+    std::signal(SIGPIPE, SIG_IGN);
+    thread_ = std::jthread([&](std::stop_token stop) {
+      while (!stop.stop_requested() && caught_signal == 0)
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      service.is_stopping = true;
+      http.stop();
+    });
+  }
+
+ private:
+  std::jthread thread_;
+};
+
+int bind(const ServerOptions& options, httplib::Server& http) {
+  if (options.port == 0) {
+    const int port = http.bind_to_any_port(options.host);
+    if (port < 0)
+      fail("cannot listen on {}: no free port, or the address is not this machine's", options.host);
+    return port;
+  }
+  if (!http.bind_to_port(options.host, options.port))
+    fail("cannot listen on {}:{}; the port is in use or not allowed. Choose another with --port",
+         options.host, options.port);
+  return options.port;
+}
+
+void disable_address_sharing(httplib::Server& http) {
+  // The library's default (SO_REUSEPORT) lets a second server take the same port silently.
+  http.set_socket_options([](socket_t socket) {
+    const int yes = 1;
+    ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+  });
+}
+
+}  // namespace
+
+void serve(const ServerOptions& options) {
+  if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  const base::Stopwatch watch;
+  httplib::Server http;
+  disable_address_sharing(http);
+  const int port = bind(options, http);
+  auto model = model::load_model(options.model);
+  const std::string name = std::filesystem::weakly_canonical(options.model).filename().string();
+  fmt::print("{}: {:.2f} M parameters, context {} tokens\n", options.model.string(),
+             static_cast<double>(model::num_parameters(*model)) / 1e6,
+             model::config_of(*model).max_position_embeddings);
+  Service service{
+      options, name, text::Tokenizer::load(options.model / "tokenizer.json"),
+      engine::Engine(std::move(model), {.max_running_requests = options.max_running_requests})};
+  http.new_task_queue = [] { return new httplib::ThreadPool(kConnectionThreads); };
+  http.set_payload_max_length(kMostBodyBytes);
+  http.set_keep_alive_max_count(1000);
+  http.set_tcp_nodelay(true);
+  add_api_routes(service, http);
+  add_page_routes(http);
+  add_error_handler(http);
+  const SignalWatch watch_signals(http, service);
+  fmt::print("ready after {}\nlistening on http://{}:{}\n\n", base::format_seconds(watch.seconds()),
+             options.host, port);
+  fmt::print(
+      "Open it in a browser, or:\n"
+      "  curl http://{}:{}/v1/completions -H 'Content-Type: application/json' \\\n"
+      "    -d '{{\"prompt\": \"The function returns\", \"max_tokens\": 40}}'\n",
+      options.host, port);
+  std::fflush(stdout);
+  if (!http.listen_after_bind()) fail("the server on port {} ended unexpectedly", port);
+}
+
+}  // namespace fathom::server

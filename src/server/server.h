@@ -1,0 +1,26 @@
+// The HTTP server: OpenAI's and DeepSeek's completions APIs over one model, and a page to try them.
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+namespace fathom::server {
+
+struct ServerOptions {
+  std::filesystem::path model = "models/nano";
+  std::string host = "127.0.0.1";
+  int port = 8080;  // 0: any free one
+  int max_running_requests = 64;
+  bool is_strict_reasoning = false;
+  int num_threads = 0;  // 0: one a core
+};
+
+// Serves until SIGINT or SIGTERM, then ends running streams with what they have and returns.
+// Prints "listening on http://HOST:PORT" once it does. Throws Error if the model cannot be loaded
+// or the port is taken. A request can fail in any way; the server stays up.
+void serve(const ServerOptions& options);
+
+}  // namespace fathom::server

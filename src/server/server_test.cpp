@@ -1,0 +1,100 @@
+#include <gtest/gtest.h>
+
+#include "server/api_error.h"
+#include "server/api_request.h"
+#include "server/stop_matcher.h"
+
+namespace fathom::server {
+namespace {
+
+TEST(StopMatcher, FindsStopsAcrossPiecesAndHoldsBackOnlyWhatItMust) {
+  StopMatcher stops({"END", "\n\n"});
+  EXPECT_EQ(stops.push("some text E"), "some text ");
+  EXPECT_EQ(stops.push("N"), "");
+  EXPECT_EQ(stops.push("d\n"), "ENd");
+  EXPECT_EQ(stops.push("x"), "\nx");
+  EXPECT_EQ(stops.push("EN"), "");
+  EXPECT_EQ(stops.push("D and more"), "");
+  EXPECT_TRUE(stops.has_stopped());
+  EXPECT_EQ(stops.push("nothing"), "");
+  EXPECT_EQ(stops.finish(), "");
+}
+
+TEST(StopMatcher, GivesBackWhatWasNoStop) {
+  StopMatcher stops({"STOP"});
+  EXPECT_EQ(stops.push("STO"), "");
+  EXPECT_EQ(stops.finish(), "STO");
+}
+
+struct BadRequest {
+  const char* body;
+  const char* param;
+  const char* message;
+};
+
+class BadRequestTest : public testing::TestWithParam<BadRequest> {};
+
+TEST_P(BadRequestTest, IsRefusedByNameWith400) {
+  const auto& [body, param, message] = GetParam();
+  try {
+    parse_chat_request(Json::parse(body), {.is_strict_reasoning = true});
+    FAIL() << body;
+  } catch (const ApiError& error) {
+    EXPECT_EQ(error.status, 400);
+    EXPECT_EQ(error.param, param);
+    EXPECT_EQ(std::string(error.what()).rfind(message, 0), 0u) << error.what();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, BadRequestTest,
+    testing::Values(
+        BadRequest{"[]", "", "the request body must be a JSON object"},
+        BadRequest{R"({"messages": []})", "messages", "messages must be an array of at least one"},
+        BadRequest{R"({"messages": [{"role": "robot", "content": "x"}]})", "messages",
+                   "messages[0].role: \"robot\" is not known"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "max_tokens": -3})",
+                   "max_tokens", "max_tokens is -3; expected at least 1"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "max_tokens": "many"})",
+                   "max_tokens", "max_tokens is \"many\"; expected an integer"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "temperature": 3})",
+                   "temperature", "temperature is 3; expected 0 to 2"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "top_p": 0})", "top_p",
+                   "top_p is 0; expected above 0, at most 1"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "n": 2})", "n",
+                   "n must be 1"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "stop": [""]})", "stop",
+                   "stop must be a string or an array of strings, none of them empty"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "thinking": true})",
+                   "thinking", "thinking must be"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2})",
+                   "top_logprobs", "top_logprobs needs logprobs to be true"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"})",
+                   "tool_choice", "tool_choice is \"required\""},
+        BadRequest{
+            R"({"messages": [{"role": "user", "content": "q"},
+                                    {"role": "assistant", "content": "", "tool_calls": []}],
+                       "thinking": {"type": "enabled"}})",
+            "", "Missing `reasoning_content` field in the assistant message at message index 1."}));
+
+TEST(ChatRequest, ToolsGoIntoTheFirstSystemMessage) {
+  const Json body = Json::parse(
+      R"({"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "q"}],
+          "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+          "stop": "x", "seed": 7, "thinking": {"type": "enabled"}})");
+  const ApiRequest request = parse_chat_request(body, {});
+  EXPECT_EQ(request.prompt.rfind("<｜begin▁of▁sentence｜>Be kind.\n\n## Tools", 0), 0u);
+  EXPECT_NE(request.prompt.find("{\"name\": \"f\", \"parameters\": {}}"), std::string::npos);
+  EXPECT_TRUE(request.prompt.ends_with("<｜User｜>q<｜Assistant｜><think>"));
+  EXPECT_EQ(request.stop, std::vector<std::string>{"x"});
+  EXPECT_EQ(request.sampling.seed, 7u);
+}
+
+TEST(ChatRequest, StopStringsOfAMegabyteAreRefused) {
+  Json body = {{"messages", {{{"role", "user"}, {"content", "x"}}}},
+               {"stop", {std::string(1 << 20, 'a')}}};
+  EXPECT_THROW(parse_chat_request(body, {}), ApiError);
+}
+
+}  // namespace
+}  // namespace fathom::server
