@@ -13,17 +13,32 @@ namespace {
 
 using torch::Tensor;
 
-// X <- a X + (b A + c A^2) X with A = X X^T; rows <= cols.
+// out = X X^T for X [rows, cols], or X X for a symmetric X: the lower half is computed, the upper
+// one copied.
+void symmetric_product(int64_t rows, int64_t cols, const std::vector<float>& x,
+                       std::vector<float>& out) {
+  constexpr int64_t kBlock = 48;
+  for (int64_t begin = 0; begin < rows; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, rows);
+    kernels::gemm_serial({end - begin, end, cols}, {x.data() + begin * cols, cols, 1},
+                         {x.data(), 1, cols}, {out.data() + begin * rows, end - begin, end, rows},
+                         false);
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = i + 1; j < rows; ++j) out[i * rows + j] = out[j * rows + i];
+}
+
+// X <- (a I + b A + c A^2) X with A = X X^T; rows <= cols.
 void newton_schulz_step(int64_t rows, int64_t cols, std::vector<float>& x, std::vector<float>& a,
                         std::vector<float>& b, std::vector<float>& next) {
   constexpr float kA = 3.4445f, kB = -4.7750f, kC = 2.0315f;
-  const View2<float> a_view(a.data(), rows, rows), b_view(b.data(), rows, rows);
-  kernels::gemm_serial({rows, rows, cols}, {x.data(), cols, 1}, {x.data(), 1, cols}, a_view, false);
-  kernels::gemm_serial({rows, rows, rows}, {a.data(), rows, 1}, {a.data(), rows, 1}, b_view, false);
+  symmetric_product(rows, cols, x, a);
+  symmetric_product(rows, rows, a, b);
   for (size_t i = 0; i < b.size(); ++i) b[i] = kB * a[i] + kC * b[i];
+  for (int64_t i = 0; i < rows; ++i) b[i * rows + i] += kA;
   kernels::gemm_serial({rows, cols, rows}, {b.data(), rows, 1}, {x.data(), cols, 1},
                        {next.data(), rows, cols}, false);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = kA * x[i] + next[i];
+  x.swap(next);
 }
 
 void transpose(int64_t rows, int64_t cols, const float* in, float* out) {
