@@ -5,9 +5,14 @@
 
 namespace fathom::cli {
 
+void add_bench_command(CLI::App& app);
+void add_chat_command(CLI::App& app);
 void add_corpus_command(CLI::App& app);
+void add_encode_chat_command(CLI::App& app);
 void add_forward_command(CLI::App& app);
+void add_generate_command(CLI::App& app);
 void add_pretrain_command(CLI::App& app);
+void add_serve_command(CLI::App& app);
 void add_tokenize_command(CLI::App& app);
 void add_train_tokenizer_command(CLI::App& app);
 

@@ -9,11 +9,17 @@
 int main(int argc, char** argv) {
   CLI::App app("fathom: the DeepSeek-V3.2 system");
   app.require_subcommand(1);
-  fathom::cli::add_corpus_command(app);
-  fathom::cli::add_forward_command(app);
-  fathom::cli::add_pretrain_command(app);
-  fathom::cli::add_tokenize_command(app);
-  fathom::cli::add_train_tokenizer_command(app);
+  using namespace fathom::cli;  // NOLINT: one line a command
+  add_serve_command(app);
+  add_chat_command(app);
+  add_generate_command(app);
+  add_forward_command(app);
+  add_tokenize_command(app);
+  add_encode_chat_command(app);
+  add_corpus_command(app);
+  add_train_tokenizer_command(app);
+  add_pretrain_command(app);
+  add_bench_command(app);
   try {
     app.parse(argc, argv);  // runs the subcommand's callback
   } catch (const CLI::ParseError& error) {

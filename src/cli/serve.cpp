@@ -1,0 +1,31 @@
+#include "server/server.h"
+
+#include <memory>
+
+#include "cli/commands.h"
+#include "cli/model_folder.h"
+
+namespace fathom::cli {
+
+void add_serve_command(CLI::App& app) {
+  auto options = std::make_shared<server::ServerOptions>();
+  CLI::App* command =
+      app.add_subcommand("serve", "Serve a model over HTTP (OpenAI's API) with a page to try it");
+  options->model = bundled_model();
+  command->add_option("--model", options->model, "Model folder")->capture_default_str();
+  command->add_option("--host", options->host, "Address to listen on")->capture_default_str();
+  command->add_option("--port", options->port, "Port; 0 picks a free one")
+      ->check(CLI::Range(0, 65535))
+      ->capture_default_str();
+  command
+      ->add_option("--max-running", options->max_running_requests,
+                   "Requests generated at the same time; others wait")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_flag("--strict-reasoning", options->is_strict_reasoning,
+                    "Refuse tool turns without reasoning_content, as DeepSeek does");
+  command->add_option("--threads", options->num_threads, "Threads (default: one a core)");
+  command->callback([options] { server::serve(*options); });
+}
+
+}  // namespace fathom::cli

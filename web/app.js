@@ -1,0 +1,178 @@
+'use strict';
+const byId = (id) => document.getElementById(id);
+const examples = [
+  ['A novel', 'It was a fine morning in June when Miss '],
+  ['Documentation', 'The following options are available:\n\n'],
+  ['An address', 'Fellow citizens, the state of our Union is '],
+  ['Python', 'def read_file(path):\n    """Return the '],
+];
+const hint = 'The bundled model is small and only trained to continue text: it chats like a parrot. ' +
+    'The tab “Complete” shows it best; a chat model answers here properly.';
+let mode = 'complete';
+let running = null;  // AbortController of the request under way
+let conversation = [];
+
+function showError(text) {
+  byId('error').textContent = text;
+  byId('error').hidden = !text;
+}
+
+function setMode(next) {
+  mode = next;
+  for (const name of ['complete', 'chat']) {
+    byId(name).hidden = name !== mode;
+    byId('tab-' + name).setAttribute('aria-selected', String(name === mode));
+  }
+  byId('run').textContent = mode === 'chat' ? 'Send' : 'Continue';
+  showError('');
+}
+
+function settings() {
+  const value = (id) => (byId(id).value === '' ? undefined : Number(byId(id).value));
+  return {
+    temperature: value('temperature'), top_p: value('top_p'), max_tokens: value('max_tokens'),
+    seed: value('seed'), stream: true,
+  };
+}
+
+// Calls onChunk for every data line of a streamed answer. Throws the server's own error message.
+async function stream(path, body, onChunk) {
+  running = new AbortController();
+  const response = await fetch(path, {
+    method: 'POST', headers: {'Content-Type': 'application/json'},
+    body: JSON.stringify(body), signal: running.signal,
+  });
+  if (!response.ok) {
+    const answer = await response.json().catch(() => null);
+    throw new Error(answer?.error?.message ?? `the server answered ${response.status}`);
+  }
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let pending = '';
+  for (;;) {
+    const {value, done} = await reader.read();
+    if (done) return;
+    pending += value;
+    const lines = pending.split('\n');
+    pending = lines.pop();
+    for (const line of lines) {
+      if (!line.startsWith('data: ') || line === 'data: [DONE]') continue;
+      const chunk = JSON.parse(line.slice(6));
+      if (chunk.error) throw new Error(chunk.error.message);
+      onChunk(chunk);
+    }
+  }
+}
+
+// Runs one request with the buttons, the error line and the rate kept up to date.
+async function run(path, body, onChunk) {
+  showError('');
+  byId('run').disabled = true;
+  byId('stop').hidden = false;
+  byId('status').textContent = 'thinking…';
+  const start = performance.now();
+  let tokens = 0;
+  try {
+    await stream(path, body, (chunk) => {
+      onChunk(chunk);
+      tokens = chunk.usage?.completion_tokens ?? tokens + 1;
+      const seconds = (performance.now() - start) / 1000;
+      byId('status').textContent = `${tokens} tokens, ${(tokens / seconds).toFixed(0)} tokens/s`;
+    });
+  } catch (error) {
+    if (error.name === 'AbortError') byId('status').textContent += ' · stopped';
+    else { showError(error.message); byId('status').textContent = ''; }
+  } finally {
+    running = null;
+    byId('run').disabled = false;
+    byId('stop').hidden = true;
+  }
+}
+
+async function complete() {
+  const area = byId('text');
+  await run('/v1/completions', {...settings(), prompt: area.value}, (chunk) => {
+    const isAtEnd = area.scrollTop + area.clientHeight > area.scrollHeight - 40;
+    area.value += chunk.choices[0]?.text ?? '';
+    if (isAtEnd) area.scrollTop = area.scrollHeight;
+  });
+}
+
+function addMessage(role, text) {
+  byId('messages').querySelector('.hint')?.remove();
+  const box = document.createElement('div');
+  box.className = 'message ' + role;
+  const content = document.createElement('span');
+  content.textContent = text;
+  box.append(content);
+  byId('messages').append(box);
+  box.scrollIntoView({block: 'nearest'});
+  return {box, content, reasoning: null};
+}
+
+function addReasoning(message, text) {
+  if (!message.reasoning) {
+    const details = document.createElement('details');
+    const summary = document.createElement('summary');
+    summary.textContent = 'Reasoning';
+    message.reasoning = document.createElement('span');
+    details.append(summary, message.reasoning);
+    message.box.prepend(details);
+  }
+  message.reasoning.textContent += text;
+}
+
+async function send() {
+  const question = byId('question').value.trim();
+  if (!question) return;
+  byId('question').value = '';
+  conversation.push({role: 'user', content: question});
+  addMessage('user', question);
+  const answer = addMessage('assistant', '');
+  const body = {
+    ...settings(), messages: conversation,
+    thinking: {type: byId('thinking').checked ? 'enabled' : 'disabled'},
+  };
+  await run('/v1/chat/completions', body, (chunk) => {
+    const delta = chunk.choices[0]?.delta ?? {};
+    if (delta.reasoning_content) addReasoning(answer, delta.reasoning_content);
+    answer.content.textContent += delta.content ?? '';
+    answer.box.scrollIntoView({block: 'nearest'});
+  });
+  conversation.push({role: 'assistant', content: answer.content.textContent});
+}
+
+function clear() {
+  running?.abort();
+  showError('');
+  byId('status').textContent = '';
+  if (mode === 'complete') { byId('text').value = ''; return; }
+  conversation = [];
+  byId('messages').innerHTML = '<p class="hint"></p>';
+  byId('messages').querySelector('.hint').textContent = hint;
+}
+
+for (const [name, text] of examples) {
+  const chip = document.createElement('button');
+  chip.textContent = name;
+  chip.onclick = () => { byId('text').value = text; byId('text').focus(); };
+  byId('chips').append(chip);
+}
+byId('tab-complete').onclick = () => setMode('complete');
+byId('tab-chat').onclick = () => setMode('chat');
+byId('run').onclick = () => (mode === 'chat' ? send() : complete());
+byId('stop').onclick = () => running?.abort();
+byId('clear').onclick = clear;
+document.addEventListener('keydown', (event) => {
+  const isRun = event.key === 'Enter' && (event.ctrlKey || event.metaKey ||
+      (event.target.id === 'question' && !event.shiftKey));
+  if (!isRun || running) return;
+  event.preventDefault();
+  byId('run').click();
+});
+byId('text').value = examples[0][1];
+byId('messages').innerHTML = '<p class="hint"></p>';
+byId('messages').querySelector('.hint').textContent = hint;
+fetch('/v1/models').then((r) => r.json()).then((list) => {
+  const model = list.data[0];
+  byId('model').textContent = `${model.id}, ${model.context_length} tokens of context`;
+}).catch(() => showError('the server does not answer'));
