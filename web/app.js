@@ -1,10 +1,10 @@
 'use strict';
 const byId = (id) => document.getElementById(id);
 const examples = [
-  ['A novel', 'It was a fine morning in June when Miss '],
+  ['A novel', 'It was a fine morning in June when Miss'],
   ['Documentation', 'The following options are available:\n\n'],
-  ['An address', 'Fellow citizens, the state of our Union is '],
-  ['Python', 'def read_file(path):\n    """Return the '],
+  ['An address', 'Fellow citizens, the state of our Union is'],
+  ['Python', 'def read_file(path):\n    """Return the'],
 ];
 const hint = 'The bundled model is small and only trained to continue text: it chats like a parrot. ' +
     'The tab “Complete” shows it best; a chat model answers here properly.';

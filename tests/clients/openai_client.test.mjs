@@ -1,0 +1,123 @@
+// OpenAI's own client against the running program.
+import assert from 'node:assert/strict';
+import {after, before, test} from 'node:test';
+import OpenAI from 'openai';
+import {startServer} from './server.mjs';
+
+let server, client;
+before(async () => {
+  server = await startServer();
+  client = new OpenAI({baseURL: server.url + '/v1', apiKey: 'none', maxRetries: 0});
+});
+after(() => server.stop());
+
+const messages = [{role: 'user', content: 'Tell me about the weather.'}];
+const ask = (more) => client.chat.completions.create({model: 'nano', messages, max_tokens: 24, ...more});
+
+async function collect(stream) {
+  const all = {content: '', chunks: []};
+  for await (const chunk of stream) {
+    all.chunks.push(chunk);
+    all.content += chunk.choices[0]?.delta?.content ?? '';
+    all.finish_reason = chunk.choices[0]?.finish_reason ?? all.finish_reason;
+    all.usage = chunk.usage ?? all.usage;
+  }
+  return all;
+}
+
+test('models are listed', async () => {
+  const list = await client.models.list();
+  assert.equal(list.data.length, 1);
+  assert.equal(list.data[0].object, 'model');
+});
+
+test('a whole answer and its usage', async () => {
+  const answer = await ask({temperature: 0});
+  assert.equal(answer.object, 'chat.completion');
+  assert.equal(answer.choices[0].message.role, 'assistant');
+  assert.ok(['stop', 'length'].includes(answer.choices[0].finish_reason));
+  const usage = answer.usage;
+  assert.equal(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens);
+  assert.equal(usage.prompt_tokens, usage.prompt_cache_hit_tokens + usage.prompt_cache_miss_tokens);
+  assert.ok(usage.completion_tokens <= 24);
+});
+
+test('a stream gives the same text, and its usage in the last chunk', async () => {
+  const whole = await ask({temperature: 0});
+  const streamed = await collect(await ask({temperature: 0, stream: true}));
+  assert.equal(streamed.content, whole.choices[0].message.content);
+  assert.equal(streamed.finish_reason, whole.choices[0].finish_reason);
+  assert.equal(streamed.usage.completion_tokens, whole.usage.completion_tokens);
+  assert.equal(streamed.chunks[0].choices[0].delta.role, 'assistant');
+  const asked = await collect(
+      await ask({temperature: 0, stream: true, stream_options: {include_usage: true}}));
+  assert.deepEqual(asked.chunks.at(-1).choices, []);
+});
+
+test('a seed fixes the answer, another changes it', async () => {
+  const text = async (seed) => (await ask({seed})).choices[0].message.content;
+  assert.equal(await text(1), await text(1));
+  assert.notEqual(await text(1), await text(2));
+});
+
+test('answers in a crowd are the same as alone', async () => {
+  const text = async (seed) => (await ask({seed})).choices[0].message.content;
+  const alone = [await text(11), await text(12), await text(13)];
+  assert.deepEqual(await Promise.all([text(11), text(12), text(13)]), alone);
+});
+
+test('log-probabilities', async () => {
+  const answer = await ask({logprobs: true, top_logprobs: 3, max_tokens: 4, temperature: 0});
+  const tokens = answer.choices[0].logprobs.content;
+  assert.equal(tokens.length, answer.usage.completion_tokens);
+  for (const token of tokens) {
+    assert.ok(token.logprob <= 0);
+    assert.equal(token.top_logprobs.length, 3);
+    assert.equal(token.top_logprobs[0].logprob, token.logprob, 'greedy takes the best');
+    assert.ok(token.top_logprobs[0].logprob >= token.top_logprobs[1].logprob);
+  }
+});
+
+test('stop strings end the text and do not appear', async () => {
+  const complete = (more) => client.completions.create(
+      {model: 'nano', prompt: 'The function returns', max_tokens: 40, temperature: 0, ...more});
+  const full = (await complete({})).choices[0].text;
+  const stop = full.slice(9, 14);  // across token boundaries, somewhere in the text
+  const cut = await complete({stop: [stop]});
+  assert.equal(cut.choices[0].text, full.slice(0, full.indexOf(stop)));
+  assert.equal(cut.choices[0].finish_reason, 'stop');
+});
+
+test('text completion, streamed and with log-probabilities', async () => {
+  const stream = await client.completions.create(
+      {model: 'nano', prompt: 'It was', max_tokens: 8, temperature: 0, logprobs: 2, stream: true});
+  let text = '', tokens = 0;
+  for await (const chunk of stream) {
+    text += chunk.choices[0]?.text ?? '';
+    tokens += chunk.choices[0]?.logprobs?.tokens.length ?? 0;
+  }
+  assert.ok(text.length > 0);
+  assert.equal(tokens, 8);
+});
+
+test('tools are rendered into the prompt, thinking is a mode', async () => {
+  const tools = [{type: 'function', function: {name: 'weather', parameters: {type: 'object'}}}];
+  const plain = await ask({});
+  const withTools = await ask({tools});
+  assert.ok(withTools.usage.prompt_tokens > plain.usage.prompt_tokens + 100);
+  const none = await ask({tools, tool_choice: 'none'});
+  assert.equal(none.usage.prompt_tokens, plain.usage.prompt_tokens);
+  const thinking = await ask({thinking: {type: 'enabled'}});
+  assert.equal(typeof thinking.choices[0].message.reasoning_content, 'string');
+});
+
+test('a tool turn is accepted back', async () => {
+  const turn = [
+    ...messages,
+    {role: 'assistant', content: '', tool_calls: [
+      {id: 'call_1', type: 'function', function: {name: 'weather', arguments: '{"city": "Rome"}'}}]},
+    {role: 'tool', tool_call_id: 'call_1', content: 'sunny'},
+  ];
+  const answer = await client.chat.completions.create({model: 'nano', messages: turn, max_tokens: 4});
+  assert.ok(answer.usage.prompt_tokens > 20);
+});
