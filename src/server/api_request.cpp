@@ -9,6 +9,8 @@ namespace {
 
 constexpr size_t kMostStops = 16;
 constexpr size_t kMostStopBytes = 1024;
+constexpr int kMostLevels = 128;
+constexpr size_t kMostShownBytes = 64;
 
 [[noreturn]] void bad(const std::string& field, const std::string& what) {
   throw ApiError(400, field + " " + what, field);
@@ -19,23 +21,63 @@ const Json* find(const Json& body, const char* field) {
   return it == body.end() || it->is_null() ? nullptr : &*it;
 }
 
+// A value in a message, cut where it is long.
+std::string shown(const Json& value) {
+  const std::string text = value.dump(-1, ' ', true);
+  return text.size() <= kMostShownBytes ? text : text.substr(0, kMostShownBytes) + "...";
+}
+
+std::string type_of(const Json& object) {
+  const auto it = object.is_object() ? object.find("type") : object.end();
+  return it != object.end() && it->is_string() ? it->get<std::string>() : "";
+}
+
+// Copying and printing JSON recurse: deep nesting would overflow the stack.
+void check_levels(std::string_view json, const std::string& what, const std::string& field) {
+  int levels = 0;
+  bool is_string = false;
+  for (size_t i = 0; i < json.size(); ++i) {
+    const char c = json[i];
+    if (c == '"') is_string = !is_string;
+    if (is_string && c == '\\') ++i;
+    if (is_string) continue;
+    if (c == '[' || c == '{') ++levels;
+    if (c == ']' || c == '}') --levels;
+    if (levels > kMostLevels)
+      throw ApiError(400, fmt::format("{}: nests deeper than {} levels", what, kMostLevels), field);
+  }
+}
+
+// Arguments are JSON within a string, parsed on their own.
+void check_arguments(const Json& message, size_t index) {
+  const auto calls = message.find("tool_calls");
+  if (calls == message.end() || !calls->is_array()) return;
+  for (const Json& call : *calls) {
+    const Json function = call.is_object() ? call.value("function", Json()) : Json();
+    const Json arguments = function.is_object() ? function.value("arguments", Json()) : Json();
+    if (arguments.is_string())
+      check_levels(arguments.get_ref<const std::string&>(),
+                   fmt::format("messages[{}].tool_calls: arguments", index), "messages");
+  }
+}
+
 double number(const Json& body, const char* field, double otherwise) {
   const Json* value = find(body, field);
   if (!value) return otherwise;
-  if (!value->is_number()) bad(field, "is " + value->dump() + "; expected a number");
+  if (!value->is_number()) bad(field, "is " + shown(*value) + "; expected a number");
   return value->get<double>();
 }
 
 std::optional<int64_t> integer(const Json& body, const char* field) {
   const Json* value = find(body, field);
   if (!value) return {};
-  if (!value->is_number_integer()) bad(field, "is " + value->dump() + "; expected an integer");
+  if (!value->is_number_integer()) bad(field, "is " + shown(*value) + "; expected an integer");
   return value->get<int64_t>();
 }
 
 bool boolean(const Json& body, const char* field) {
   const Json* value = find(body, field);
-  if (value && !value->is_boolean()) bad(field, "is " + value->dump() + "; expected true or false");
+  if (value && !value->is_boolean()) bad(field, "is " + shown(*value) + "; expected true or false");
   return value && value->get<bool>();
 }
 
@@ -99,7 +141,7 @@ void read_common(const Json& body, ApiRequest& request) {
 void read_thinking(const Json& body, ApiRequest& request) {
   const Json* thinking = find(body, "thinking");
   if (!thinking) return;
-  const std::string type = thinking->is_object() ? thinking->value("type", "") : "";
+  const std::string type = type_of(*thinking);
   if (type != "enabled" && type != "disabled")
     bad("thinking", "must be {\"type\": \"enabled\"} or {\"type\": \"disabled\"}");
   if (type == "enabled") request.thinking_mode = text::ThinkingMode::kThinking;
@@ -110,9 +152,11 @@ Json with_tools(const Json& body, Json messages) {
   const Json* tools = find(body, "tools");
   const Json* choice = find(body, "tool_choice");
   if (choice && *choice != "auto" && *choice != "none")
-    bad("tool_choice", "is " + choice->dump() + "; expected \"auto\" or \"none\"");
+    bad("tool_choice", "is " + shown(*choice) + "; expected \"auto\" or \"none\"");
   const Json* format = find(body, "response_format");
-  const bool has_format = format && format->is_object() && format->value("type", "text") != "text";
+  if (format && type_of(*format).empty())
+    bad("response_format", "must be an object with a \"type\"");
+  const bool has_format = format && type_of(*format) != "text";
   const bool has_tools = tools && !(choice && *choice == "none");
   if (tools && !tools->is_array()) bad("tools", "must be an array");
   if (!has_tools && !has_format) return messages;
@@ -132,10 +176,11 @@ void flatten_content(Json& message, size_t index) {
   if (!message.contains("content") || !message["content"].is_array()) return;
   std::string content;
   for (const Json& part : message["content"]) {
-    if (!part.is_object() || part.value("type", "") != "text" || !part.contains("text") ||
-        !part["text"].is_string())
-      bad("messages",
-          fmt::format("[{}].content: only parts of type \"text\" are supported", index));
+    if (type_of(part) != "text" || !part.contains("text") || !part["text"].is_string())
+      throw ApiError(
+          400,
+          fmt::format("messages[{}].content: only parts of type \"text\" are supported", index),
+          "messages");
     content += part["text"].get<std::string>();
   }
   message["content"] = content;
@@ -160,6 +205,15 @@ void check_reasoning(Json& messages, const ApiRequestOptions& options) {
 
 }  // namespace
 
+Json parse_request_body(std::string_view text) {
+  check_levels(text, "the request body", "");
+  try {
+    return base::parse_json(text, "the request body");
+  } catch (const Error& error) {
+    throw ApiError(400, error.what());
+  }
+}
+
 ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options) {
   ApiRequest request;
   request.is_chat = true;
@@ -175,9 +229,11 @@ ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options
     bad("messages", "must be an array of at least one message");
   Json messages = *given;
   for (size_t i = 0; i < messages.size(); ++i) {
-    if (!messages[i].is_object()) bad("messages", fmt::format("[{}] must be an object", i));
+    if (!messages[i].is_object())
+      throw ApiError(400, fmt::format("messages[{}] must be an object", i), "messages");
     if (messages[i].contains("role") && !messages[i]["role"].is_string())
-      bad("messages", fmt::format("[{}].role must be a string", i));
+      throw ApiError(400, fmt::format("messages[{}].role must be a string", i), "messages");
+    check_arguments(messages[i], i);
     flatten_content(messages[i], i);
   }
   if (request.thinking_mode == text::ThinkingMode::kThinking) check_reasoning(messages, options);

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -28,6 +29,9 @@ struct ApiRequestOptions {
   // lenient takes it as empty.
   bool is_strict_reasoning = false;
 };
+
+// Parses a body of JSON. Throws ApiError (400) if it is none, or nests deeper than 128 levels.
+Json parse_request_body(std::string_view text);
 
 // Throw ApiError naming the field. Fields that cannot be honoured are refused; unknown ones are
 // ignored, as clients send many.

@@ -61,14 +61,6 @@ httplib::Server::Handler guarded(const Handler& handler) {
   };
 }
 
-Json parse_body(const httplib::Request& request) {
-  try {
-    return base::parse_json(request.body, "the request body");
-  } catch (const Error& error) {
-    throw ApiError(400, error.what());
-  }
-}
-
 std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest& request) {
   return std::make_shared<Generation>(
       service.engine, service.tokenizer,
@@ -134,14 +126,15 @@ std::string metrics(const Service& service) {
 void add_api_routes(Service& service, httplib::Server& http) {
   http.Post("/v1/chat/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
-              complete(
-                  service,
-                  parse_chat_request(parse_body(request), {service.options.is_strict_reasoning}),
-                  request, response);
+              complete(service,
+                       parse_chat_request(parse_request_body(request.body),
+                                          {service.options.is_strict_reasoning}),
+                       request, response);
             }));
   http.Post("/v1/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
-              complete(service, parse_completion_request(parse_body(request)), request, response);
+              complete(service, parse_completion_request(parse_request_body(request.body)), request,
+                       response);
             }));
   http.Get("/v1/models", [&service](const httplib::Request&, httplib::Response& response) {
     const Json model = {{"id", service.model_name},
@@ -169,6 +162,28 @@ void add_page_routes(httplib::Server& http) {
   page("/style.css", kStyleCss, "text/css; charset=utf-8");
 }
 
+// The method that a path answers to; none: there is no such path.
+std::string method_of(const std::string& path) {
+  for (const char* post : {"/v1/chat/completions", "/v1/completions"})
+    if (path == post) return "POST";
+  for (const char* get : {"/v1/models", "/health", "/metrics", "/", "/app.js", "/style.css"})
+    if (path == get) return "GET";
+  return "";
+}
+
+void answer_unknown(const httplib::Request& request, httplib::Response& response) {
+  const std::string method = method_of(request.path);
+  if (method.empty()) {
+    const std::string message = fmt::format("there is no {} {}", request.method, request.path);
+    answer_error(ApiError(404, message, "", "not_found"), response);
+    return;
+  }
+  const std::string message =
+      fmt::format("{} answers {}, not {}", request.path, method, request.method);
+  response.set_header("Allow", method);
+  answer_error(ApiError(405, message, "", "method_not_allowed"), response);
+}
+
 // Errors that no handler has answered: unknown routes, oversized bodies.
 void add_error_handler(httplib::Server& http) {
   http.set_error_handler([](const httplib::Request& request, httplib::Response& response) {
@@ -178,9 +193,7 @@ void add_error_handler(httplib::Server& http) {
           ApiError(413, fmt::format("the request body exceeds {} MiB", kMostBodyBytes >> 20)),
           response);
     else if (response.status == 404)
-      answer_error(ApiError(404, fmt::format("there is no {} {}", request.method, request.path), "",
-                            "not_found"),
-                   response);
+      answer_unknown(request, response);
     else
       answer_error(ApiError(response.status, "the request could not be understood"), response);
   });

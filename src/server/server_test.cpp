@@ -67,6 +67,13 @@ INSTANTIATE_TEST_SUITE_P(
                    "stop must be a string or an array of strings, none of them empty"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "thinking": true})",
                    "thinking", "thinking must be"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "thinking": {"type": 5}})",
+                   "thinking", "thinking must be"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}],
+                       "response_format": {"type": 5}})",
+                   "response_format", "response_format must be an object with a \"type\""},
+        BadRequest{R"({"messages": [{"role": "user", "content": [{"type": 5}]}]})", "messages",
+                   "messages[0].content: only parts of type \"text\""},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2})",
                    "top_logprobs", "top_logprobs needs logprobs to be true"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "tool_choice": "required"})",
@@ -94,6 +101,29 @@ TEST(ChatRequest, StopStringsOfAMegabyteAreRefused) {
   Json body = {{"messages", {{{"role", "user"}, {"content", "x"}}}},
                {"stop", {std::string(1 << 20, 'a')}}};
   EXPECT_THROW(parse_chat_request(body, {}), ApiError);
+}
+
+TEST(RequestBody, DeepNestingIsRefusedWhereStringsDoNotCount) {
+  const auto nested = [](int levels) {
+    return std::string(levels, '[') + "\"\\\"[[[\"" + std::string(levels, ']');
+  };
+  EXPECT_NO_THROW(parse_request_body(nested(128)));
+  EXPECT_THROW(parse_request_body(nested(129)), ApiError);
+  EXPECT_THROW(parse_request_body(nested(1 << 20)), ApiError);
+  EXPECT_NO_THROW(parse_request_body("[" + std::string(1, '"') + std::string(1000, '[') + "\"]"));
+}
+
+TEST(ChatRequest, DeepNestingInArgumentsIsRefused) {
+  const Json call = {{"function", {{"name", "f"}, {"arguments", std::string(1 << 20, '[')}}}};
+  const Json body = {{"messages",
+                      {{{"role", "user"}, {"content", "x"}},
+                       {{"role", "assistant"}, {"tool_calls", Json::array({call})}}}}};
+  try {
+    parse_chat_request(body, {});
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_STREQ(error.what(), "messages[1].tool_calls: arguments: nests deeper than 128 levels");
+  }
 }
 
 }  // namespace
