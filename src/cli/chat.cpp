@@ -11,6 +11,7 @@
 #include "cli/model_folder.h"
 #include "server/generation.h"
 #include "text/chat_format.h"
+#include "text/streaming_chat_parser.h"
 
 namespace fathom::cli {
 namespace {

@@ -7,7 +7,7 @@
 #include "base/json.h"
 #include "server/api_request.h"
 #include "server/generation.h"
-#include "text/chat_format.h"
+#include "text/streaming_chat_parser.h"
 
 namespace fathom::server {
 

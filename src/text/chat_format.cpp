@@ -10,59 +10,65 @@
 namespace fathom::text {
 namespace {
 
-std::string role_of(const Json& message, size_t index) {
+std::string role_of(const Json& message, const std::string& where) {
   if (!message.is_object() || !message.contains("role") || !message["role"].is_string())
-    fail("messages[{}]: expected an object with a \"role\"", index);
-  return message["role"];
+    fail("{}: expected an object with a \"role\"", where);
+  const std::string role = message["role"];
+  for (const char* known : {"system", "developer", "user", "assistant", "tool"})
+    if (role == known) return role;
+  fail("{}.role: \"{}\" is not known; expected system, developer, user, assistant or tool", where,
+       role);
 }
 
 // A text field; absent and null are empty.
-std::string text_of(const Json& message, const char* field, size_t index) {
+std::string text_of(const Json& message, const char* field, const std::string& where) {
   if (!message.contains(field) || message[field].is_null()) return "";
   if (!message[field].is_string())
-    fail("messages[{}].{}: expected a string, not {}", index, field, message[field].type_name());
+    fail("{}.{}: expected a string, not {}", where, field, message[field].type_name());
   return message[field];
 }
 
-std::string render_tools(const Json& tools, size_t index) {
-  if (!tools.is_array()) fail("messages[{}].tools: expected an array", index);
+std::string render_tools(const Json& tools, const std::string& where) {
+  if (!tools.is_array()) fail("{}.tools: expected an array", where);
   std::string lines;
   for (const Json& tool : tools) {
     if (!tool.is_object() || !tool.contains("function"))
-      fail("messages[{}].tools: expected objects with a \"function\"", index);
+      fail("{}.tools: expected objects with a \"function\"", where);
     lines += (lines.empty() ? "" : "\n") + python_json(tool["function"]);
   }
   return std::string(markup::kToolsBefore) + lines + std::string(markup::kToolsAfter);
 }
 
+// Whether there is more than what Python takes for false.
 bool has(const Json& message, const char* field) {
-  return message.contains(field) && !message[field].is_null() && !message[field].empty();
+  if (!message.contains(field)) return false;
+  const Json& value = message[field];
+  return !value.empty() && value != "" && value != false && value != 0;
 }
 
 // Tools and response format as they follow a system text or open a developer's.
-std::string render_extras(const Json& message, size_t index) {
+std::string render_extras(const Json& message, const std::string& where) {
   std::string out;
-  if (has(message, "tools")) out += "\n\n" + render_tools(message["tools"], index);
+  if (has(message, "tools")) out += "\n\n" + render_tools(message["tools"], where);
   if (has(message, "response_format"))
     out += "\n\n" + std::string(markup::kResponseFormat) + python_json(message["response_format"]);
   return out;
 }
 
-std::string render_call(const Json& call, size_t index) {
+std::string render_call(const Json& call, const std::string& where) {
   const Json* function = call.is_object() && call.contains("function") ? &call["function"] : &call;
   if (!function->is_object() || !function->contains("name") || !(*function)["name"].is_string())
-    fail("messages[{}].tool_calls: expected objects with function.name", index);
+    fail("{}.tool_calls: expected objects with function.name", where);
   const std::string name = (*function)["name"];
   Json arguments = Json::object();
   if (function->contains("arguments")) {
     const Json& given = (*function)["arguments"];
     arguments = given.is_string()
-                    ? parse_json_exactly(given.get<std::string>(),
-                                         fmt::format("messages[{}].tool_calls: arguments", index))
+                    ? parse_json_exactly(given.get<std::string>(), where + ".tool_calls: arguments")
                     : given;
   }
   if (!arguments.is_object())
-    fail("messages[{}].tool_calls: arguments of {} must be a JSON object", index, name);
+    fail("{}.tool_calls: arguments of {} must be a JSON object", where, name);
   std::string parameters;
   for (const auto& [key, value] : arguments.items()) {
     parameters +=
@@ -82,9 +88,10 @@ class Encoder {
     all_ = options.context;
     for (const Json& message : messages) all_.push_back(message);
     for (size_t i = 0; i < all_.size(); ++i) {
-      roles_.push_back(role_of(all_[i], i));
+      roles_.push_back(role_of(all_[i], where(i)));
       if (roles_[i] == "user" || roles_[i] == "developer") last_user_ = static_cast<int64_t>(i);
     }
+    if (is_thinking_ && options.drop_thinking) refuse_early_developers();
   }
 
   std::string encode() const {
@@ -95,17 +102,30 @@ class Encoder {
   }
 
  private:
+  std::string where(size_t i) const {
+    const size_t num_context = options_.context.size();
+    return i < num_context ? fmt::format("options.context[{}]", i)
+                           : fmt::format("messages[{}]", i - num_context);
+  }
+
+  // The published encoder loses its place over these.
+  void refuse_early_developers() const {
+    for (size_t i = 0; static_cast<int64_t>(i) < last_user_; ++i)
+      if (roles_[i] == "developer")
+        fail(
+            "{}.role: a developer message before the last user message cannot be encoded with "
+            "drop_thinking",
+            where(i));
+  }
+
   std::string render(size_t i) const {
     const std::string& role = roles_[i];
-    if (role == "system") return text_of(all_[i], "content", i) + render_extras(all_[i], i);
-    if (role == "user") return render_user(text_of(all_[i], "content", i), i);
+    if (role == "system")
+      return text_of(all_[i], "content", where(i)) + render_extras(all_[i], where(i));
+    if (role == "user") return render_user(text_of(all_[i], "content", where(i)), i);
     if (role == "developer") return render_developer(i);
     if (role == "assistant") return render_assistant(i);
-    if (role == "tool") return render_tool(i);
-    fail(
-        "messages[{}].role: \"{}\" is not known; expected system, developer, user, assistant or "
-        "tool",
-        i, role);
+    return render_tool(i);
   }
 
   bool thinks_from(size_t i) const { return is_thinking_ && static_cast<int64_t>(i) >= last_user_; }
@@ -117,33 +137,29 @@ class Encoder {
   }
 
   std::string render_developer(size_t i) const {
-    const std::string content = text_of(all_[i], "content", i);
-    if (content.empty()) fail("messages[{}].content: a developer message needs content", i);
-    if (is_thinking_ && options_.drop_thinking && static_cast<int64_t>(i) < last_user_)
-      fail(
-          "messages[{}].role: a developer message before the last user message cannot be encoded "
-          "with drop_thinking",
-          i);
-    return render_user(render_extras(all_[i], i) + "\n\n# The user's message is: " + content, i);
+    const std::string content = text_of(all_[i], "content", where(i));
+    if (content.empty()) fail("{}.content: a developer message needs content", where(i));
+    return render_user(render_extras(all_[i], where(i)) + "\n\n# The user's message is: " + content,
+                       i);
   }
 
   std::string render_assistant(size_t i) const {
     const Json& message = all_[i];
-    const std::string reasoning = text_of(message, "reasoning_content", i);
+    const std::string reasoning = text_of(message, "reasoning_content", where(i));
     const bool has_calls = has(message, "tool_calls");
     std::string out;
     if (is_thinking_ && static_cast<int64_t>(i) > last_user_) {
       if (reasoning.empty() && !has_calls)
         fail(
-            "messages[{}]: an assistant message after the last user message needs "
+            "{}: an assistant message after the last user message needs "
             "reasoning_content or tool_calls in thinking mode",
-            i);
+            where(i));
       out = reasoning + std::string(markup::kThinkEnd);
     }
-    out += text_of(message, "content", i);
+    out += text_of(message, "content", where(i));
     if (has_calls) {
       out += markup::kCallsOpen;
-      for (const Json& call : message["tool_calls"]) out += render_call(call, i) + "\n";
+      for (const Json& call : message["tool_calls"]) out += render_call(call, where(i)) + "\n";
       out += markup::kCallsClose;
     }
     return out + std::string(markup::kEos);
@@ -156,12 +172,12 @@ class Encoder {
     const size_t order = i - caller;
     if (roles_[caller] != "assistant" || !calls.is_array() || calls.size() < order)
       fail(
-          "messages[{}]: this tool result answers no tool call; expected an assistant message with "
+          "{}: this tool result answers no tool call; expected an assistant message with "
           "at least {} tool_calls before it",
-          i, order);
+          where(i), std::max<size_t>(order, 1));
     std::string out;
     if (order == 1) out += "\n\n<function_results>";
-    out += "\n<result>" + text_of(all_[i], "content", i) + "</result>";
+    out += "\n<result>" + text_of(all_[i], "content", where(i)) + "</result>";
     if (order == calls.size())
       out += fmt::format("\n</function_results>\n\n{}",
                          thinks_from(i) ? markup::kThink : markup::kThinkEnd);
@@ -180,8 +196,8 @@ size_t find_or_end(std::string_view text, std::string_view what) {
 }
 
 void refuse_markers(std::string_view text, const char* part) {
-  for (std::string_view marker : {markup::kBos, markup::kEos, markup::kThink, markup::kThinkEnd,
-                                  std::string_view("｜DSML｜")})
+  for (std::string_view marker :
+       {markup::kBos, markup::kEos, markup::kThink, markup::kThinkEnd, markup::kDsml})
     if (text.find(marker) != std::string_view::npos)
       fail("the completion's {} holds {}", part, marker);
 }
@@ -232,13 +248,14 @@ Json parse_message(std::string_view text, ThinkingMode mode) {
       fail("the tool calls do not open with \">\" and a new line");
     text.remove_prefix(markup::kCallsOpen.size());
     while (!text.starts_with(markup::kCallsClose)) {
-      const size_t end = text.find(markup::kInvokeClose);
-      if (end == std::string_view::npos) fail("a tool call is not closed");
-      const auto call = parse_tool_call(text.substr(0, end + markup::kInvokeClose.size()));
-      if (!call) fail("a tool call is malformed");
-      calls.push_back({{"type", "function"},
-                       {"function", {{"name", call->name}, {"arguments", call->arguments}}}});
-      text.remove_prefix(end + markup::kInvokeClose.size());
+      const ToolCallRead read = read_tool_call(text);
+      if (read.status != ToolCallRead::Status::kWhole)
+        fail("tool call {} of the completion is {}", calls.size() + 1,
+             read.status == ToolCallRead::Status::kMalformed ? "malformed" : "not closed");
+      calls.push_back(
+          {{"type", "function"},
+           {"function", {{"name", read.call.name}, {"arguments", read.call.arguments}}}});
+      text.remove_prefix(read.num_bytes);
     }
     text.remove_prefix(markup::kCallsClose.size());
     if (!text.empty() && text != markup::kEos) fail("text follows the tool calls");

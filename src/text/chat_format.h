@@ -4,7 +4,6 @@
 
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "base/json.h"
 
@@ -27,49 +26,8 @@ ChatOptions parse_chat_options(const Json& options);
 std::string encode_messages(const Json& messages, const ChatOptions& options);
 
 // The strict parser of the published encoder: {"role", "content", "reasoning_content",
-// "tool_calls"}. Throws Error on anything that the format does not allow.
+// "tool_calls"}. Throws Error on anything that the format does not allow, a call that is cut off
+// included (the published parser lets some of those pass).
 Json parse_message(std::string_view completion, ThinkingMode mode);
-
-// What a streaming parser has found since the last call; any field may be empty.
-struct ChatDelta {
-  std::string reasoning_content;
-  std::string content;
-  struct ToolCall {
-    int index = 0;
-    std::string name;       // set once, when the call opens
-    std::string arguments;  // the next piece of the JSON text of the arguments
-  };
-  std::vector<ToolCall> tool_calls;
-  bool is_empty() const {
-    return reasoning_content.empty() && content.empty() && tool_calls.empty();
-  }
-};
-
-// Splits a completion that arrives in pieces into reasoning, content and tool calls. A call is
-// given out whole, once its closing tag has come. The concatenation of the deltas does not depend
-// on where the pieces are cut, and on text that parse_message accepts it equals parse_message's
-// answer. Malformed markup is given back as content (a server must not lose what the model said);
-// no marker that is still incomplete is ever emitted.
-class StreamingChatParser {
- public:
-  explicit StreamingChatParser(ThinkingMode mode);
-  ChatDelta push(std::string_view text);
-  ChatDelta finish();  // flushes what was held back
-  bool has_tool_calls() const { return num_tool_calls_ > 0; }
-
- private:
-  enum class Part { kReasoning, kContent, kToolCalls, kAfterCalls };
-  // Each takes what it can from pending_; true if another part is to go on.
-  bool read_reasoning(ChatDelta& delta);
-  bool read_content(ChatDelta& delta);
-  bool read_tool_calls(ChatDelta& delta);
-  void read(ChatDelta& delta);
-
-  Part part_;
-  std::string pending_;  // not yet given out
-  std::string section_;  // opening of a tool-call section of which no call has been given out yet
-  int num_tool_calls_ = 0;
-  bool is_finishing_ = false;
-};
 
 }  // namespace fathom::text

@@ -13,10 +13,11 @@ inline constexpr std::string_view kThink = "<think>";
 inline constexpr std::string_view kThinkEnd = "</think>";
 inline constexpr std::string_view kCallsOpen = "\n\n<｜DSML｜function_calls>\n";
 inline constexpr std::string_view kCallsClose = "</｜DSML｜function_calls>";
-inline constexpr std::string_view kInvokeOpen = "<｜DSML｜invoke name=\"";
-inline constexpr std::string_view kInvokeClose = "</｜DSML｜invoke>\n";
-inline constexpr std::string_view kParameterOpen = "<｜DSML｜parameter name=\"";
-inline constexpr std::string_view kParameterClose = "</｜DSML｜parameter>\n";
+inline constexpr std::string_view kInvokeTag = "<｜DSML｜invoke";
+inline constexpr std::string_view kInvokeEndTag = "</｜DSML｜invoke";
+inline constexpr std::string_view kParameterTag = "<｜DSML｜parameter";
+inline constexpr std::string_view kParameterEndTag = "/｜DSML｜parameter";
+inline constexpr std::string_view kDsml = "｜DSML｜";
 
 // Before and after the tools' JSON lines in a system message. Published with DeepSeek-V3.2 (MIT).
 inline constexpr std::string_view kToolsBefore = R"(## Tools

@@ -25,7 +25,13 @@ std::string joined(const Items& items, char open, char close, const Print& print
   return out + close;
 }
 
-std::string python_string(const std::string& value) { return Json(value).dump(-1, ' ', false); }
+// Bytes that are not UTF-8 become U+FFFD.
+std::string python_string(const std::string& value) {
+  return Json(value).dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+// Copying and printing recurse, so the depth that a text can ask for is bounded.
+constexpr size_t kMaxDepth = 500;
 
 // Builds the document; only integers that do not fit differ from the library's own builder.
 class ExactBuilder : public nlohmann::json_sax<Json> {
@@ -51,9 +57,7 @@ class ExactBuilder : public nlohmann::json_sax<Json> {
     key_ = value;
     return true;
   }
-  bool parse_error(size_t position, const std::string&, const Json::exception& error) override {
-    fail("{}: not valid JSON at byte {}: {}", source_, position, error.what());
-  }
+  bool parse_error(size_t, const std::string&, const Json::exception&) override { return false; }
 
  private:
   Json* place(Json value) {
@@ -68,6 +72,7 @@ class ExactBuilder : public nlohmann::json_sax<Json> {
     return true;
   }
   bool open(Json container) {
+    if (stack_.size() == kMaxDepth) fail("{}: JSON nested deeper than {}", source_, kMaxDepth);
     stack_.push_back(place(std::move(container)));
     return true;
   }
@@ -104,7 +109,8 @@ std::string python_json(const Json& value) {
 
 Json parse_json_exactly(std::string_view text, std::string_view source) {
   ExactBuilder builder(source);
-  Json::sax_parse(text, &builder);
+  if (!Json::sax_parse(text, &builder))
+    return base::parse_json(text, source);  // says what is wrong
   return std::move(builder.root);
 }
 

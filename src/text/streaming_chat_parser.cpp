@@ -1,6 +1,7 @@
+#include "text/streaming_chat_parser.h"
+
 #include <algorithm>
 
-#include "text/chat_format.h"
 #include "text/chat_markup.h"
 #include "text/tool_call.h"
 
@@ -31,10 +32,6 @@ void move_front(size_t count, std::string& from, std::string& to) {
   from.erase(0, count);
 }
 
-bool could_begin(std::string_view text, std::string_view marker) {
-  return text.substr(0, marker.size()) == marker.substr(0, text.size());
-}
-
 }  // namespace
 
 StreamingChatParser::StreamingChatParser(ThinkingMode mode)
@@ -58,77 +55,62 @@ void StreamingChatParser::read(ChatDelta& delta) {
   bool goes_on = true;
   while (goes_on) {
     if (part_ == Part::kReasoning)
-      goes_on = read_reasoning(delta);
+      goes_on = read_text({{markup::kThinkEnd, Part::kContent}}, delta.reasoning_content);
+    else if (part_ == Part::kContent)
+      goes_on = read_text({{markup::kCallsOpen, Part::kToolCalls}}, delta.content);
+    else if (part_ == Part::kAfterCalls)
+      goes_on = read_text({}, delta.content);
     else if (part_ == Part::kToolCalls)
       goes_on = read_tool_calls(delta);
     else
-      goes_on = read_content(delta);
+      goes_on = false;
   }
+  if (part_ == Part::kDone) pending_.clear();
 }
 
-bool StreamingChatParser::read_reasoning(ChatDelta& delta) {
-  const size_t end = pending_.find(markup::kThinkEnd);
-  if (end != std::string::npos) {
-    move_front(end, pending_, delta.reasoning_content);
-    pending_.erase(0, markup::kThinkEnd.size());
-    part_ = Part::kContent;
-    return true;
+bool StreamingChatParser::read_text(std::vector<Ending> endings, std::string& out) {
+  endings.push_back({markup::kEos, Part::kDone});
+  size_t first = std::string::npos;
+  Ending found;
+  for (const Ending& ending : endings) {
+    const size_t at = pending_.find(ending.marker);
+    if (at >= first) continue;
+    first = at;
+    found = ending;
   }
-  const size_t held = is_finishing_ ? 0
-                                    : std::max(partial_marker(pending_, markup::kThinkEnd),
-                                               partial_character(pending_));
-  move_front(pending_.size() - held, pending_, delta.reasoning_content);
-  return false;
-}
-
-bool StreamingChatParser::read_content(ChatDelta& delta) {
-  // Of a completion that has gone on after its calls, only the end marker is of interest.
-  const bool may_call = part_ == Part::kContent;
-  const size_t eos = pending_.find(markup::kEos);
-  const size_t calls = may_call ? pending_.find(markup::kCallsOpen) : std::string::npos;
-  if (calls < eos) {
-    move_front(calls, pending_, delta.content);
-    move_front(markup::kCallsOpen.size(), pending_, section_);
-    part_ = Part::kToolCalls;
-    return true;
-  }
-  if (eos != std::string::npos) {
-    move_front(eos, pending_, delta.content);
-    pending_.erase(0, markup::kEos.size());
-    part_ = Part::kAfterCalls;
+  if (first != std::string::npos) {
+    move_front(first, pending_, out);
+    pending_.erase(0, found.marker.size());
+    part_ = found.next;
     return true;
   }
   size_t held = 0;
   if (!is_finishing_) {
-    held = std::max(partial_marker(pending_, markup::kEos), partial_character(pending_));
-    if (may_call) held = std::max(held, partial_marker(pending_, markup::kCallsOpen));
+    held = partial_character(pending_);
+    for (const Ending& ending : endings)
+      held = std::max(held, partial_marker(pending_, ending.marker));
   }
-  move_front(pending_.size() - held, pending_, delta.content);
+  move_front(pending_.size() - held, pending_, out);
   return false;
 }
 
 bool StreamingChatParser::read_tool_calls(ChatDelta& delta) {
   if (pending_.starts_with(markup::kCallsClose)) {
     pending_.erase(0, markup::kCallsClose.size());
-    section_.clear();
     part_ = Part::kAfterCalls;
     return true;
   }
-  const size_t end = pending_.find(markup::kInvokeClose);
-  const bool could_go_on =
-      could_begin(pending_, markup::kInvokeOpen) || could_begin(pending_, markup::kCallsClose);
-  if (end == std::string::npos && could_go_on && !is_finishing_) return false;
-  const size_t length = end == std::string::npos ? 0 : end + markup::kInvokeClose.size();
-  const auto call = parse_tool_call(std::string_view(pending_).substr(0, length));
-  if (call) {
-    delta.tool_calls.push_back({num_tool_calls_++, call->name, call->arguments});
-    pending_.erase(0, length);
-    section_.clear();
+  using Status = ToolCallRead::Status;
+  const ToolCallRead read = read_tool_call(pending_);
+  if (read.status == Status::kWhole) {
+    delta.tool_calls.push_back({num_tool_calls_++, read.call.name, read.call.arguments});
+    pending_.erase(0, read.num_bytes);
     return true;
   }
+  const bool could_close = markup::kCallsClose.starts_with(pending_);
+  if (!is_finishing_ && (could_close || read.status == Status::kUnfinished)) return false;
   // Not a call: what was held back is what the model said.
-  delta.content += section_;
-  section_.clear();
+  if (num_tool_calls_ == 0) delta.content += markup::kCallsOpen;
   part_ = Part::kAfterCalls;
   return true;
 }
