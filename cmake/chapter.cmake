@@ -25,7 +25,8 @@ function(chapter_test name)
   if(FATHOM_SANITIZE)
     set(prefix "sanitize.")
   endif()
-  gtest_discover_tests(${name} TEST_PREFIX "${prefix}" DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 300)
+  gtest_discover_tests(${name} TEST_PREFIX "${prefix}" DISCOVERY_MODE PRE_TEST
+                       NO_PRETTY_VALUES PROPERTIES TIMEOUT 300)
 endfunction()
 
 function(house_rules target)

@@ -22,8 +22,10 @@ function setMode(next) {
   for (const name of ['complete', 'chat']) {
     byId(name).hidden = name !== mode;
     byId('tab-' + name).setAttribute('aria-selected', String(name === mode));
+    byId('tab-' + name).tabIndex = name === mode ? 0 : -1;
   }
   byId('run').textContent = mode === 'chat' ? 'Send' : 'Continue';
+  byId('clear').textContent = mode === 'chat' ? 'New chat' : 'Clear';
   showError('');
 }
 
@@ -63,24 +65,35 @@ async function stream(path, body, onChunk) {
   }
 }
 
-// Runs one request with the buttons, the error line and the rate kept up to date.
+function rate(tokens, start, usage) {
+  const seconds = (performance.now() - start) / 1000;
+  const prompt = usage ? `${usage.prompt_tokens} + ` : '';
+  return `${prompt}${tokens} tokens, ${(tokens / seconds).toFixed(0)} tokens/s`;
+}
+
+// Runs one request with the buttons, the error line and the rate kept up to date. False: it failed.
 async function run(path, body, onChunk) {
   showError('');
   byId('run').disabled = true;
   byId('stop').hidden = false;
-  byId('status').textContent = 'thinking…';
+  byId('status').textContent = 'reading the prompt…';
   const start = performance.now();
   let tokens = 0;
   try {
     await stream(path, body, (chunk) => {
       onChunk(chunk);
       tokens = chunk.usage?.completion_tokens ?? tokens + 1;
-      const seconds = (performance.now() - start) / 1000;
-      byId('status').textContent = `${tokens} tokens, ${(tokens / seconds).toFixed(0)} tokens/s`;
+      byId('status').textContent = rate(tokens, start, chunk.usage);
     });
+    return true;
   } catch (error) {
-    if (error.name === 'AbortError') byId('status').textContent += ' · stopped';
-    else { showError(error.message); byId('status').textContent = ''; }
+    if (error.name === 'AbortError') {
+      byId('status').textContent = `${tokens ? rate(tokens, start) : '0 tokens'} · stopped`;
+      return true;
+    }
+    showError(error.message);
+    byId('status').textContent = '';
+    return false;
   } finally {
     running = null;
     byId('run').disabled = false;
@@ -90,11 +103,13 @@ async function run(path, body, onChunk) {
 
 async function complete() {
   const area = byId('text');
+  area.readOnly = true;
   await run('/v1/completions', {...settings(), prompt: area.value}, (chunk) => {
     const isAtEnd = area.scrollTop + area.clientHeight > area.scrollHeight - 40;
     area.value += chunk.choices[0]?.text ?? '';
     if (isAtEnd) area.scrollTop = area.scrollHeight;
   });
+  area.readOnly = false;
 }
 
 function addMessage(role, text) {
@@ -125,53 +140,79 @@ async function send() {
   const question = byId('question').value.trim();
   if (!question) return;
   byId('question').value = '';
-  conversation.push({role: 'user', content: question});
-  addMessage('user', question);
+  const turns = conversation;  // a new chat may begin while the answer comes
+  turns.push({role: 'user', content: question});
+  const asked = addMessage('user', question);
   const answer = addMessage('assistant', '');
+  answer.box.classList.add('waiting');
   const body = {
-    ...settings(), messages: conversation,
+    ...settings(), messages: turns,
     thinking: {type: byId('thinking').checked ? 'enabled' : 'disabled'},
   };
-  await run('/v1/chat/completions', body, (chunk) => {
+  const isAnswered = await run('/v1/chat/completions', body, (chunk) => {
     const delta = chunk.choices[0]?.delta ?? {};
     if (delta.reasoning_content) addReasoning(answer, delta.reasoning_content);
     answer.content.textContent += delta.content ?? '';
+    if (delta.reasoning_content || delta.content) answer.box.classList.remove('waiting');
     answer.box.scrollIntoView({block: 'nearest'});
   });
-  conversation.push({role: 'assistant', content: answer.content.textContent});
+  answer.box.classList.remove('waiting');
+  if (isAnswered) {
+    turns.push({role: 'assistant', content: answer.content.textContent});
+    return;
+  }
+  turns.pop();
+  asked.box.remove();
+  answer.box.remove();
+  if (turns === conversation && !byId('question').value) byId('question').value = question;
+}
+
+function startChat() {
+  conversation = [];
+  const note = document.createElement('p');
+  note.className = 'hint';
+  note.textContent = hint;
+  byId('messages').replaceChildren(note);
 }
 
 function clear() {
   running?.abort();
   showError('');
   byId('status').textContent = '';
-  if (mode === 'complete') { byId('text').value = ''; return; }
-  conversation = [];
-  byId('messages').innerHTML = '<p class="hint"></p>';
-  byId('messages').querySelector('.hint').textContent = hint;
+  if (mode === 'chat') startChat();
+  else byId('text').value = '';
+  byId(mode === 'chat' ? 'question' : 'text').focus();
 }
 
 for (const [name, text] of examples) {
   const chip = document.createElement('button');
   chip.textContent = name;
-  chip.onclick = () => { byId('text').value = text; byId('text').focus(); };
+  chip.onclick = () => {
+    running?.abort();
+    byId('text').value = text;
+    byId('text').focus();
+  };
   byId('chips').append(chip);
 }
 byId('tab-complete').onclick = () => setMode('complete');
 byId('tab-chat').onclick = () => setMode('chat');
+document.querySelector('nav').addEventListener('keydown', (event) => {
+  if (event.key !== 'ArrowLeft' && event.key !== 'ArrowRight') return;
+  setMode(mode === 'chat' ? 'complete' : 'chat');
+  byId('tab-' + mode).focus();
+});
 byId('run').onclick = () => (mode === 'chat' ? send() : complete());
 byId('stop').onclick = () => running?.abort();
 byId('clear').onclick = clear;
 document.addEventListener('keydown', (event) => {
   const isRun = event.key === 'Enter' && (event.ctrlKey || event.metaKey ||
       (event.target.id === 'question' && !event.shiftKey));
-  if (!isRun || running) return;
+  if (!isRun || event.isComposing) return;
   event.preventDefault();
   byId('run').click();
 });
 byId('text').value = examples[0][1];
-byId('messages').innerHTML = '<p class="hint"></p>';
-byId('messages').querySelector('.hint').textContent = hint;
+startChat();
 fetch('/v1/models').then((r) => r.json()).then((list) => {
   const model = list.data[0];
   byId('model').textContent = `${model.id}, ${model.context_length} tokens of context`;

@@ -2,9 +2,9 @@
 
 #include <memory>
 
+#include "bench/foundation.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
-#include "foundation.h"
 
 namespace fathom::cli {
 namespace {

@@ -1,0 +1,16 @@
+// What this machine can do at most, measured in the run whose figures are held against it.
+#pragma once
+
+#include <cstdint>
+
+namespace fathom::bench {
+
+struct MachinePeaks {
+  double f32_gflop_per_s = 0;   // fused multiply-adds in registers, all threads
+  double read_gbyte_per_s = 0;  // streaming a buffer far beyond the last cache, all threads
+};
+
+// About half a second; allocates 256 MiB. Runs on base::num_threads() threads.
+MachinePeaks measure_machine();
+
+}  // namespace fathom::bench
