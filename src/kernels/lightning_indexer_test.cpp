@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
+#include <numeric>
 
 #include "kernels/test_data.h"
 
@@ -11,7 +13,7 @@ namespace {
 
 TEST(IndexScores, EqualReferenceOverOddShapes) {
   for (auto [heads, dim] : {std::pair<int64_t, int64_t>{1, 5}, {4, 64}, {6, 33}, {16, 128}}) {
-    for (auto [t, s] : {std::pair<int64_t, int64_t>{1, 1}, {1, 77}, {9, 9}, {33, 70}}) {
+    for (auto [t, s] : {std::pair<int64_t, int64_t>{1, 1}, {1, 77}, {9, 9}, {33, 70}, {20, 50}}) {
       const TestMatrix q(t, heads * dim, 1, 1, 3), w(t, heads, 2), k(s, dim, 3, 2, 1),
           scale(1, s, 4);
       TestMatrix fast(t, s, 5), slow(t, s, 6);
@@ -58,6 +60,32 @@ TEST(TopK, EqualsAStableSort) {
     std::sort(order.begin(), order.end());
     top_k(scores, k, indices);
     EXPECT_EQ(indices, order);
+  }
+}
+
+// Random bit patterns of every sign and exponent, and a few values that share most of theirs.
+TEST(TopK, SelectsByEveryBit) {
+  base::Random random(6);
+  for (int trial = 0; trial < 50; ++trial) {
+    std::vector<float> scores(3000);
+    const bool is_close = trial % 2;
+    for (float& x : scores) {
+      do {
+        x = std::bit_cast<float>(is_close ? 0xc1234400u + static_cast<uint32_t>(random.below(256))
+                                          : static_cast<uint32_t>(random.below(1ull << 32)));
+      } while (x != x);
+    }
+    scores[7] = 0.0f, scores[3] = -0.0f;
+    std::vector<int32_t> order(scores.size()), indices;
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
+    for (const int64_t k : {1, 2, 1499, 1500, 1501, 2999}) {
+      std::vector<int32_t> expected(order.begin(), order.begin() + k);
+      std::sort(expected.begin(), expected.end());
+      top_k(scores, k, indices);
+      ASSERT_EQ(indices, expected) << trial << " " << k;
+    }
   }
 }
 

@@ -12,6 +12,9 @@ namespace {
 
 using torch::Tensor;
 
+// Queries whose scores are held at once by a thread.
+constexpr int64_t kQueryTile = 16;
+
 // Hadamard, then FP8: x becomes the unscaled values; returns one scale a row.
 Tensor quantise_rotated(Tensor& x_MX) {
   kernels::hadamard(ops::view2(x_MX));
@@ -58,21 +61,24 @@ Selection select_keys(const IndexerProjections& projections, int64_t first, int6
   Selection selection;
   selection.keys_T.resize(count);
   if (keep_scores) selection.index_scores_TS = torch::empty({count, num_keys});
-  base::parallel_for(count, 4, [&](int64_t begin, int64_t end) {
-    std::vector<float> row(num_keys);
-    for (int64_t t = begin; t < end; ++t) {
-      // One query at a time, its scores never stored beyond the row.
-      const int64_t visible = cache.num_tokens() + t + 1;
-      const View2<float> scores(row.data(), 1, visible);
-      kernels::index_scores({rows(projections.q_NJX).slice_rows(t, t + 1),
-                             rows(projections.w_NJ).slice_rows(t, t + 1),
-                             cache.index_keys(layer, visible), cache.index_scales(layer), scores});
-      kernels::top_k({row.data(), static_cast<size_t>(visible)}, config.index_topk,
-                     selection.keys_T[t]);
-      if (!keep_scores) continue;
-      float* kept = selection.index_scores_TS.data_ptr<float>() + t * num_keys;
-      std::copy_n(row.data(), visible, kept);
-      std::fill(kept + visible, kept + num_keys, -INFINITY);
+  // A few queries at a time, their scores never stored beyond these rows.
+  base::parallel_for(count, kQueryTile, [&](int64_t begin, int64_t end) {
+    std::vector<float> scores(kQueryTile * num_keys);
+    for (int64_t tile = begin; tile < end; tile += kQueryTile) {
+      const int64_t tile_end = std::min(tile + kQueryTile, end);
+      const int64_t visible = cache.num_tokens() + tile_end;
+      const View2<float> rows_TS(scores.data(), tile_end - tile, visible);
+      kernels::index_scores({rows(projections.q_NJX).slice_rows(tile, tile_end),
+                             rows(projections.w_NJ).slice_rows(tile, tile_end),
+                             cache.index_keys(layer, visible), cache.index_scales(layer), rows_TS});
+      for (int64_t t = tile; t < tile_end; ++t) {
+        const float* row = rows_TS[t - tile];
+        kernels::top_k({row, static_cast<size_t>(cache.num_tokens() + t + 1)}, config.index_topk,
+                       selection.keys_T[t]);
+        if (!keep_scores) continue;
+        float* kept = selection.index_scores_TS.data_ptr<float>() + t * num_keys;
+        std::fill(std::copy_n(row, visible, kept), kept + num_keys, -INFINITY);
+      }
     }
   });
   return selection;
