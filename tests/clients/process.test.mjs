@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import {readFileSync} from 'node:fs';
 import {test} from 'node:test';
-import {model, run, startServer} from './server.mjs';
+import {model, root, run, startServer} from './server.mjs';
 
 test('the port is in use', async () => {
   const server = await startServer();
@@ -69,10 +69,11 @@ test('tokenize and its inverse', async () => {
 });
 
 test('encode-chat prints the prompt and nothing else', async () => {
-  const root = process.env.FATHOM_ROOT ?? new URL('../..', import.meta.url).pathname;
   const cases = JSON.parse(readFileSync(`${root}/tests/data/chat.json`)).encode;
-  for (const one of cases.slice(0, 8)) {
+  for (const one of cases) {
+    if (one.name === 'response_format') continue;  // holds 1.0, which JavaScript writes as 1
     const result = await run(['encode-chat'], JSON.stringify(one));
-    assert.equal(result.stdout, one.text, one.name);
+    assert.equal(result.code, one.error ? 1 : 0, one.name);
+    assert.equal(result.stdout, one.text ?? '', one.name);
   }
 });

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import {spawn} from 'node:child_process';
 
-const root = process.env.FATHOM_ROOT ?? new URL('../..', import.meta.url).pathname;
+export const root = process.env.FATHOM_ROOT ?? new URL('../..', import.meta.url).pathname;
 export const binary = process.env.FATHOM_BINARY ?? `${root}/build/fathom`;
 export const model = process.env.FATHOM_MODEL ?? `${root}/models/nano`;
 export const output = process.env.FATHOM_TEST_OUTPUT ?? '/tmp';
