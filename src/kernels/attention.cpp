@@ -184,63 +184,6 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
   }
 }
 
-constexpr int64_t kMqaBlock = 64;
-
-// scores[h][i] = q[h] . row[i], one sum in eight lanes each.
-KERNEL void mqa_scores(View2<const float> q_HD, const float* const* rows, int64_t num_rows,
-                       float* scores) {
-  constexpr int64_t kHeads = 4;
-  for (int64_t i = 0; i < num_rows; ++i) {
-    const float* row = rows[i];
-    int64_t h = 0;
-    for (; h + kHeads <= q_HD.rows; h += kHeads) {
-      F32x8 sum[kHeads];
-      for (auto& lane_sums : sum) lane_sums = F32x8{};
-      int64_t d = 0;
-      for (; d + kLanes <= q_HD.cols; d += kLanes) {
-        const F32x8 key = load(row + d);
-        for (int64_t j = 0; j < kHeads; ++j) sum[j] += load(q_HD[h + j] + d) * key;
-      }
-      for (int64_t j = 0; j < kHeads; ++j) {
-        if (d < q_HD.cols)
-          sum[j] +=
-              load_partial(q_HD[h + j] + d, q_HD.cols - d) * load_partial(row + d, q_HD.cols - d);
-        scores[(h + j) * kMqaBlock + i] = horizontal_sum(sum[j]);
-      }
-    }
-    for (; h < q_HD.rows; ++h) {
-      F32x8 sum{};
-      int64_t d = 0;
-      for (; d + kLanes <= q_HD.cols; d += kLanes) sum += load(q_HD[h] + d) * load(row + d);
-      if (d < q_HD.cols)
-        sum += load_partial(q_HD[h] + d, q_HD.cols - d) * load_partial(row + d, q_HD.cols - d);
-      scores[h * kMqaBlock + i] = horizontal_sum(sum);
-    }
-  }
-}
-
-// out[h] += sum_i p[h][i] * row[i], 32 columns of one head at a time.
-KERNEL void mqa_accumulate(const float* p, const float* const* rows, int64_t num_rows,
-                           View2<float> out_HC) {
-  constexpr int64_t kWide = 4;
-  for (int64_t h = 0; h < out_HC.rows; ++h) {
-    float* out = out_HC[h];
-    const float* weights = p + h * kMqaBlock;
-    int64_t c = 0;
-    for (; c + kWide * kLanes <= out_HC.cols; c += kWide * kLanes) {
-      F32x8 sum[kWide];
-      for (int64_t j = 0; j < kWide; ++j) sum[j] = load(out + c + j * kLanes);
-      for (int64_t i = 0; i < num_rows; ++i) {
-        const F32x8 weight = broadcast(weights[i]);
-        for (int64_t j = 0; j < kWide; ++j) sum[j] += weight * load(rows[i] + c + j * kLanes);
-      }
-      for (int64_t j = 0; j < kWide; ++j) store(out + c + j * kLanes, sum[j]);
-    }
-    for (; c < out_HC.cols; ++c)
-      for (int64_t i = 0; i < num_rows; ++i) out[c] += weights[i] * rows[i][c];
-  }
-}
-
 }  // namespace
 
 void attention_forward(const AttentionShape& shape, const AttentionForward& io, int64_t head_begin,
@@ -256,30 +199,6 @@ void attention_backward(const AttentionShape& shape, const AttentionBackward& io
                         int64_t head_begin, int64_t head_end) {
   CHECK_LE(io.q.rows, io.k.rows);
   for (int64_t h = head_begin; h < head_end; ++h) backward_head(shape, io, h);
-}
-
-void mqa_attention(const MqaAttention& io) {
-  const int64_t num_heads = io.q_HD.rows;
-  CHECK_EQ(io.q_HD.cols, io.latent_SD.cols);
-  CHECK_EQ(io.out_HC.rows, num_heads);
-  static thread_local std::vector<float> scores, maximum, sum;
-  scores.resize(num_heads * kMqaBlock);
-  maximum.assign(num_heads, kMinusInfinity);
-  sum.assign(num_heads, 0.0f);
-  for (int64_t h = 0; h < num_heads; ++h) std::fill_n(io.out_HC[h], io.out_HC.cols, 0.0f);
-  const float* rows[kMqaBlock];
-  for (int64_t begin = 0; begin < io.num_keys; begin += kMqaBlock) {
-    const int64_t count = std::min(kMqaBlock, io.num_keys - begin);
-    for (int64_t i = 0; i < count; ++i)
-      rows[i] = io.latent_SD[io.keys ? io.keys[begin + i] : begin + i];
-    mqa_scores(io.q_HD, rows, count, scores.data());
-    for (int64_t h = 0; h < num_heads; ++h)
-      online_softmax_row(scores.data() + h * kMqaBlock, count, io.scale, maximum[h], sum[h],
-                         io.out_HC, h);
-    mqa_accumulate(scores.data(), rows, count, io.out_HC);
-  }
-  for (int64_t h = 0; h < num_heads; ++h)
-    if (sum[h] > 0) scale_row(io.out_HC[h], io.out_HC.cols, 1 / sum[h]);
 }
 
 namespace reference {
@@ -323,15 +242,6 @@ void attention(const AttentionShape& shape, const AttentionForward& io) {
       io.lse_HT[h][t] = static_cast<float>(
           weighted_values(io.k.rows, score, shape.v_dim, values, io.out[t] + h * shape.v_dim));
     }
-  }
-}
-
-void mqa_attention(const MqaAttention& io) {
-  std::vector<const float*> rows(io.num_keys);
-  for (int64_t i = 0; i < io.num_keys; ++i) rows[i] = io.latent_SD[io.keys ? io.keys[i] : i];
-  for (int64_t h = 0; h < io.q_HD.rows; ++h) {
-    const auto score = [&](int64_t i) { return io.scale * dot(io.q_HD[h], rows[i], io.q_HD.cols); };
-    weighted_values(io.num_keys, score, io.out_HC.cols, rows, io.out_HC[h]);
   }
 }
 

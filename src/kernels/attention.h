@@ -44,24 +44,8 @@ struct AttentionBackward {
 void attention_backward(const AttentionShape& shape, const AttentionBackward& io,
                         int64_t head_begin, int64_t head_end);
 
-// MQA (absorbed) form: all heads share one latent row a key, [latent C | rope R], which is key and,
-// in its first C elements, value. q_HC+R and out_HC are one query's heads; rows of latent_S may be
-// gathered: keys[i] is the i-th row used, or null for rows 0..num_keys-1.
-// Keys are taken in blocks of 64 in the given order, so the bits depend on the query and its keys
-// alone. Oracle reference::mqa_attention, 2e-5.
-struct MqaAttention {
-  View2<const float> q_HD;  // D = C + R
-  View2<const float> latent_SD;
-  const int32_t* keys = nullptr;
-  int64_t num_keys = 0;
-  float scale = 1;
-  View2<float> out_HC;
-};
-void mqa_attention(const MqaAttention& io);
-
 namespace reference {
 void attention(const AttentionShape& shape, const AttentionForward& io);
-void mqa_attention(const MqaAttention& io);
 }  // namespace reference
 
 }  // namespace fathom::kernels

@@ -94,31 +94,5 @@ TEST(Attention, GradientsEqualCentralDifferences) {
   }
 }
 
-TEST(MqaAttention, EqualsReferenceDenseAndGathered) {
-  const int64_t heads = 6, latent = 40, rope = 8, s = 150;
-  const TestMatrix q(heads, latent + rope, 1), rows(s, latent + rope, 2, 1, 1);
-  std::vector<int32_t> keys;
-  for (int32_t i = 0; i < s; i += 2) keys.push_back(i);
-  for (const bool is_gathered : {false, true}) {
-    const int32_t* selected = is_gathered ? keys.data() : nullptr;
-    TestMatrix out(heads, latent, 3), expected(heads, latent, 4);
-    MqaAttention io{q.view, rows.view, selected, selected ? 75 : s, 0.2f, out.view};
-    mqa_attention(io);
-    io.out_HC = expected.view;
-    reference::mqa_attention(io);
-    EXPECT_LE(max_difference(out.view, expected.view), 2e-5);
-  }
-}
-
-TEST(MqaAttention, SelectingEveryKeyEqualsDenseBitForBit) {
-  const TestMatrix q(4, 24, 1), rows(131, 24, 2);
-  std::vector<int32_t> all(131);
-  std::iota(all.begin(), all.end(), 0);
-  TestMatrix dense(4, 16, 3), gathered(4, 16, 4);
-  mqa_attention({q.view, rows.view, nullptr, 131, 0.2f, dense.view});
-  mqa_attention({q.view, rows.view, all.data(), 131, 0.2f, gathered.view});
-  EXPECT_EQ(max_difference(dense.view, gathered.view), 0.0);
-}
-
 }  // namespace
 }  // namespace fathom::kernels

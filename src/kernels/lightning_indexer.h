@@ -1,4 +1,5 @@
-// The lightning indexer's scores and the top-k selection, report of V3.2 section 2.1.
+// The lightning indexer, report of V3.2 section 2.1: scores of every key and the selection of the
+// top-k, in one pass over the keys.
 #pragma once
 
 #include <cstdint>
@@ -6,29 +7,31 @@
 #include <vector>
 
 #include "base/array_view.h"
+#include "kernels/paged_rows.h"
 
 namespace fathom::kernels {
 
-// Index scores, DSA eq. (1): I[t,s] = k_scale[s] * sum_j w[t,j] * relu(q[t,j] . k[s]).
-// q_TJX holds query t's J heads one behind another, [T, J * X]; w_TJ; k_SX; k_scale_S may be null
-// (all ones: unquantised keys). Query t stands at position S-T+t; later keys get -inf.
-// CHECKs shapes. Scratch: one tile of keys and 16 queries a thread. Parallel over T; each score's
-// bits depend on its query and key alone. Oracle reference::index_scores, relative tolerance 1e-5.
-struct IndexScores {
+// Index scores, DSA eq. (1): I[t,s] = sum_j w[t,j] * relu(q[t,j] . k[s]).
+// q_TJX holds query t's J heads one behind another, [T, J * X]; w_TJ; k_SX may be stored as FP8,
+// whose scales are part of its values. Query t stands at position S-T+t and sees keys up to it.
+struct IndexerInput {
   View2<const float> q_TJX;
   View2<const float> w_TJ;
-  View2<const float> k_SX;
-  const float* k_scale_S = nullptr;
-  View2<float> scores_TS;
+  PagedRows k_SX;
 };
-void index_scores(const IndexScores& io);
 
-// Indices of the k greatest of scores (all of them if k >= size), ascending; ties go to the lower
-// index, -0 equals 0, NaN counts as -inf. Exact: a radix selection, three passes at most.
-void top_k(std::span<const float> scores, int64_t k, std::vector<int32_t>& indices);
+// scores_TS[t][s] = I[t,s]; later keys get -inf. Each score's bits depend on its query and key
+// alone. CHECKs shapes. Parallel over T and S; scratch: a tile of keys and of heads a thread.
+// Oracle reference::index_scores, relative tolerance 1e-5.
+void index_scores(const IndexerInput& input, View2<float> scores_TS);
+
+// keys_T[t]: the k keys of the greatest scores, ascending; all visible ones if they are no more
+// than k. Ties go to the lower key. Exactly top_k of index_scores, which are not stored: 2 k of
+// them for a query and thread. Parallel over T and, for few queries, over S.
+void select_keys(const IndexerInput& input, int64_t k, std::span<std::vector<int32_t>> keys_T);
 
 namespace reference {
-void index_scores(const IndexScores& io);
+void index_scores(const IndexerInput& input, View2<float> scores_TS);
 }
 
 }  // namespace fathom::kernels

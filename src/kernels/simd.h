@@ -83,6 +83,29 @@ FATHOM_INLINE F32x8 exp(F32x8 x) {
   return x > 88.5f ? broadcast(__builtin_inff()) : (x == x ? finite : x);
 }
 
+// out[i] = e4m3 bits[i] * scale, exact for a power of two. An e4m3 byte moved to the top bits of a
+// half is that number * 2^-8, subnormals included; NaN comes out as +-480 * scale. count <= 128 at
+// will; every lane alone, so a value's bits do not depend on its neighbours.
+FATHOM_INLINE void widen_e4m3(const uint8_t* bits, int64_t count, float scale, float* out) {
+  const float factor = scale * 256.0f;
+  int64_t i = 0;
+#if defined(__F16C__)
+  typedef int16_t I16x8 __attribute__((vector_size(16)));
+  typedef uint8_t U8x8 __attribute__((vector_size(8)));
+  for (; i + kLanes <= count; i += kLanes) {
+    U8x8 bytes;
+    std::memcpy(&bytes, bits + i, sizeof bytes);
+    const I16x8 high = __builtin_convertvector(bytes, I16x8) << 8;
+    store(out + i, __builtin_ia32_vcvtph2ps256(high >> 1 & static_cast<int16_t>(0xbf80)) * factor);
+  }
+#endif
+  for (; i < count; ++i) {
+    const uint32_t sign = static_cast<uint32_t>(bits[i] & 0x80) << 24;
+    const uint32_t magnitude = static_cast<uint32_t>(bits[i] & 0x7f) << 20;  // * 2^-120
+    out[i] = std::bit_cast<float>(sign | magnitude) * 0x1.0p120f * scale;
+  }
+}
+
 FATHOM_INLINE F32x8 sigmoid(F32x8 x) { return 1.0f / (1.0f + exp(-x)); }
 
 }  // namespace fathom::kernels

@@ -7,6 +7,7 @@
 
 #include "base/array_view.h"
 #include "base/random.h"
+#include "kernels/paged_rows.h"
 
 namespace fathom::kernels {
 
@@ -22,6 +23,26 @@ struct TestMatrix {
     for (float& value : storage) value = static_cast<float>(random.normal());
   }
   TestMatrix(const TestMatrix&) = delete;
+};
+
+// Rows stored in pages, as a cache holds them.
+struct TestPages {
+  std::vector<std::byte> storage;
+  std::vector<const std::byte*> pages;
+  PagedRows rows;
+
+  TestPages(View2<const float> values, const RowLayout& layout) {
+    const int64_t page_bytes = kPageRows * layout.num_bytes();
+    const int64_t num_pages = (values.rows + kPageRows - 1) / kPageRows;
+    storage.resize(num_pages * page_bytes);
+    // Not in the order of their addresses.
+    for (int64_t p = 0; p < num_pages; ++p)
+      pages.push_back(storage.data() + (num_pages - 1 - p) * page_bytes);
+    rows = {layout, pages.data(), values.rows};
+    for (int64_t s = 0; s < values.rows; ++s)
+      store_row(layout, values[s], const_cast<std::byte*>(rows[s]));
+  }
+  TestPages(const TestPages&) = delete;
 };
 
 inline double max_difference(View2<const float> a, View2<const float> b) {

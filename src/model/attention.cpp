@@ -4,6 +4,7 @@
 
 #include "base/parallel.h"
 #include "kernels/fp8.h"
+#include "kernels/sparse_mla.h"
 #include "model/indexer.h"
 #include "model/ops.h"
 
@@ -70,34 +71,38 @@ Tensor training_attention(const AttentionInput& in, const Projections& p) {
   return ops::causal_attention(p.q_NHD, kv.k_SHD, kv.v_SHV, attention_shape(in.config), lengths);
 }
 
-// One segment's new tokens against its cache.
-struct SegmentWork {
-  int64_t first = 0;  // its first token in the batch
-  int64_t count = 0;
-  const KvCache* cache = nullptr;
-  const std::vector<std::vector<int32_t>>* keys_T = nullptr;  // null: dense
-  int64_t num_keys() const { return cache->num_tokens() + count; }
-};
+// Queries of one segment that select together: they share the tiles of keys.
+constexpr int64_t kTileQueries = 16;
 
-void mha_segment(const AttentionInput& in, const SegmentWork& work, const Tensor& q_NHD,
-                 Tensor& out_NHV) {
+using Selections = std::vector<std::vector<int32_t>>;  // of every token of the batch; may be empty
+
+// One segment's new tokens; `first` is the first one's row in the batch.
+void mha_segment(const AttentionInput& in, const Segment& segment, int64_t first,
+                 const Selections& keys_N, const Tensor& q_NHD, Tensor& out_NHV) {
   const Config& c = in.config;
-  const int64_t num_keys = work.num_keys();
-  const auto rows = work.cache->latent(in.layer, num_keys);
-  const Tensor cached = torch::from_blob(const_cast<float*>(rows.data), {num_keys, rows.cols});
+  const int64_t num_keys = segment.position + segment.num_tokens;
+  const auto rows = segment.cache->latent(in.layer, num_keys);
+  const Tensor cached = torch::empty({num_keys, rows.layout.dim()});
+  base::parallel_for(num_keys, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s)
+      kernels::widen_row(rows.layout, rows[s], cached.data_ptr<float>() + s * rows.layout.dim());
+  });
   const auto parts = cached.split_with_sizes({c.kv_lora_rank, c.qk_rope_head_dim}, 1);
   const ExpandedKv kv = expand(in, parts[0], parts[1]);
   std::vector<uint8_t> allowed;
   kernels::AttentionMask mask;
-  if (work.keys_T) {
-    allowed.resize(work.count * num_keys);
-    for (int64_t t = 0; t < work.count; ++t)
-      for (int32_t key : (*work.keys_T)[t]) allowed[t * num_keys + key] = 1;
+  if (!keys_N.empty()) {
+    allowed.resize(segment.num_tokens * num_keys);
+    for (int64_t t = 0; t < segment.num_tokens; ++t) {
+      uint8_t* const row = allowed.data() + t * num_keys;
+      if (keys_N[first + t].empty()) std::fill_n(row, num_keys, 1);  // sees all before it
+      for (int32_t key : keys_N[first + t]) row[key] = 1;
+    }
     mask = {allowed.data(), num_keys};
   }
-  Tensor lse = torch::empty({c.num_attention_heads, work.count});
+  Tensor lse = torch::empty({c.num_attention_heads, segment.num_tokens});
   const auto slice = [&](const Tensor& x) {
-    return ops::view2(x).slice_rows(work.first, work.first + work.count);
+    return ops::view2(x).slice_rows(first, first + segment.num_tokens);
   };
   const kernels::AttentionForward io{slice(q_NHD),   ops::view2(kv.k_SHD), ops::view2(kv.v_SHV),
                                      slice(out_NHV), ops::view2(lse),      mask};
@@ -147,74 +152,102 @@ Tensor expand_values(const AttentionInput& in, const Tensor& mean_NHC) {
   return values;
 }
 
-void mqa_segment(const AttentionInput& in, const SegmentWork& work, const Tensor& absorbed,
-                 Tensor& mean_NHC) {
+// Mean latents of all tokens, [N, H * C].
+Tensor mqa_means(const AttentionInput& in, const std::vector<QueryTile>& tiles,
+                 const Selections& keys_N, const Tensor& absorbed) {
   const Config& c = in.config;
   const int64_t heads = c.num_attention_heads, width = c.kv_lora_rank + c.qk_rope_head_dim;
-  const auto latent = work.cache->latent(in.layer, work.num_keys());
-  base::parallel_for(work.count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t n = work.first + t;
-      const auto* keys = work.keys_T ? &(*work.keys_T)[t] : nullptr;
-      kernels::mqa_attention(
-          {View2<const float>(absorbed.data_ptr<float>() + n * heads * width, heads, width), latent,
-           keys ? keys->data() : nullptr,
-           keys ? static_cast<int64_t>(keys->size()) : work.cache->num_tokens() + t + 1,
-           static_cast<float>(c.softmax_scale()),
-           View2<float>(mean_NHC.data_ptr<float>() + n * heads * c.kv_lora_rank, heads,
-                        c.kv_lora_rank)});
+  Tensor mean_NHC = torch::empty({absorbed.size(0), heads * c.kv_lora_rank});
+  base::parallel_for(std::ssize(tiles), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const QueryTile& tile = tiles[i];
+      for (int64_t t = 0; t < tile.count; ++t) {
+        const int64_t n = tile.first + t, num_visible = tile.position + t + 1;
+        const auto* keys = keys_N.empty() || keys_N[n].empty() ? nullptr : &keys_N[n];
+        kernels::sparse_mla(
+            {View2<const float>(absorbed.data_ptr<float>() + n * heads * width, heads, width),
+             tile.cache->latent(in.layer, num_visible), keys ? keys->data() : nullptr,
+             keys ? std::ssize(*keys) : num_visible, static_cast<float>(c.softmax_scale()),
+             View2<float>(mean_NHC.data_ptr<float>() + n * heads * c.kv_lora_rank, heads,
+                          c.kv_lora_rank)});
+      }
     }
   });
+  return mean_NHC;
 }
 
-void keep_selection(const Selection& selection, int64_t first, LayerTrace& trace) {
-  for (size_t t = 0; t < selection.keys_T.size(); ++t) {
-    const auto& keys = selection.keys_T[t];
-    int32_t* row = trace.topk_NK.data_ptr<int32_t>() +
-                   (first + static_cast<int64_t>(t)) * trace.topk_NK.size(1);
-    std::copy(keys.begin(), keys.end(), row);
+std::vector<QueryTile> query_tiles(std::span<const Segment> segments) {
+  std::vector<QueryTile> tiles;
+  int64_t first = 0;
+  for (const Segment& segment : segments) {
+    for (int64_t t = 0; t < segment.num_tokens; t += kTileQueries)
+      tiles.push_back({first + t, std::min(kTileQueries, segment.num_tokens - t),
+                       segment.position + t, segment.cache});
+    first += segment.num_tokens;
   }
-  trace.index_scores_NS = selection.index_scores_TS;
+  return tiles;
+}
+
+// Empty where every query sees every key: up to index_topk keys all are selected, and the dense
+// loop gives the same bits.
+Selections select_all(const AttentionInput& in, const std::vector<QueryTile>& tiles,
+                      const IndexerProjections& indexer) {
+  const auto is_sparse = [&](const QueryTile& tile) {
+    return in.options.sparse && (in.trace || tile.position + tile.count > in.config.index_topk);
+  };
+  if (std::none_of(tiles.begin(), tiles.end(), is_sparse)) return {};
+  Selections keys_N(tiles.back().first + tiles.back().count);
+  base::parallel_for(std::ssize(tiles), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const auto keys_T = std::span(keys_N).subspan(tiles[i].first, tiles[i].count);
+      if (is_sparse(tiles[i])) select_keys(indexer, tiles[i], in.layer, in.config, keys_T);
+    }
+  });
+  return keys_N;
+}
+
+void keep_selections(const AttentionInput& in, const IndexerProjections& indexer,
+                     const Selections& keys_N) {
+  int32_t* row = in.trace->topk_NK.data_ptr<int32_t>();
+  for (const auto& keys : keys_N) {
+    std::copy(keys.begin(), keys.end(), row);
+    row += in.trace->topk_NK.size(1);
+  }
+  if (in.segments.size() != 1) return;
+  const Segment& segment = in.segments.front();
+  in.trace->index_scores_NS =
+      index_scores(indexer, {0, segment.num_tokens, segment.position, segment.cache}, in.layer);
 }
 
 Tensor cached_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
-  const Config& c = in.config;
-  const int64_t tokens = x_ND.size(0), heads = c.num_attention_heads;
   const Tensor latent_rows = torch::cat({p.latent_NC, p.k_rope_NR}, 1);
   IndexerProjections indexer;
   if (in.options.sparse)
-    indexer = project_indexer(in.weights.indexer, c, x_ND, p.q_latent_NQ, in.rope, in.options);
-  const bool is_mqa = in.options.form == AttentionForm::kMqa;
-  Tensor absorbed, mean, out;
-  if (is_mqa) {
-    absorbed = absorb_queries(in, p.q_NHD);
-    mean = torch::empty({tokens, heads * c.kv_lora_rank});
-  } else {
-    out = torch::empty({tokens, heads * c.v_head_dim});
-  }
+    indexer =
+        project_indexer(in.weights.indexer, in.config, x_ND, p.q_latent_NQ, in.rope, in.options);
   int64_t first = 0;
   for (const Segment& segment : in.segments) {
     CHECK(segment.cache != nullptr, "inference needs a cache a segment");
-    SegmentWork work{first, segment.num_tokens, segment.cache, nullptr};
     const auto slice = [&](const Tensor& x) {
-      return x.defined() ? ops::view2(x).slice_rows(first, first + work.count) : View2<float>();
+      return x.defined() ? ops::view2(x).slice_rows(first, first + segment.num_tokens)
+                         : View2<float>();
     };
-    segment.cache->write(in.layer, slice(latent_rows), slice(indexer.k_NX),
-                         in.options.sparse ? indexer.k_scale_N.data_ptr<float>() + first : nullptr);
-    Selection selection;
-    // Up to index_topk keys every key is selected: the dense loop gives the same bits.
-    if (in.options.sparse && (in.trace || work.num_keys() > c.index_topk)) {
-      selection = select_keys(indexer, first, work.count, *segment.cache, in.layer, c, in.trace);
-      work.keys_T = &selection.keys_T;
-      if (in.trace) keep_selection(selection, first, *in.trace);
-    }
-    if (is_mqa)
-      mqa_segment(in, work, absorbed, mean);
-    else
-      mha_segment(in, work, p.q_NHD, out);
-    first += work.count;
+    segment.cache->write(in.layer, segment.position, slice(latent_rows), slice(indexer.k_NX));
+    first += segment.num_tokens;
   }
-  return is_mqa ? expand_values(in, mean) : out;
+  const auto tiles = query_tiles(in.segments);
+  const Selections keys_N = select_all(in, tiles, indexer);
+  if (in.trace && in.options.sparse) keep_selections(in, indexer, keys_N);
+  if (in.options.form == AttentionForm::kMqa)
+    return expand_values(in, mqa_means(in, tiles, keys_N, absorb_queries(in, p.q_NHD)));
+  Tensor out = torch::empty({x_ND.size(0), in.config.num_attention_heads * in.config.v_head_dim});
+  first = 0;
+  for (const Segment& segment : in.segments) {
+    const bool is_sparse = segment.position + segment.num_tokens > in.config.index_topk;
+    mha_segment(in, segment, first, is_sparse || in.trace ? keys_N : Selections(), p.q_NHD, out);
+    first += segment.num_tokens;
+  }
+  return out;
 }
 
 bool has_caches(std::span<const Segment> segments) {

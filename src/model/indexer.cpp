@@ -2,7 +2,6 @@
 
 #include <cmath>
 
-#include "base/parallel.h"
 #include "kernels/fp8.h"
 #include "kernels/lightning_indexer.h"
 #include "model/ops.h"
@@ -12,9 +11,6 @@ namespace {
 
 using torch::Tensor;
 
-// Queries whose scores are held at once by a thread.
-constexpr int64_t kQueryTile = 16;
-
 // Hadamard, then FP8: x becomes the unscaled values; returns one scale a row.
 Tensor quantise_rotated(Tensor& x_MX) {
   kernels::hadamard(ops::view2(x_MX));
@@ -23,6 +19,15 @@ Tensor quantise_rotated(Tensor& x_MX) {
   Tensor scale = torch::empty({x_MX.size(0), 1});
   kernels::quantise_activations(ops::view2(x_MX), ops::view2(x_MX), ops::view2(scale));
   return scale.squeeze(1);
+}
+
+kernels::IndexerInput input_of(const IndexerProjections& projections, const QueryTile& tile,
+                               int64_t layer) {
+  const auto rows = [&](const Tensor& x) {
+    return ops::view2(x).slice_rows(tile.first, tile.first + tile.count);
+  };
+  return {rows(projections.q_NJX), rows(projections.w_NJ),
+          tile.cache->index_keys(layer, tile.position + tile.count)};
 }
 
 }  // namespace
@@ -45,43 +50,23 @@ IndexerProjections project_indexer(const IndexerWeights& weights, const Config& 
   out.k_NX = ops::rope(k, rope.cos_NR2, rope.sin_NR2, rotation);
   const double scale = 1 / std::sqrt(static_cast<double>(heads * dim));
   out.w_NJ = ops::linear(x_ND, weights.weights_proj, {}) * scale;
-  out.k_scale_N = torch::ones({tokens});
   if (is_deploy) {
     Tensor q = out.q_NJX.view({tokens * heads, dim});
     out.w_NJ = out.w_NJ * quantise_rotated(q).view({tokens, heads});
-    out.k_scale_N = quantise_rotated(out.k_NX);
+    out.k_NX = out.k_NX * quantise_rotated(out.k_NX).unsqueeze(1);
   }
   return out;
 }
 
-Selection select_keys(const IndexerProjections& projections, int64_t first, int64_t count,
-                      const KvCache& cache, int64_t layer, const Config& config, bool keep_scores) {
-  const int64_t num_keys = cache.num_tokens() + count;
-  const auto rows = [&](const Tensor& x) { return ops::view2(x).slice_rows(first, first + count); };
-  Selection selection;
-  selection.keys_T.resize(count);
-  if (keep_scores) selection.index_scores_TS = torch::empty({count, num_keys});
-  // A few queries at a time, their scores never stored beyond these rows.
-  base::parallel_for(count, kQueryTile, [&](int64_t begin, int64_t end) {
-    std::vector<float> scores(kQueryTile * num_keys);
-    for (int64_t tile = begin; tile < end; tile += kQueryTile) {
-      const int64_t tile_end = std::min(tile + kQueryTile, end);
-      const int64_t visible = cache.num_tokens() + tile_end;
-      const View2<float> rows_TS(scores.data(), tile_end - tile, visible);
-      kernels::index_scores({rows(projections.q_NJX).slice_rows(tile, tile_end),
-                             rows(projections.w_NJ).slice_rows(tile, tile_end),
-                             cache.index_keys(layer, visible), cache.index_scales(layer), rows_TS});
-      for (int64_t t = tile; t < tile_end; ++t) {
-        const float* row = rows_TS[t - tile];
-        kernels::top_k({row, static_cast<size_t>(cache.num_tokens() + t + 1)}, config.index_topk,
-                       selection.keys_T[t]);
-        if (!keep_scores) continue;
-        float* kept = selection.index_scores_TS.data_ptr<float>() + t * num_keys;
-        std::fill(std::copy_n(row, visible, kept), kept + num_keys, -INFINITY);
-      }
-    }
-  });
-  return selection;
+void select_keys(const IndexerProjections& projections, const QueryTile& tile, int64_t layer,
+                 const Config& config, std::span<std::vector<int32_t>> keys_T) {
+  kernels::select_keys(input_of(projections, tile, layer), config.index_topk, keys_T);
+}
+
+Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile, int64_t layer) {
+  Tensor scores = torch::empty({tile.count, tile.position + tile.count});
+  kernels::index_scores(input_of(projections, tile, layer), ops::view2(scores));
+  return scores;
 }
 
 }  // namespace fathom::model

@@ -8,12 +8,12 @@
 namespace fathom::model {
 
 // What the indexer makes of new tokens. In deploy mode q and k went through the Hadamard transform
-// and FP8: q and k hold unscaled e4m3 values, w includes q's scales, k_scale holds k's.
+// and FP8: q holds unscaled e4m3 values, w includes q's scales, k's are multiplied in (powers of
+// two: exact).
 struct IndexerProjections {
   torch::Tensor q_NJX;  // [N, J * X]
   torch::Tensor w_NJ;   // head weights, J^-0.5 * X^-0.5 included
   torch::Tensor k_NX;
-  torch::Tensor k_scale_N;  // ones in plain mode
 };
 
 // x_ND is the layer's normed input, q_latent_NQ the normed query latent.
@@ -21,13 +21,21 @@ IndexerProjections project_indexer(const IndexerWeights& weights, const Config& 
                                    const torch::Tensor& x_ND, const torch::Tensor& q_latent_NQ,
                                    const RopeTable& rope, const ForwardOptions& options);
 
-// Selected keys of each query of one segment, ascending; the query at position p chooses from keys
-// 0..p. Where p < index_topk that is all of them.
-struct Selection {
-  std::vector<std::vector<int32_t>> keys_T;
-  torch::Tensor index_scores_TS;  // filled if asked for
+// Some queries of one segment: rows [first, first + count) of the batch, from `position` on.
+struct QueryTile {
+  int64_t first = 0;
+  int64_t count = 0;
+  int64_t position = 0;
+  const KvCache* cache = nullptr;
 };
-Selection select_keys(const IndexerProjections& projections, int64_t first, int64_t count,
-                      const KvCache& cache, int64_t layer, const Config& config, bool keep_scores);
+
+// keys_T[i]: what query i of the tile selects, ascending; the query at position p chooses from keys
+// 0..p. Where p < index_topk that is all of them.
+void select_keys(const IndexerProjections& projections, const QueryTile& tile, int64_t layer,
+                 const Config& config, std::span<std::vector<int32_t>> keys_T);
+
+// [count, position + count] f32, -inf for later keys.
+torch::Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile,
+                           int64_t layer);
 
 }  // namespace fathom::model

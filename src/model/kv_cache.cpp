@@ -1,39 +1,78 @@
 #include "model/kv_cache.h"
 
-#include <algorithm>
-
 namespace fathom::model {
-namespace {
 
-void write_rows(View2<const float> rows, int64_t at, std::vector<float>& storage) {
-  const size_t needed = static_cast<size_t>((at + rows.rows) * rows.cols);
-  if (storage.capacity() < needed) storage.reserve(std::max(needed, 2 * storage.capacity()));
-  storage.resize(needed);
-  for (int64_t i = 0; i < rows.rows; ++i)
-    std::copy_n(rows[i], rows.cols, storage.data() + (at + i) * rows.cols);
+using kernels::kPageRows;
+
+CacheLayout::CacheLayout(const Config& config, CacheFormat format)
+    : latent_{format, config.kv_lora_rank, config.qk_rope_head_dim},
+      index_key_{format, config.index_head_dim, 0},
+      num_layers_(config.num_hidden_layers + config.num_nextn_predict_layers) {}
+
+int64_t CacheLayout::bytes_per_token() const {
+  return num_layers_ * (latent_.num_bytes() + index_key_.num_bytes());
 }
 
-}  // namespace
-
-KvCache::KvCache(const Config& config)
-    : latent_dim_(config.kv_lora_rank + config.qk_rope_head_dim),
-      index_dim_(config.index_head_dim),
-      layers_(config.num_hidden_layers + config.num_nextn_predict_layers) {}
-
-int64_t KvCache::bytes_per_token() const {
-  return static_cast<int64_t>(layers_.size() * sizeof(float)) * (latent_dim_ + index_dim_ + 1);
+int64_t CacheLayout::latent_offset(int64_t layer) const {
+  CHECK(0 <= layer && layer < num_layers_, "layer {} of {}", layer, num_layers_);
+  return layer * kPageRows * latent_.num_bytes();
 }
 
-void KvCache::write(int64_t layer, View2<const float> latent, View2<const float> index_key,
-                    const float* index_scale) {
-  CHECK_EQ(latent.cols, latent_dim_);
-  write_rows(latent, num_tokens_, layers_.at(layer).latent);
+int64_t CacheLayout::index_key_offset(int64_t layer) const {
+  CHECK(0 <= layer && layer < num_layers_, "layer {} of {}", layer, num_layers_);
+  return kPageRows * (num_layers_ * latent_.num_bytes() + layer * index_key_.num_bytes());
+}
+
+KvCache::KvCache(const Config& config, CacheFormat format)
+    : layout_(config, format),
+      latent_pages_(layout_.num_layers()),
+      index_pages_(layout_.num_layers()) {}
+
+void KvCache::set_page(int64_t index, std::shared_ptr<CachePage> page) {
+  CHECK_EQ(static_cast<int64_t>(page->size()), layout_.page_bytes());
+  if (index == static_cast<int64_t>(pages_.size())) pages_.emplace_back();
+  for (int64_t layer = 0; layer < layout_.num_layers(); ++layer) {
+    latent_pages_[layer].resize(pages_.size());
+    index_pages_[layer].resize(pages_.size());
+    latent_pages_[layer][index] = page->data() + layout_.latent_offset(layer);
+    index_pages_[layer][index] = page->data() + layout_.index_key_offset(layer);
+  }
+  pages_.at(index) = std::move(page);
+}
+
+void KvCache::share(std::span<const std::shared_ptr<CachePage>> pages) {
+  CHECK(pages_.empty(), "{} pages", pages_.size());
+  for (const auto& page : pages) set_page(static_cast<int64_t>(pages_.size()), page);
+  num_tokens_ = static_cast<int64_t>(pages_.size()) * kPageRows;
+}
+
+void KvCache::make_writable(int64_t first_row, int64_t end_row) {
+  for (int64_t page = first_row / kPageRows; page * kPageRows < end_row; ++page) {
+    if (page == static_cast<int64_t>(pages_.size()))
+      set_page(page, std::make_shared<CachePage>(layout_.page_bytes()));
+    else if (pages_.at(page).use_count() > 1)
+      set_page(page, std::make_shared<CachePage>(*pages_[page]));
+  }
+}
+
+void KvCache::write(int64_t layer, int64_t position, View2<const float> latent,
+                    View2<const float> index_key) {
+  CHECK_LE(position, num_tokens_);
+  CHECK_EQ(latent.cols, layout_.latent().dim());
+  make_writable(position, position + latent.rows);
+  const auto store = [&](const kernels::RowLayout& row_layout, int64_t offset, int64_t i,
+                         const float* values) {
+    std::byte* page = pages_[(position + i) / kPageRows]->data();
+    kernels::store_row(row_layout, values,
+                       page + offset + (position + i) % kPageRows * row_layout.num_bytes());
+  };
+  for (int64_t i = 0; i < latent.rows; ++i)
+    store(layout_.latent(), layout_.latent_offset(layer), i, latent[i]);
   if (index_key.rows == 0) return;
-  CHECK_EQ(index_key.cols, index_dim_);
+  CHECK_EQ(index_key.cols, layout_.index_key().dim());
   CHECK_EQ(index_key.rows, latent.rows);
-  write_rows(index_key, num_tokens_, layers_[layer].index_keys);
-  write_rows(View2<const float>(index_scale, index_key.rows, 1), num_tokens_,
-             layers_[layer].index_scales);
+  for (int64_t i = 0; i < index_key.rows; ++i)
+    store(layout_.index_key(), layout_.index_key_offset(layer), i, index_key[i]);
 }
 
 void KvCache::advance(int64_t num_tokens) { num_tokens_ += num_tokens; }
@@ -43,20 +82,14 @@ void KvCache::truncate(int64_t num_tokens) {
   num_tokens_ = num_tokens;
 }
 
-View2<const float> KvCache::latent(int64_t layer, int64_t num_rows) const {
-  const auto& storage = layers_.at(layer).latent;
-  CHECK_LE(static_cast<size_t>(num_rows * latent_dim_), storage.size());
-  return {storage.data(), num_rows, latent_dim_};
+kernels::PagedRows KvCache::latent(int64_t layer, int64_t num_rows) const {
+  CHECK_LE(num_rows, static_cast<int64_t>(pages_.size()) * kPageRows);
+  return {layout_.latent(), latent_pages_.at(layer).data(), num_rows};
 }
 
-View2<const float> KvCache::index_keys(int64_t layer, int64_t num_rows) const {
-  const auto& storage = layers_.at(layer).index_keys;
-  CHECK_LE(static_cast<size_t>(num_rows * index_dim_), storage.size());
-  return {storage.data(), num_rows, index_dim_};
-}
-
-const float* KvCache::index_scales(int64_t layer) const {
-  return layers_.at(layer).index_scales.data();
+kernels::PagedRows KvCache::index_keys(int64_t layer, int64_t num_rows) const {
+  CHECK_LE(num_rows, static_cast<int64_t>(pages_.size()) * kPageRows);
+  return {layout_.index_key(), index_pages_.at(layer).data(), num_rows};
 }
 
 }  // namespace fathom::model

@@ -1,46 +1,79 @@
 // What attention keeps of past tokens: for each layer the latent KV with its rotary key, and the
-// indexer's key. One sequence a cache.
+// indexer's key. One sequence a cache; its pages of 64 tokens may be shared with other sequences
+// that begin with the same tokens.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "base/array_view.h"
+#include "kernels/paged_rows.h"
 #include "model/config.h"
 
 namespace fathom::model {
 
+// kF32 keeps what was computed, kBF16 rounds it, kFP8 takes 656 + 132 bytes a token and layer at
+// V3.2's shape. What deploy mode quantised itself passes through kFP8 unchanged, but for the rotary
+// key, which it stores in bf16.
+using CacheFormat = kernels::RowFormat;
+
+// Where the rows of a page lie. MTP layers follow the main ones.
+class CacheLayout {
+ public:
+  CacheLayout(const Config& config, CacheFormat format);
+
+  const kernels::RowLayout& latent() const { return latent_; }
+  const kernels::RowLayout& index_key() const { return index_key_; }
+  int64_t num_layers() const { return num_layers_; }
+  int64_t bytes_per_token() const;  // over all layers
+  int64_t page_bytes() const { return bytes_per_token() * kernels::kPageRows; }
+  int64_t latent_offset(int64_t layer) const;
+  int64_t index_key_offset(int64_t layer) const;
+
+ private:
+  kernels::RowLayout latent_, index_key_;
+  int64_t num_layers_;
+};
+
+using CachePage = std::vector<std::byte>;
+
 class KvCache {
  public:
-  // MTP layers follow the main ones.
-  explicit KvCache(const Config& config);
+  explicit KvCache(const Config& config, CacheFormat format = CacheFormat::kF32);
 
+  const CacheLayout& layout() const { return layout_; }
   int64_t num_tokens() const { return num_tokens_; }
-  // Bytes a token takes over all layers.
-  int64_t bytes_per_token() const;
 
-  // Rows of one forward pass, written at num_tokens(); advance() makes them count once all layers
-  // have written theirs. latent_NC1: kv_lora_rank + qk_rope_head_dim columns; index_key_NX may be
-  // empty (dense passes). Grows by doubling.
-  void write(int64_t layer, View2<const float> latent_NC1, View2<const float> index_key_NX,
-             const float* index_scale_N);
+  // Begins with another sequence's pages: full ones, for num_tokens() = 64 * pages.size(). Only
+  // into an empty cache.
+  void share(std::span<const std::shared_ptr<CachePage>> pages);
+  // The pages so far; the last may be partly filled.
+  std::span<const std::shared_ptr<CachePage>> pages() const { return pages_; }
+
+  // Rows of one layer for the tokens from `position` on, at most num_tokens(); advance() makes them
+  // count once all layers have written theirs. A page that is shared is copied before it is
+  // written. index_key_NX may be empty (dense passes).
+  void write(int64_t layer, int64_t position, View2<const float> latent_NC1,
+             View2<const float> index_key_NX);
   void advance(int64_t num_tokens);
   // Forgets the tokens from `num_tokens` on.
   void truncate(int64_t num_tokens);
 
-  // The first `num_rows` rows, rows just written included.
-  View2<const float> latent(int64_t layer, int64_t num_rows) const;
-  View2<const float> index_keys(int64_t layer, int64_t num_rows) const;
-  const float* index_scales(int64_t layer) const;
+  // The first num_rows rows, rows just written included. Valid until the next write.
+  kernels::PagedRows latent(int64_t layer, int64_t num_rows) const;
+  kernels::PagedRows index_keys(int64_t layer, int64_t num_rows) const;
 
  private:
-  struct Layer {
-    std::vector<float> latent, index_keys, index_scales;
-  };
-  int64_t latent_dim_;
-  int64_t index_dim_;
+  void set_page(int64_t index, std::shared_ptr<CachePage> page);
+  void make_writable(int64_t first_row, int64_t end_row);
+
+  CacheLayout layout_;
   int64_t num_tokens_ = 0;
-  std::vector<Layer> layers_;
+  std::vector<std::shared_ptr<CachePage>> pages_;
+  // Where each layer's rows of each page begin.
+  std::vector<std::vector<const std::byte*>> latent_pages_, index_pages_;
 };
 
 }  // namespace fathom::model

@@ -13,7 +13,6 @@ using torch::Tensor;
 RopeTable rope_of(const Config& config, std::span<const Segment> segments) {
   std::vector<int64_t> positions;
   for (const Segment& segment : segments) {
-    if (segment.cache) CHECK_EQ(segment.position, segment.cache->num_tokens());
     for (int64_t i = 0; i < segment.num_tokens; ++i) positions.push_back(segment.position + i);
   }
   return rope_table(config, positions);
@@ -79,6 +78,8 @@ void advance_caches(std::span<const Segment> segments) {
 
 Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segment> segments,
                const ForwardOptions& options, Trace* trace, ExpertStatistics* experts) {
+  for (const Segment& segment : segments)
+    if (segment.cache) CHECK_EQ(segment.position, segment.cache->num_tokens());
   const RopeTable rope = rope_of(model.config, segments);
   CHECK_EQ(tokens_N.size(0), rope.cos_NR2.size(0));
   Tensor hidden = embed(model, tokens_N);

@@ -1,0 +1,47 @@
+// What a token leaves behind for one layer, a row of bytes in a page: the latent KV that attention
+// gathers, or the lightning indexer's key.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/check.h"
+
+namespace fathom::kernels {
+
+enum class RowFormat { kF32, kBF16, kFP8 };
+
+// A row's values: first `quantised` of them, which kFP8 stores as e4m3 with one f32 power-of-two
+// scale a group of 128 (values, then scales), then `exact` ones (the rotary part), which kFP8
+// stores in bf16. At V3.2's shapes kFP8 takes 512 + 16 + 128 = 656 bytes for a latent and
+// 128 + 4 = 132 for an index key.
+struct RowLayout {
+  RowFormat format = RowFormat::kF32;
+  int64_t quantised = 0;
+  int64_t exact = 0;
+
+  int64_t dim() const { return quantised + exact; }
+  int64_t num_bytes() const;
+};
+
+inline constexpr int64_t kPageRows = 64;
+
+// Row s lies in page s / 64. Pages are full but the last; they may be shared between sequences.
+struct PagedRows {
+  RowLayout layout;
+  const std::byte* const* pages = nullptr;
+  int64_t num_rows = 0;
+
+  const std::byte* operator[](int64_t s) const {
+    return pages[s / kPageRows] + s % kPageRows * layout.num_bytes();
+  }
+};
+
+// Writes layout.dim() values as a row. kBF16 rounds to nearest even; kFP8 as quantise_activations
+// does: values that went through it already are stored exactly.
+void store_row(const RowLayout& layout, const float* values, std::byte* row);
+
+// The row's values as f32, exactly as stored.
+void widen_row(const RowLayout& layout, const std::byte* row, float* values);
+
+}  // namespace fathom::kernels
