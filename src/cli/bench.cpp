@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "bench/dsa.h"
 #include "bench/foundation.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
@@ -9,12 +10,43 @@
 namespace fathom::cli {
 namespace {
 
-void print_table(const Json& figures) {
-  for (const auto& [name, value] : figures.items())
-    fmt::print("{:24} {}\n", name,
-               value.is_number_float()
-                   ? fmt::format("{:.4g}", value.get<double>())
-                   : (value.is_string() ? value.get<std::string>() : value.dump()));
+// Nested objects as dotted names, one figure a line.
+void print_table(const Json& figures, const std::string& prefix = "") {
+  for (const auto& [name, value] : figures.items()) {
+    if (value.is_structured())
+      print_table(value, prefix + name + ".");
+    else if (value.is_number_float())
+      fmt::print("{:40} {:.4g}\n", prefix + name, value.get<double>());
+    else
+      fmt::print("{:40} {}\n", prefix + name,
+                 value.is_string() ? value.get<std::string>() : value.dump());
+  }
+}
+
+void print(const Json& figures, bool is_json) {
+  if (is_json)
+    fmt::print("{}\n", figures.dump(2));
+  else
+    print_table(figures);
+}
+
+void add_dsa(CLI::App& bench) {
+  auto options = std::make_shared<bench::DsaOptions>();
+  auto is_json = std::make_shared<bool>(false);
+  CLI::App* command = bench.add_subcommand(
+      "dsa", "Time the indexer and sparse attention of one layer at V3.2's shape");
+  command->add_option("--contexts", options->contexts, "Tokens in the cache, comma-separated")
+      ->delimiter(',')
+      ->check(CLI::Range(64, 1 << 24))
+      ->capture_default_str();
+  command->add_option("--threads", options->num_threads, "Threads")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--cache", options->cache, "How rows are stored")
+      ->check(CLI::IsMember({"fp8", "bf16", "f32"}))
+      ->capture_default_str();
+  command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
+  command->callback([options, is_json] { print(bench::measure_dsa(*options), *is_json); });
 }
 
 }  // namespace
@@ -23,19 +55,16 @@ void add_bench_command(CLI::App& app) {
   auto options = std::make_shared<bench::FoundationOptions>();
   auto is_json = std::make_shared<bool>(false);
   options->model = bundled_model();
-  CLI::App* command =
-      app.add_subcommand("bench", "Measure forward, decode, load, tokenizer and training speed");
+  CLI::App* command = app.add_subcommand(
+      "bench", "Measure forward, decode, load, tokenizer and training speed; or one kernel");
   command->add_option("--model", options->model, "Model folder")->capture_default_str();
   command->add_option("--threads", options->num_threads, "Threads (default: one a core)");
   command->add_option("--tokens", options->forward_tokens, "Tokens of the forward pass")
       ->capture_default_str();
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
-  command->callback([options, is_json] {
-    const Json figures = bench::measure_foundation(*options);
-    if (*is_json)
-      fmt::print("{}\n", figures.dump(2));
-    else
-      print_table(figures);
+  add_dsa(*command);
+  command->callback([command, options, is_json] {
+    if (command->get_subcommands().empty()) print(bench::measure_foundation(*options), *is_json);
   });
 }
 

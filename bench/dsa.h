@@ -1,0 +1,28 @@
+// The sparse-attention kernels at one layer's true shape: time against context, held against the
+// machine's peaks of the same run.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/json.h"
+
+namespace fathom::bench {
+
+struct DsaOptions {
+  std::vector<int64_t> contexts = {4096, 16384, 65536, 131072};
+  int num_threads = 1;
+  int64_t prefill_tokens = 64;
+  int64_t index_heads = 64, index_dim = 128, top_k = 2048;
+  int64_t heads = 128, latent_dim = 512, rope_dim = 64;
+  std::string cache = "fp8";  // or "bf16", "f32"
+};
+
+// Random FP8 keys and latents. Per context: `decode` (one query at the end) and `prefill` (the last
+// prefill_tokens queries), each with milliseconds a token: indexer_ms (scores alone), topk_ms (what
+// selecting adds), attention_ms (over the selected), dense_attention_ms; their share of the
+// machine's peaks; topk_overlap with scores summed in double. Best of several runs each.
+Json measure_dsa(const DsaOptions& options);
+
+}  // namespace fathom::bench
