@@ -1,6 +1,8 @@
 #include "server/server.h"
 
+#include <map>
 #include <memory>
+#include <string>
 
 #include "cli/commands.h"
 #include "cli/model_folder.h"
@@ -21,6 +23,19 @@ void add_serve_command(CLI::App& app) {
       ->add_option("--max-running", options->max_running_requests,
                    "Requests generated at the same time; others wait")
       ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  using kernels::RowFormat;
+  command
+      ->add_option("--cache", options->cache_format,
+                   "How the KV cache stores its rows: f32, bf16, or fp8 (656 + 132 bytes a token "
+                   "and layer at V3.2's shape)")
+      ->transform(CLI::CheckedTransformer(std::map<std::string, RowFormat>{
+          {"f32", RowFormat::kF32}, {"bf16", RowFormat::kBF16}, {"fp8", RowFormat::kFP8}}))
+      ->default_str("bf16");
+  command
+      ->add_option("--cache-mib", options->cache_mib,
+                   "Memory of all KV caches; requests that find no room wait")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
   command->add_flag("--strict-reasoning", options->is_strict_reasoning,
                     "Refuse tool turns without reasoning_content, as DeepSeek does");

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <thread>
 
+#include "engine/prefix_cache.h"
 #include "model/transformer.h"
 
 namespace fathom::engine {
@@ -22,9 +23,11 @@ struct Sequence {
   EventCallback on_event;
   model::KvCache cache;
   base::Random random;
-  int64_t num_scheduled = 0;  // tokens of this step's forward pass
+  std::vector<int32_t> tokens = {};  // the prompt and what was generated
+  int64_t num_pages = 0;             // that it may need to its end
+  int64_t num_cached_tokens = 0;     // of the prompt, found in the prefix cache
+  int64_t num_scheduled = 0;         // tokens of this step's forward pass
   int num_generated = 0;
-  int32_t last_token = 0;
 
   bool is_prefilling() const {
     return cache.num_tokens() < static_cast<int64_t>(request.prompt.size());
@@ -51,10 +54,18 @@ std::vector<TokenLogprob> best_logprobs(std::span<const float> logprobs, int cou
 
 struct Engine::State {
   State(std::shared_ptr<const model::Model> model, EngineOptions options)
-      : model(std::move(model)), options(options) {}
+      : model(std::move(model)),
+        options(options),
+        max_pages(
+            options.cache_bytes /
+            model::CacheLayout(model::config_of(*this->model), options.cache_format).page_bytes()) {
+  }
 
   void run();
   void admit();
+  void begin(Sequence& sequence);
+  void remove_ended();
+  int64_t reserved_pages() const;
   std::vector<Sequence*> schedule();
   void step(const std::vector<Sequence*>& batch);
   void take_token(Sequence& sequence, std::span<const float> logits);
@@ -63,6 +74,8 @@ struct Engine::State {
 
   const std::shared_ptr<const model::Model> model;
   const EngineOptions options;
+  const int64_t max_pages;
+  PrefixCache prefixes;      // the thread's
   mutable std::mutex mutex;  // guards what follows; `running`'s contents belong to the thread
   std::condition_variable wake;
   std::deque<std::unique_ptr<Sequence>> waiting;
@@ -91,8 +104,7 @@ void Engine::State::run() {
       fail_all(error.what());
     }
     const std::scoped_lock lock(mutex);
-    std::erase_if(running, [](const auto& sequence) { return sequence->on_event == nullptr; });
-    statistics.num_running = static_cast<int64_t>(running.size());
+    remove_ended();
   }
   const std::scoped_lock lock(mutex);
   for (auto& sequence : running) finish(*sequence, {.finish_reason = FinishReason::kCancelled});
@@ -117,12 +129,44 @@ void Engine::State::remove_cancelled() {
   statistics.num_running = static_cast<int64_t>(running.size());
 }
 
+int64_t Engine::State::reserved_pages() const {
+  int64_t pages = 0;
+  for (const auto& sequence : running) pages += sequence->num_pages;
+  return pages;
+}
+
+// In the order of arrival: a large request is not overtaken for ever by small ones.
 void Engine::State::admit() {
-  while (!waiting.empty() && static_cast<int>(running.size()) < options.max_running_requests) {
+  while (!waiting.empty() && std::ssize(running) < options.max_running_requests &&
+         reserved_pages() + waiting.front()->num_pages <= max_pages) {
     running.push_back(std::move(waiting.front()));
     waiting.pop_front();
+    begin(*running.back());
   }
-  statistics.num_running = static_cast<int64_t>(running.size());
+  statistics.num_running = std::ssize(running);
+}
+
+// Takes from the prefix cache what is known; what is kept for later makes way for the rest.
+void Engine::State::begin(Sequence& sequence) {
+  if (options.keep_prefixes) sequence.cache.share(prefixes.find(sequence.request.prompt));
+  sequence.num_cached_tokens = sequence.cache.num_tokens();
+  statistics.num_cached_tokens += sequence.num_cached_tokens;
+  prefixes.evict(max_pages - reserved_pages());
+}
+
+void Engine::State::remove_ended() {
+  const auto num_before = running.size();
+  for (const auto& sequence : running) {
+    if (sequence->on_event != nullptr || !options.keep_prefixes) continue;
+    // The last token was sampled, not computed.
+    const std::span tokens(sequence->tokens.data(), sequence->cache.num_tokens());
+    prefixes.insert(tokens, sequence->cache.pages());
+  }
+  std::erase_if(running, [](const auto& sequence) { return sequence->on_event == nullptr; });
+  if (running.size() != num_before) prefixes.evict(max_pages - reserved_pages());
+  statistics.num_running = std::ssize(running);
+  statistics.cache_pages_running = reserved_pages();
+  statistics.cache_pages_kept = prefixes.num_pages();
 }
 
 // Decoding sequences get their one token first; prompts share what is left, oldest first.
@@ -158,7 +202,7 @@ void Engine::State::step(const std::vector<Sequence*>& batch) {
       tokens.insert(tokens.end(), prompt.begin() + at, prompt.begin() + at + count);
       num_prompt_tokens += count;
     } else {
-      tokens.push_back(sequence->last_token);
+      tokens.push_back(sequence->tokens.back());
     }
     if (at + count >= static_cast<int64_t>(prompt.size())) {
       sampled.push_back(sequence);
@@ -195,7 +239,8 @@ void Engine::State::take_token(Sequence& sequence, std::span<const float> logits
     event.token.logprob = logprobs[event.token.id];
     event.top_logprobs = best_logprobs(logprobs, request.sampling.num_top_logprobs);
   }
-  sequence.last_token = event.token.id;
+  event.num_cached_tokens = sequence.num_cached_tokens;
+  sequence.tokens.push_back(event.token.id);
   ++sequence.num_generated;
   const auto& stops = request.stop_token_ids;
   const bool is_stop = std::find(stops.begin(), stops.end(), event.token.id) != stops.end();
@@ -245,9 +290,18 @@ Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
       fail("token id {} is outside the vocabulary of {}", id, config.vocab_size);
   if (request.max_tokens < 1) fail("max_tokens is {}; expected at least 1", request.max_tokens);
   validate(request.sampling);
+  const int64_t length =
+      std::min(prompt_tokens + request.max_tokens, config.max_position_embeddings);
+  const int64_t num_pages = (length + kernels::kPageRows - 1) / kernels::kPageRows;
+  if (num_pages > state_->max_pages)
+    fail("the request needs room for {} tokens; all caches together hold {}", length,
+         state_->max_pages * kernels::kPageRows);
   const base::Random random(request.sampling.seed);
   auto sequence = std::make_unique<Sequence>(
-      Sequence{0, std::move(request), std::move(on_event), model::KvCache(config), random});
+      Sequence{0, std::move(request), std::move(on_event),
+               model::KvCache(config, state_->options.cache_format), random});
+  sequence->tokens = sequence->request.prompt;
+  sequence->num_pages = num_pages;
   const std::scoped_lock lock(state_->mutex);
   if (static_cast<int>(state_->waiting.size()) >= state_->options.max_waiting_requests)
     throw QueueFull(
@@ -271,7 +325,8 @@ int64_t Engine::context_length() const {
 Engine::Statistics Engine::statistics() const {
   const std::scoped_lock lock(state_->mutex);
   Statistics statistics = state_->statistics;
-  statistics.num_waiting = static_cast<int64_t>(state_->waiting.size());
+  statistics.num_waiting = std::ssize(state_->waiting);
+  statistics.cache_pages_total = state_->max_pages;
   return statistics;
 }
 

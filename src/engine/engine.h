@@ -3,7 +3,8 @@
 //
 // One background thread owns the model, the caches and the schedule. Each step takes every running
 // request's next token plus prompt chunks of waiting ones through one forward pass, then samples. A
-// request's tokens and log-probabilities do not depend on what else is in the batch.
+// request's tokens and log-probabilities do not depend on what else is in the batch, nor on what of
+// its prompt was found in the cache.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 
 #include "base/check.h"
 #include "engine/sampler.h"
+#include "model/kv_cache.h"
 #include "model/model.h"
 
 namespace fathom::engine {
@@ -42,6 +44,7 @@ struct RequestEvent {
   bool has_token = false;
   TokenLogprob token = {};
   std::vector<TokenLogprob> top_logprobs = {};  // num_top_logprobs of them, best first
+  int64_t num_cached_tokens = 0;                // of the prompt, found in the prefix cache
   bool is_finished = false;                     // the last event of a request
   FinishReason finish_reason = FinishReason::kStop;
   std::string error = {};
@@ -54,6 +57,11 @@ struct EngineOptions {
   int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts
   int max_running_requests = 64;   // others wait their turn
   int max_waiting_requests = 256;  // beyond it submit() refuses
+  model::CacheFormat cache_format = model::CacheFormat::kBF16;
+  // All caches together: those of running requests, each with room to its end, and prefixes kept
+  // for later ones, which make way. A request that finds no room waits.
+  int64_t cache_bytes = int64_t{1} << 30;
+  bool keep_prefixes = true;
 };
 
 class QueueFull : public Error {
@@ -70,7 +78,8 @@ class Engine {
 
   using RequestId = uint64_t;
   // Throws Error if the prompt is empty, holds an id outside the vocabulary, leaves no room in the
-  // context (max_position_embeddings), or an option is out of range; QueueFull if too many wait.
+  // context (max_position_embeddings) or more than all caches can hold, or an option is out of
+  // range; QueueFull if too many wait.
   RequestId submit(Request request, EventCallback on_event);
   // The request's last event follows soon. Unknown or ended ids are ignored. From any thread.
   void cancel(RequestId id);
@@ -79,7 +88,9 @@ class Engine {
 
   struct Statistics {
     int64_t num_running = 0, num_waiting = 0;
-    int64_t num_prompt_tokens = 0, num_generated_tokens = 0;  // since the start
+    int64_t num_prompt_tokens = 0, num_generated_tokens = 0;  // since the start, computed
+    int64_t num_cached_tokens = 0;                            // of prompts, found in the cache
+    int64_t cache_pages_running = 0, cache_pages_kept = 0, cache_pages_total = 0;
   };
   Statistics statistics() const;
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <future>
 #include <map>
+#include <thread>
 
 #include "base/parallel.h"
 #include "model/transformer.h"
@@ -83,6 +84,7 @@ struct Answer {
   std::vector<float> logprobs;
   FinishReason finish_reason;
   std::string error;
+  int64_t num_cached_tokens = 0;
 };
 
 std::future<Answer> start(Engine& engine, Request request) {
@@ -93,6 +95,7 @@ std::future<Answer> start(Engine& engine, Request request) {
     if (event.has_token) {
       answer->ids.push_back(event.token.id);
       answer->logprobs.push_back(event.token.logprob);
+      answer->num_cached_tokens = event.num_cached_tokens;
     }
     if (!event.is_finished) return;
     answer->finish_reason = event.finish_reason;
@@ -130,6 +133,53 @@ TEST(Engine, ARequestsBitsAreTheSameAloneInACrowdInAnyChunksOnAnyThreads) {
     }
   }
   base::set_num_threads(2);
+}
+
+model::Config long_config() {
+  model::Config config = tiny_config();
+  config.max_position_embeddings = 1024;
+  return config;
+}
+
+// Prompts that begin alike, with their pages found in the cache or not, in every format; a hit
+// changes no bit, and prompts that go on from an answer find that too.
+TEST(Engine, APrefixHitChangesNoBit) {
+  const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
+  for (const auto format :
+       {model::CacheFormat::kF32, model::CacheFormat::kBF16, model::CacheFormat::kFP8}) {
+    Engine cold(model, {.cache_format = format, .keep_prefixes = false});
+    Engine warm(model, {.max_batch_tokens = 50, .cache_format = format});
+    Request request = request_of(1, 200);
+    for (const int64_t known : {0, 128, 192}) {
+      const Answer expected = start(cold, request).get(), answer = start(warm, request).get();
+      EXPECT_EQ(answer.num_cached_tokens, known);
+      EXPECT_EQ(expected.num_cached_tokens, 0);
+      EXPECT_EQ(answer.ids, expected.ids);
+      EXPECT_EQ(answer.logprobs, expected.logprobs);
+      if (known == 0) request.prompt[150] ^= 1;
+      if (known == 128)
+        request.prompt.insert(request.prompt.end(), answer.ids.begin(), answer.ids.end());
+    }
+  }
+}
+
+TEST(Engine, RequestsWaitForRoomInTheCachesAndTooLargeOnesAreRefused) {
+  const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
+  const model::CacheLayout layout(long_config(), model::CacheFormat::kBF16);
+  Engine engine(model, {.cache_bytes = 6 * layout.page_bytes() + 7});
+  std::vector<std::future<Answer>> futures;
+  for (int i = 0; i < 12; ++i) futures.push_back(start(engine, request_of(i, 150)));  // 3 pages
+  for (auto& future : futures) EXPECT_EQ(future.get().ids.size(), 20u);
+  while (engine.statistics().num_running > 0) std::this_thread::yield();
+  EXPECT_LE(engine.statistics().cache_pages_kept, 6);
+  EXPECT_GT(engine.statistics().cache_pages_kept, 2);
+  try {
+    start(engine, request_of(1, 380));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "the request needs room for 400 tokens; all caches together hold 384");
+  }
 }
 
 TEST(Engine, StopsAtStopTokensLengthAndContextEnd) {

@@ -124,14 +124,15 @@ std::vector<Json> ApiResponse::finish(const Generation& generation) {
   if (request_.is_chat) chunks = add_delta(parser_.finish(), Json());
   finish_reason_ = tool_calls_.empty() ? generation.finish_reason() : "tool_calls";
   const int64_t prompt = generation.num_prompt_tokens(),
-                completion = generation.num_completion_tokens();
+                completion = generation.num_completion_tokens(),
+                cached = generation.num_cached_tokens();
   usage_ = {{"prompt_tokens", prompt},
             {"completion_tokens", completion},
             {"total_tokens", prompt + completion},
-            {"prompt_tokens_details", {{"cached_tokens", 0}}},
+            {"prompt_tokens_details", {{"cached_tokens", cached}}},
             {"completion_tokens_details", {{"reasoning_tokens", num_reasoning_tokens_}}},
-            {"prompt_cache_hit_tokens", 0},
-            {"prompt_cache_miss_tokens", prompt}};
+            {"prompt_cache_hit_tokens", cached},
+            {"prompt_cache_miss_tokens", prompt - cached}};
   Json last = request_.is_chat ? Json{{"delta", {{"content", ""}}}} : Json{{"text", ""}};
   last["logprobs"] = nullptr;
   last["finish_reason"] = finish_reason_;

@@ -64,6 +64,7 @@ std::optional<Piece> Generation::next() {
     return {};
   }
   ++num_completion_tokens_;
+  num_cached_tokens_ = event.num_cached_tokens;
   if (event.token.id != eos_) piece.text = stops_.push(decoder_.push(event.token.id));
   if (stops_.has_stopped()) {
     finish_reason_ = "stop";

@@ -44,6 +44,8 @@ class Generation {
   const std::string& finish_reason() const { return finish_reason_; }
   int64_t num_prompt_tokens() const { return num_prompt_tokens_; }
   int64_t num_completion_tokens() const { return num_completion_tokens_; }
+  // Of the prompt, found in the prefix cache. Valid after the first piece.
+  int64_t num_cached_tokens() const { return num_cached_tokens_; }
 
  private:
   struct Queue {  // shared with the engine's callback, which may outlive this object
@@ -63,6 +65,7 @@ class Generation {
   int32_t eos_ = -1;
   int64_t num_prompt_tokens_ = 0;
   int64_t num_completion_tokens_ = 0;
+  int64_t num_cached_tokens_ = 0;
   bool is_over_ = false;
   std::string finish_reason_;
 };

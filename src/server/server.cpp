@@ -119,8 +119,13 @@ std::string metrics(const Service& service) {
       "# TYPE fathom_requests_running gauge\nfathom_requests_running {}\n"
       "# TYPE fathom_requests_waiting gauge\nfathom_requests_waiting {}\n"
       "# TYPE fathom_prompt_tokens_total counter\nfathom_prompt_tokens_total {}\n"
-      "# TYPE fathom_generated_tokens_total counter\nfathom_generated_tokens_total {}\n",
-      s.num_running, s.num_waiting, s.num_prompt_tokens, s.num_generated_tokens);
+      "# TYPE fathom_cached_prompt_tokens_total counter\nfathom_cached_prompt_tokens_total {}\n"
+      "# TYPE fathom_generated_tokens_total counter\nfathom_generated_tokens_total {}\n"
+      "# TYPE fathom_cache_pages_running gauge\nfathom_cache_pages_running {}\n"
+      "# TYPE fathom_cache_pages_kept gauge\nfathom_cache_pages_kept {}\n"
+      "# TYPE fathom_cache_pages_total gauge\nfathom_cache_pages_total {}\n",
+      s.num_running, s.num_waiting, s.num_prompt_tokens, s.num_cached_tokens,
+      s.num_generated_tokens, s.cache_pages_running, s.cache_pages_kept, s.cache_pages_total);
 }
 
 void add_api_routes(Service& service, httplib::Server& http) {
@@ -256,7 +261,9 @@ void serve(const ServerOptions& options) {
              model::config_of(*model).max_position_embeddings);
   Service service{
       options, name, text::Tokenizer::load(options.model / "tokenizer.json"),
-      engine::Engine(std::move(model), {.max_running_requests = options.max_running_requests})};
+      engine::Engine(std::move(model), {.max_running_requests = options.max_running_requests,
+                                        .cache_format = options.cache_format,
+                                        .cache_bytes = options.cache_mib << 20})};
   http.new_task_queue = [] { return new httplib::ThreadPool(kConnectionThreads); };
   http.set_payload_max_length(kMostBodyBytes);
   http.set_keep_alive_max_count(1000);

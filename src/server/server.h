@@ -7,6 +7,8 @@
 #include <memory>
 #include <string>
 
+#include "kernels/paged_rows.h"
+
 namespace fathom::server {
 
 struct ServerOptions {
@@ -14,6 +16,8 @@ struct ServerOptions {
   std::string host = "127.0.0.1";
   int port = 8080;  // 0: any free one
   int max_running_requests = 64;
+  kernels::RowFormat cache_format = kernels::RowFormat::kBF16;  // of the KV cache
+  int64_t cache_mib = 1024;                                     // all KV caches together
   bool is_strict_reasoning = false;
   int num_threads = 0;  // 0: one a core
 };

@@ -121,3 +121,15 @@ test('a tool turn is accepted back', async () => {
   const answer = await client.chat.completions.create({model: 'nano', messages: turn, max_tokens: 4});
   assert.ok(answer.usage.prompt_tokens > 20);
 });
+
+test('a prompt seen before is found in the cache, and the answer is the same', async () => {
+  const prompt = 'The kernel reads a page. '.repeat(40);
+  const ask = () => client.completions.create({model: 'nano', prompt, max_tokens: 8, seed: 4});
+  const first = await ask(), second = await ask();
+  assert.equal(second.choices[0].text, first.choices[0].text);
+  assert.equal(first.usage.prompt_cache_hit_tokens, 0);
+  const hit = second.usage.prompt_cache_hit_tokens;
+  assert.ok(hit >= 64 && hit % 64 === 0, `hit ${hit}`);
+  assert.equal(hit + second.usage.prompt_cache_miss_tokens, second.usage.prompt_tokens);
+  assert.equal(second.usage.prompt_tokens_details.cached_tokens, hit);
+});
