@@ -232,7 +232,14 @@ void Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   const Request& request = sequence.request;
   RequestEvent event;
   event.has_token = true;
-  event.token.id = sample(logits, request.sampling, sequence.random);
+  if (adjusts_logits(request.sampling)) {
+    std::vector<float> adjusted(logits.begin(), logits.end());
+    const auto generated = std::span(sequence.tokens).subspan(request.prompt.size());
+    adjust_logits(request.sampling, generated, adjusted);
+    event.token.id = sample(adjusted, request.sampling, sequence.random);
+  } else {
+    event.token.id = sample(logits, request.sampling, sequence.random);
+  }
   if (request.sampling.logprobs) {
     std::vector<float> logprobs(logits.size());
     log_softmax(logits, logprobs);
@@ -290,6 +297,9 @@ Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
       fail("token id {} is outside the vocabulary of {}", id, config.vocab_size);
   if (request.max_tokens < 1) fail("max_tokens is {}; expected at least 1", request.max_tokens);
   validate(request.sampling);
+  for (const auto& [id, bias] : request.sampling.logit_bias)
+    if (id < 0 || id >= config.vocab_size)
+      fail("logit_bias names token {}; the vocabulary has {}", id, config.vocab_size);
   const int64_t length =
       std::min(prompt_tokens + request.max_tokens, config.max_position_embeddings);
   const int64_t num_pages = (length + kernels::kPageRows - 1) / kernels::kPageRows;

@@ -37,6 +37,25 @@ TEST(Sampler, TopPAndTopKCutTheTail) {
   }
 }
 
+TEST(Sampler, MinPCutsWhatIsFarBelowTheBest) {
+  base::Random random(1);
+  const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f), std::log(3.0f)};
+  std::map<int32_t, int> counts;
+  for (int i = 0; i < 4000; ++i) ++counts[sample(logits, {.min_p = 0.5}, random)];
+  EXPECT_EQ(counts.size(), 2u);
+  EXPECT_NEAR(counts[2] / 4000.0, 5.0 / 8, 0.03);
+}
+
+TEST(Sampler, PenaltiesAndBiasMoveLogits) {
+  SamplingOptions options{.presence_penalty = 1, .frequency_penalty = 0.5};
+  options.logit_bias = {{3, 10}, {1, -2}};
+  EXPECT_TRUE(adjusts_logits(options));
+  EXPECT_FALSE(adjusts_logits({}));
+  std::vector<float> logits = {1, 1, 1, 1};
+  adjust_logits(options, std::vector<int32_t>{0, 0, 1}, logits);
+  EXPECT_EQ(logits, (std::vector<float>{-1, -2.5, 1, 11}));
+}
+
 TEST(Sampler, ValidateNamesOptionValueAndRange) {
   try {
     validate({.temperature = -1});

@@ -44,6 +44,13 @@ void validate(const SamplingOptions& options) {
         "0 to 2");
   check("top_p", options.top_p, options.top_p > 0 && options.top_p <= 1, "above 0, at most 1");
   check("top_k", options.top_k, options.top_k >= 0, "at least 0 (0 is off)");
+  check("min_p", options.min_p, options.min_p >= 0 && options.min_p <= 1, "0 to 1");
+  check("presence_penalty", options.presence_penalty, std::abs(options.presence_penalty) <= 2,
+        "-2 to 2");
+  check("frequency_penalty", options.frequency_penalty, std::abs(options.frequency_penalty) <= 2,
+        "-2 to 2");
+  for (const auto& [id, bias] : options.logit_bias)
+    check("logit_bias", bias, std::abs(bias) <= 100, "-100 to 100");
   check("top_logprobs", options.num_top_logprobs,
         options.num_top_logprobs >= 0 && options.num_top_logprobs <= 20, "0 to 20");
 }
@@ -55,6 +62,23 @@ void log_softmax(std::span<const float> logits, std::span<float> out) {
   for (float logit : logits) sum += std::exp(static_cast<double>(logit) - maximum);
   const double log_sum = maximum + std::log(sum);
   for (size_t i = 0; i < logits.size(); ++i) out[i] = static_cast<float>(logits[i] - log_sum);
+}
+
+bool adjusts_logits(const SamplingOptions& options) {
+  return options.presence_penalty != 0 || options.frequency_penalty != 0 ||
+         !options.logit_bias.empty();
+}
+
+void adjust_logits(const SamplingOptions& options, std::span<const int32_t> generated,
+                   std::span<float> logits) {
+  std::map<int32_t, int> counts;
+  for (const int32_t id : generated) ++counts[id];
+  for (const auto& [id, count] : counts)
+    logits[id] -= static_cast<float>(options.presence_penalty + count * options.frequency_penalty);
+  for (const auto& [id, bias] : options.logit_bias) {
+    CHECK_LT(static_cast<size_t>(id), logits.size());
+    logits[id] += static_cast<float>(bias);
+  }
 }
 
 int32_t sample(std::span<const float> logits, const SamplingOptions& options,
@@ -73,6 +97,11 @@ int32_t sample(std::span<const float> logits, const SamplingOptions& options,
     while (kept < weights.size() && mass < options.top_p * total) mass += weights[kept++];
     weights.resize(std::max<size_t>(kept, 1));
     total = mass;
+  }
+  // The best weighs 1.
+  while (weights.back() < options.min_p) {
+    total -= weights.back();
+    weights.pop_back();
   }
   double left = random.uniform() * total;
   for (size_t i = 0; i < weights.size(); ++i) {

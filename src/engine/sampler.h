@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -12,8 +13,12 @@ namespace fathom::engine {
 struct SamplingOptions {
   double temperature = 1.0;  // 0 = greedy, ties to the lower id; up to 2
   double top_p = 1.0;        // (0, 1]
-  int top_k = 0;             // 0 = off
-  uint64_t seed = 0;         // same seed, same prompt: same tokens
+  double min_p = 0;  // [0, 1]: share of the best token's probability that a token must reach
+  int top_k = 0;     // 0 = off
+  // Taken off the logit of a token that was generated before: once, and for each time; -2 to 2.
+  double presence_penalty = 0, frequency_penalty = 0;
+  std::map<int32_t, double> logit_bias = {};  // added to a token's logit, -100 to 100
+  uint64_t seed = 0;                          // same seed, same prompt: same tokens
   bool logprobs = false;
   int num_top_logprobs = 0;  // 0..20
 };
@@ -24,8 +29,13 @@ void validate(const SamplingOptions& options);
 // log softmax of one row, in double for the sum. out has logits.size() elements.
 void log_softmax(std::span<const float> logits, std::span<float> out);
 
+// Bias and penalties, for the tokens generated so far. Ids of logit_bias lie in the vocabulary.
+bool adjusts_logits(const SamplingOptions& options);
+void adjust_logits(const SamplingOptions& options, std::span<const int32_t> generated,
+                   std::span<float> logits);
+
 // Draws from softmax(logits / temperature), cut first to the top_k best, then to the smallest set
-// of most probable tokens whose mass reaches top_p. Ties in rank go to the lower id.
+// of most probable tokens whose mass reaches top_p, then by min_p. Ties in rank go to the lower id.
 int32_t sample(std::span<const float> logits, const SamplingOptions& options, base::Random& random);
 
 }  // namespace fathom::engine

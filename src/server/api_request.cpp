@@ -1,5 +1,7 @@
 #include "server/api_request.h"
 
+#include <charconv>
+#include <map>
 #include <random>
 
 #include "server/api_error.h"
@@ -9,6 +11,7 @@ namespace {
 
 constexpr size_t kMostStops = 16;
 constexpr size_t kMostStopBytes = 1024;
+constexpr size_t kMostBiases = 1024;
 constexpr int kMostLevels = 128;
 constexpr size_t kMostShownBytes = 64;
 
@@ -81,6 +84,24 @@ bool boolean(const Json& body, const char* field) {
   return value && value->get<bool>();
 }
 
+std::map<int32_t, double> read_logit_bias(const Json& body) {
+  std::map<int32_t, double> result;
+  const Json* value = find(body, "logit_bias");
+  if (!value) return result;
+  if (!value->is_object()) bad("logit_bias", "must be an object of token ids and numbers");
+  if (value->size() > kMostBiases)
+    bad("logit_bias",
+        fmt::format("holds {} tokens; expected at most {}", value->size(), kMostBiases));
+  for (const auto& [key, bias] : value->items()) {
+    int32_t id = 0;
+    const auto end = std::from_chars(key.data(), key.data() + key.size(), id);
+    if (end.ec != std::errc() || end.ptr != key.data() + key.size() || !bias.is_number())
+      bad("logit_bias", "must be an object of token ids and numbers");
+    result[id] = bias.get<double>();
+  }
+  return result;
+}
+
 void read_sampling(const Json& body, ApiRequest& request) {
   engine::SamplingOptions& sampling = request.sampling;
   sampling.temperature = number(body, "temperature", 1.0);
@@ -89,6 +110,10 @@ void read_sampling(const Json& body, ApiRequest& request) {
   if (top_k < 0 || top_k > INT32_MAX)
     bad("top_k", fmt::format("is {}; expected at least 0 (0 is off)", top_k));
   sampling.top_k = static_cast<int>(top_k);
+  sampling.min_p = number(body, "min_p", 0);
+  sampling.presence_penalty = number(body, "presence_penalty", 0);
+  sampling.frequency_penalty = number(body, "frequency_penalty", 0);
+  sampling.logit_bias = read_logit_bias(body);
   const auto seed = integer(body, "seed");
   sampling.seed = seed ? static_cast<uint64_t>(*seed) : std::random_device{}();
   try {

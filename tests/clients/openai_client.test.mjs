@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import {after, before, test} from 'node:test';
 import OpenAI from 'openai';
-import {startServer} from './server.mjs';
+import {model, run, startServer} from './server.mjs';
 
 let server, client;
 before(async () => {
@@ -132,4 +132,16 @@ test('a prompt seen before is found in the cache, and the answer is the same', a
   assert.ok(hit >= 64 && hit % 64 === 0, `hit ${hit}`);
   assert.equal(hit + second.usage.prompt_cache_miss_tokens, second.usage.prompt_tokens);
   assert.equal(second.usage.prompt_tokens_details.cached_tokens, hit);
+});
+
+test('a bias of 100 decides', async () => {
+  const ask = (logit_bias) => client.completions.create(
+      {model: 'nano', prompt: 'The ', max_tokens: 5, temperature: 0, logit_bias, logprobs: 1});
+  const plain = await ask({});
+  const word = plain.choices[0].logprobs.tokens[0];
+  const {stdout} = await run(['tokenize', '--model', model], JSON.stringify('zzz') + '\n');
+  const [id] = JSON.parse(stdout);
+  const forced = await ask({[id]: 100});
+  assert.equal(new Set(forced.choices[0].logprobs.tokens).size, 1);
+  assert.notEqual(forced.choices[0].logprobs.tokens[0], word);
 });
