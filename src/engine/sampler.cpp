@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/check.h"
 
@@ -18,21 +17,37 @@ bool is_better(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
 }
 
-// Candidates in rank order, as far as top_k and top_p can reach.
-std::vector<Candidate> ranked_candidates(std::span<const float> logits,
-                                         const SamplingOptions& options) {
-  std::vector<Candidate> candidates(logits.size());
-  for (size_t i = 0; i < logits.size(); ++i) candidates[i] = {static_cast<int32_t>(i), logits[i]};
-  const size_t keep =
-      options.top_k > 0 ? std::min<size_t>(options.top_k, logits.size()) : logits.size();
-  if (keep < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + static_cast<int64_t>(keep),
-                     candidates.end(), is_better);
-    candidates.resize(keep);
+// Tokens in rank order, sorted as far as they are looked at: seldom beyond the first piece.
+class Ranking {
+ public:
+  explicit Ranking(std::span<const float> logits) : candidates_(logits.size()) {
+    for (size_t i = 0; i < logits.size(); ++i)
+      candidates_[i] = {static_cast<int32_t>(i), logits[i]};
   }
-  std::sort(candidates.begin(), candidates.end(), is_better);
-  return candidates;
-}
+  const Candidate& operator[](int64_t rank) {
+    while (rank >= num_sorted_) sort_more();
+    return candidates_[rank];
+  }
+
+ private:
+  void sort_more() {
+    const auto begin = candidates_.begin() + num_sorted_;
+    const auto end =
+        candidates_.begin() + std::min(std::max<int64_t>(64, 4 * num_sorted_), ssize(candidates_));
+    std::nth_element(begin, end - 1, candidates_.end(), is_better);
+    std::sort(begin, end, is_better);
+    num_sorted_ = end - candidates_.begin();
+  }
+
+  std::vector<Candidate> candidates_;
+  int64_t num_sorted_ = 0;
+};
+
+// The tokens to draw from: the first `count` in rank, with the sum of their weights.
+struct Cut {
+  int64_t count;
+  double mass;
+};
 
 }  // namespace
 
@@ -85,30 +100,33 @@ int32_t sample(std::span<const float> logits, const SamplingOptions& options,
                base::Random& random) {
   if (options.temperature == 0)
     return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  const auto candidates = ranked_candidates(logits, options);
-  std::vector<double> weights(candidates.size());
-  for (size_t i = 0; i < weights.size(); ++i)
-    weights[i] = std::exp((static_cast<double>(candidates[i].logit) - candidates[0].logit) /
-                          options.temperature);
-  double total = std::accumulate(weights.begin(), weights.end(), 0.0);
-  if (options.top_p < 1) {
-    double mass = 0;
-    size_t kept = 0;
-    while (kept < weights.size() && mass < options.top_p * total) mass += weights[kept++];
-    weights.resize(std::max<size_t>(kept, 1));
-    total = mass;
+  Ranking ranking(logits);
+  const float best = ranking[0].logit;
+  const auto weight = [&](float logit) {
+    return std::exp((static_cast<double>(logit) - best) / options.temperature);
+  };
+  Cut cut{std::ssize(logits), 0};
+  if (options.top_k > 0) cut.count = std::min<int64_t>(options.top_k, cut.count);
+  if (cut.count == std::ssize(logits))
+    for (const float logit : logits) cut.mass += weight(logit);
+  else
+    for (int64_t i = 0; i < cut.count; ++i) cut.mass += weight(ranking[i].logit);
+  if (options.top_p < 1 || options.min_p > 0) {
+    Cut kept{0, 0};
+    while (kept.count < cut.count && kept.mass < options.top_p * cut.mass) {
+      const double w = weight(ranking[kept.count].logit);
+      if (w < options.min_p) break;  // the best weighs 1
+      kept.mass += w;
+      ++kept.count;
+    }
+    cut = kept;
   }
-  // The best weighs 1.
-  while (weights.back() < options.min_p) {
-    total -= weights.back();
-    weights.pop_back();
+  double left = random.uniform() * cut.mass;
+  for (int64_t i = 0; i + 1 < cut.count; ++i) {
+    left -= weight(ranking[i].logit);
+    if (left < 0) return ranking[i].id;
   }
-  double left = random.uniform() * total;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    left -= weights[i];
-    if (left < 0) return candidates[i].id;
-  }
-  return candidates[weights.size() - 1].id;
+  return ranking[cut.count - 1].id;
 }
 
 }  // namespace fathom::engine

@@ -25,15 +25,33 @@ FATHOM_INLINE void zero(F32x8 (&sum)[kRows][kCols]) {
     for (int j = 0; j < kCols; ++j) sum[i][j] = F32x8{};
 }
 
-template <int kRows, int kCols>
-FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, const float* w, int64_t k_size,
-                            float* y, int64_t y_stride) {
+// Rows of W, k_size apart, as the dot products read them.
+struct F32Rows {
+  const float* data;
+  F32x8 at(int64_t i) const { return load(data + i); }
+  F32x8 partial(int64_t i, int64_t count) const { return load_partial(data + i, count); }
+  F32Rows from(int64_t i) const { return {data + i}; }
+};
+struct BF16Rows {
+  const uint16_t* data;
+  F32x8 at(int64_t i) const { return load_bf16(data + i); }
+  F32x8 partial(int64_t i, int64_t count) const {
+    uint16_t bits[kLanes] = {};
+    std::memcpy(bits, data + i, count * sizeof *bits);
+    return load_bf16(bits);
+  }
+  BF16Rows from(int64_t i) const { return {data + i}; }
+};
+
+template <int kRows, int kCols, typename Rows>
+FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_size, float* y,
+                            int64_t y_stride) {
   F32x8 sum[kRows][kCols];
   zero<kRows, kCols>(sum);
   int64_t k = 0;
   for (; k + kLanes <= k_size; k += kLanes) {
     F32x8 weight[kCols];
-    for (int j = 0; j < kCols; ++j) weight[j] = load(w + j * k_size + k);
+    for (int j = 0; j < kCols; ++j) weight[j] = w.at(j * k_size + k);
     for (int i = 0; i < kRows; ++i) {
       const F32x8 input = load(x + i * x_stride + k);
       for (int j = 0; j < kCols; ++j) sum[i][j] += input * weight[j];
@@ -42,32 +60,44 @@ FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, const float* w, in
   if (k < k_size) {
     for (int i = 0; i < kRows; ++i) {
       const F32x8 input = load_partial(x + i * x_stride + k, k_size - k);
-      for (int j = 0; j < kCols; ++j)
-        sum[i][j] += input * load_partial(w + j * k_size + k, k_size - k);
+      for (int j = 0; j < kCols; ++j) sum[i][j] += input * w.partial(j * k_size + k, k_size - k);
     }
   }
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kCols; ++j) y[i * y_stride + j] = horizontal_sum(sum[i][j]);
 }
 
-template <int kRows>
-FATHOM_INLINE void dot_rows(const float* x, int64_t x_stride, const float* w, int64_t num_w,
-                            int64_t k_size, float* y, int64_t y_stride) {
+template <int kRows, typename Rows>
+FATHOM_INLINE void dot_rows(const float* x, int64_t x_stride, Rows w, int64_t num_w, int64_t k_size,
+                            float* y, int64_t y_stride) {
   int64_t n = 0;
   for (; n + kTileN <= num_w; n += kTileN)
-    dot_tile<kRows, kTileN>(x, x_stride, w + n * k_size, k_size, y + n, y_stride);
-  for (; n < num_w; ++n) dot_tile<kRows, 1>(x, x_stride, w + n * k_size, k_size, y + n, y_stride);
+    dot_tile<kRows, kTileN>(x, x_stride, w.from(n * k_size), k_size, y + n, y_stride);
+  for (; n < num_w; ++n)
+    dot_tile<kRows, 1>(x, x_stride, w.from(n * k_size), k_size, y + n, y_stride);
 }
 
-// y[M, num_w] for contiguous f32 rows of W.
-KERNEL void dot_panel(View2<const float> x_MK, const float* w, int64_t num_w, float* y,
-                      int64_t y_stride) {
+template <typename Rows>
+FATHOM_INLINE void dot_all(View2<const float> x_MK, Rows w, int64_t num_w, float* y,
+                           int64_t y_stride) {
   const int64_t k_size = x_MK.cols;
   int64_t m = 0;
   for (; m + kTileM <= x_MK.rows; m += kTileM)
     dot_rows<kTileM>(x_MK[m], x_MK.stride, w, num_w, k_size, y + m * y_stride, y_stride);
   for (; m < x_MK.rows; ++m)
     dot_rows<1>(x_MK[m], x_MK.stride, w, num_w, k_size, y + m * y_stride, y_stride);
+}
+
+// y[M, num_w] for contiguous rows of W.
+KERNEL void dot_panel(View2<const float> x_MK, const float* w, int64_t num_w, float* y,
+                      int64_t y_stride) {
+  dot_all(x_MK, F32Rows{w}, num_w, y, y_stride);
+}
+
+// The same bits without a widened copy, which pays where few rows of x share it.
+KERNEL void dot_panel_bf16(View2<const float> x_MK, const uint16_t* w, int64_t num_w, float* y,
+                           int64_t y_stride) {
+  dot_all(x_MK, BF16Rows{w}, num_w, y, y_stride);
 }
 
 // gemm: 6 rows of A by 16 columns of B, twelve sums in registers. Sums over k start from zero for
@@ -226,13 +256,19 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
       const int64_t m = item / num_panels * kBlockM;
       const int64_t n = item % num_panels * kPanelN;
       const int64_t n_end = std::min(n + kPanelN, w.rows);
-      const float* rows = static_cast<const float*>(w.data) + (w.first_row + n) * w.cols;
+      const int64_t offset = (w.first_row + n) * w.cols;
+      const auto x_block = x_MK.slice_rows(m, std::min(m + kBlockM, x_MK.rows));
+      if (w.format == WeightFormat::kBF16 && x_MK.rows <= kTileM) {
+        dot_panel_bf16(x_block, static_cast<const uint16_t*>(w.data) + offset, n_end - n,
+                       y_MN[m] + n, y_MN.stride);
+        continue;
+      }
+      const float* rows = static_cast<const float*>(w.data) + offset;
       if (w.format != WeightFormat::kF32) {
         panel.resize(kPanelN * w.cols);
         widen_rows(w, n, n_end, panel.data());
         rows = panel.data();
       }
-      const auto x_block = x_MK.slice_rows(m, std::min(m + kBlockM, x_MK.rows));
       dot_panel(x_block, rows, n_end - n, y_MN[m] + n, y_MN.stride);
     }
   });

@@ -37,6 +37,14 @@ FATHOM_INLINE F32x8 load_partial(const float* p, int64_t count) {
   return v;
 }
 
+FATHOM_INLINE F32x8 load_bf16(const uint16_t* p) {
+  typedef uint16_t U16x8 __attribute__((vector_size(16)));
+  typedef uint32_t U32x8 __attribute__((vector_size(32)));
+  U16x8 bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return std::bit_cast<F32x8>(__builtin_convertvector(bits, U32x8) << 16);
+}
+
 FATHOM_INLINE void store(float* p, F32x8 v) { std::memcpy(p, &v, sizeof v); }
 
 FATHOM_INLINE void store_partial(float* p, F32x8 v, int64_t count) {
