@@ -60,8 +60,9 @@ double forward_seconds(const model::Model& model, int64_t count, model::Attentio
   });
 }
 
-double decode_tokens_per_second(const std::shared_ptr<const model::Model>& model, int64_t count) {
-  engine::Engine engine(model);
+double decode_tokens_per_second(const std::shared_ptr<const model::Model>& model, int64_t count,
+                                bool speculate) {
+  engine::Engine engine(model, {.speculate = speculate});
   const double seconds = median_seconds([&] {
     std::promise<void> done;
     engine::Request request;
@@ -135,7 +136,10 @@ Json measure_foundation(const FoundationOptions& options) {
   result["forward_tokens"] = forward_tokens;
   result["forward_mha_s"] = forward_seconds(*model, forward_tokens, model::AttentionForm::kMha);
   result["forward_mqa_s"] = forward_seconds(*model, forward_tokens, model::AttentionForm::kMqa);
-  result["decode_tokens_per_s"] = decode_tokens_per_second(model, options.decode_tokens);
+  result["decode_tokens_per_s"] = decode_tokens_per_second(model, options.decode_tokens, false);
+  if (model->weights.mtp)
+    result["decode_speculating_tokens_per_s"] =
+        decode_tokens_per_second(model, options.decode_tokens, true);
   result["resident_growth_bytes"] = resident_bytes() - before;
   result["weights_bytes"] =
       static_cast<int64_t>(std::filesystem::file_size(options.model / "model.safetensors"));

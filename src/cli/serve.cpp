@@ -37,6 +37,8 @@ void add_serve_command(CLI::App& app) {
                    "Memory of all KV caches; requests that find no room wait")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
+  command->add_flag("--speculate", options->speculate,
+                    "Draft tokens with the MTP layer; the answers stay the same");
   command->add_flag("--strict-reasoning", options->is_strict_reasoning,
                     "Refuse tool turns without reasoning_content, as DeepSeek does");
   command->add_option("--threads", options->num_threads, "Threads (default: one a core)");

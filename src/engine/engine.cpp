@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include "engine/prefix_cache.h"
@@ -23,16 +24,48 @@ struct Sequence {
   EventCallback on_event;
   model::KvCache cache;
   base::Random random;
-  std::vector<int32_t> tokens = {};  // the prompt and what was generated
-  int64_t num_pages = 0;             // that it may need to its end
-  int64_t num_cached_tokens = 0;     // of the prompt, found in the prefix cache
-  int64_t num_scheduled = 0;         // tokens of this step's forward pass
+  std::vector<int32_t> tokens = {};   // the prompt and what was generated
+  int64_t num_pages = 0;              // that it may need to its end
+  int64_t num_cached_tokens = 0;      // of the prompt, found in the prefix cache
+  int64_t num_scheduled = 0;          // tokens of this step's forward pass, the draft included
+  std::optional<int32_t> draft = {};  // the token after the next, if MTP is right
   int num_generated = 0;
 
   bool is_prefilling() const {
     return cache.num_tokens() < static_cast<int64_t>(request.prompt.size());
   }
 };
+
+// One forward pass: what each sequence puts in, and the rows whose logits are wanted.
+struct Batch {
+  std::vector<Sequence*> sequences;
+  std::vector<model::Segment> segments;
+  std::vector<int64_t> tokens;
+  std::vector<int64_t> logit_rows;
+
+  bool is_prompt(size_t i) const {
+    return segments[i].position < std::ssize(sequences[i]->request.prompt);
+  }
+};
+
+Batch assemble(const std::vector<Sequence*>& sequences) {
+  Batch batch{sequences, {}, {}, {}};
+  for (Sequence* sequence : sequences) {
+    const int64_t at = sequence->cache.num_tokens(), count = sequence->num_scheduled;
+    batch.segments.push_back({count, at, &sequence->cache});
+    for (int64_t position = at; position < at + count; ++position) {
+      const bool is_known = position < std::ssize(sequence->tokens);
+      batch.tokens.push_back(is_known ? sequence->tokens[position] : *sequence->draft);
+      if (position + 1 >= std::ssize(sequence->tokens))
+        batch.logit_rows.push_back(std::ssize(batch.tokens) - 1);
+    }
+  }
+  return batch;
+}
+
+Tensor index_tensor(std::vector<int64_t>& values) {
+  return torch::from_blob(values.data(), {std::ssize(values)}, torch::kLong);
+}
 
 void finish(Sequence& sequence, RequestEvent event) {
   event.is_finished = true;
@@ -67,7 +100,10 @@ struct Engine::State {
   void remove_ended();
   int64_t reserved_pages() const;
   std::vector<Sequence*> schedule();
-  void step(const std::vector<Sequence*>& batch);
+  void step(const std::vector<Sequence*>& sequences);
+  void take_tokens(const Batch& batch, const Tensor& logits_RV, Statistics& step);
+  void draft(const Batch& batch, const Tensor& hidden_ND);
+  int64_t context_length() const { return model::config_of(*model).max_position_embeddings; }
   void take_token(Sequence& sequence, std::span<const float> logits);
   void remove_cancelled();
   void fail_all(const std::string& error);
@@ -98,8 +134,8 @@ void Engine::State::run() {
       admit();
     }
     try {
-      const auto batch = schedule();
-      if (!batch.empty()) step(batch);
+      const auto sequences = schedule();
+      if (!sequences.empty()) step(sequences);
     } catch (const std::exception& error) {
       fail_all(error.what());
     }
@@ -169,7 +205,8 @@ void Engine::State::remove_ended() {
   statistics.cache_pages_kept = prefixes.num_pages();
 }
 
-// Decoding sequences get their one token first; prompts share what is left, oldest first.
+// Decoding sequences get their token first, then those with a draft room for it; prompts share what
+// is left, oldest first.
 std::vector<Sequence*> Engine::State::schedule() {
   int64_t budget = options.max_batch_tokens;
   for (auto& sequence : running) {
@@ -177,54 +214,97 @@ std::vector<Sequence*> Engine::State::schedule() {
     budget -= sequence->num_scheduled;
   }
   for (auto& sequence : running) {
+    if (!sequence->draft || budget <= 0) continue;
+    const int64_t length = std::ssize(sequence->tokens) + 1;
+    if (length > std::min(sequence->num_pages * kernels::kPageRows, context_length())) continue;
+    ++sequence->num_scheduled;
+    --budget;
+  }
+  for (auto& sequence : running) {
     if (!sequence->is_prefilling()) continue;
-    const int64_t left =
-        static_cast<int64_t>(sequence->request.prompt.size()) - sequence->cache.num_tokens();
+    const int64_t left = std::ssize(sequence->request.prompt) - sequence->cache.num_tokens();
     sequence->num_scheduled = std::max<int64_t>(0, std::min(left, budget));
     budget -= sequence->num_scheduled;
   }
-  std::vector<Sequence*> batch;
+  std::vector<Sequence*> sequences;
   for (auto& sequence : running)
-    if (sequence->num_scheduled > 0) batch.push_back(sequence.get());
-  return batch;
+    if (sequence->num_scheduled > 0) sequences.push_back(sequence.get());
+  return sequences;
 }
 
-void Engine::State::step(const std::vector<Sequence*>& batch) {
-  std::vector<int64_t> tokens, last_rows;
+void Engine::State::step(const std::vector<Sequence*>& sequences) {
+  Batch batch = assemble(sequences);
+  const Tensor hidden = model::forward(*model, index_tensor(batch.tokens), batch.segments, {});
+  Statistics step;
+  for (size_t i = 0; i < sequences.size(); ++i)
+    if (batch.is_prompt(i)) step.num_prompt_tokens += batch.segments[i].num_tokens;
+  if (!batch.logit_rows.empty()) {
+    const Tensor rows = hidden.index_select(0, index_tensor(batch.logit_rows));
+    take_tokens(batch, model::logits(*model, rows, {}), step);
+  }
+  if (options.speculate) draft(batch, hidden);
+  const std::scoped_lock lock(mutex);
+  statistics.num_prompt_tokens += step.num_prompt_tokens;
+  statistics.num_generated_tokens += step.num_generated_tokens;
+  statistics.num_drafted_tokens += step.num_drafted_tokens;
+  statistics.num_accepted_tokens += step.num_accepted_tokens;
+}
+
+// A draft counts if it is the token that is sampled anyway: speculation changes no token.
+void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV, Statistics& step) {
+  const auto vocab = static_cast<size_t>(logits_RV.size(1));
+  const float* row = logits_RV.data_ptr<float>();
+  for (size_t i = 0; i < batch.sequences.size(); ++i) {
+    Sequence& sequence = *batch.sequences[i];
+    if (sequence.is_prefilling()) continue;  // its prompt goes on
+    const bool has_draft = !batch.is_prompt(i) && batch.segments[i].num_tokens > 1;
+    take_token(sequence, {row, vocab});
+    ++step.num_generated_tokens;
+    step.num_drafted_tokens += has_draft;
+    if (has_draft && sequence.on_event != nullptr && sequence.tokens.back() == *sequence.draft) {
+      take_token(sequence, {row + vocab, vocab});
+      ++step.num_generated_tokens;
+      ++step.num_accepted_tokens;
+    }
+    row += (has_draft ? 2 : 1) * vocab;
+    sequence.cache.truncate(std::ssize(sequence.tokens) - 1);
+  }
+}
+
+// Runs the MTP layer over the rows that counted, each with the token that came next, and takes the
+// best guess of the last row of each sequence that is decoding. Rows that another request left in
+// the prefix cache may have seen another next token: that costs a wrong guess, never a wrong token.
+void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
+  std::vector<int64_t> rows, next_tokens, last_rows;
   std::vector<model::Segment> segments;
-  std::vector<Sequence*> sampled;
-  int64_t num_prompt_tokens = 0;
-  for (Sequence* sequence : batch) {
-    const int64_t at = sequence->cache.num_tokens(), count = sequence->num_scheduled;
-    segments.push_back({count, at, &sequence->cache});
-    const auto& prompt = sequence->request.prompt;
-    if (sequence->is_prefilling()) {
-      tokens.insert(tokens.end(), prompt.begin() + at, prompt.begin() + at + count);
-      num_prompt_tokens += count;
-    } else {
-      tokens.push_back(sequence->tokens.back());
+  std::vector<Sequence*> drafting;
+  int64_t first = 0;
+  for (size_t i = 0; i < batch.sequences.size(); ++i) {
+    Sequence& sequence = *batch.sequences[i];
+    const model::Segment& segment = batch.segments[i];
+    sequence.draft.reset();
+    if (sequence.on_event != nullptr) {
+      const int64_t count = sequence.cache.num_tokens() - segment.position;
+      for (int64_t row = 0; row < count; ++row) {
+        rows.push_back(first + row);
+        next_tokens.push_back(sequence.tokens[segment.position + row + 1]);
+      }
+      segments.push_back({count, segment.position, &sequence.cache});
+      if (!sequence.is_prefilling()) {
+        drafting.push_back(&sequence);
+        last_rows.push_back(std::ssize(rows) - 1);
+      }
     }
-    if (at + count >= static_cast<int64_t>(prompt.size())) {
-      sampled.push_back(sequence);
-      last_rows.push_back(static_cast<int64_t>(tokens.size()) - 1);
-    }
+    first += segment.num_tokens;
   }
-  const model::ForwardOptions forward_options;
-  const Tensor token_tensor =
-      torch::from_blob(tokens.data(), {static_cast<int64_t>(tokens.size())}, torch::kLong);
-  const Tensor hidden = model::forward(*model, token_tensor, segments, forward_options);
-  {
-    const std::scoped_lock lock(mutex);
-    statistics.num_prompt_tokens += num_prompt_tokens;
-    statistics.num_generated_tokens += static_cast<int64_t>(sampled.size());
-  }
-  if (sampled.empty()) return;
-  const Tensor rows =
-      torch::from_blob(last_rows.data(), {static_cast<int64_t>(last_rows.size())}, torch::kLong);
-  const Tensor logits = model::logits(*model, hidden.index_select(0, rows), forward_options);
-  const auto vocab = static_cast<size_t>(logits.size(1));
-  for (size_t i = 0; i < sampled.size(); ++i)
-    take_token(*sampled[i], {logits.data_ptr<float>() + i * vocab, vocab});
+  if (rows.empty()) return;
+  const Tensor hidden = model::forward_mtp(*model, hidden_ND.index_select(0, index_tensor(rows)),
+                                           index_tensor(next_tokens), segments, {});
+  if (drafting.empty()) return;
+  const Tensor best =
+      model::logits(*model, hidden.index_select(0, index_tensor(last_rows)), {}).argmax(1);
+  for (size_t i = 0; i < drafting.size(); ++i)
+    drafting[i]->draft = static_cast<int32_t>(best[static_cast<int64_t>(i)].item<int64_t>());
 }
 
 // Samples the sequence's next token, reports it, and ends the sequence where it must end.
@@ -252,8 +332,7 @@ void Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   const auto& stops = request.stop_token_ids;
   const bool is_stop = std::find(stops.begin(), stops.end(), event.token.id) != stops.end();
   const int64_t length = static_cast<int64_t>(request.prompt.size()) + sequence.num_generated;
-  const bool is_full = sequence.num_generated >= request.max_tokens ||
-                       length >= model::config_of(*model).max_position_embeddings;
+  const bool is_full = sequence.num_generated >= request.max_tokens || length >= context_length();
   event.is_finished = is_stop || is_full;
   event.finish_reason = is_stop ? FinishReason::kStop : FinishReason::kLength;
   const EventCallback on_event = sequence.on_event;
@@ -271,6 +350,8 @@ void Engine::State::fail_all(const std::string& error) {
 
 Engine::Engine(std::shared_ptr<const model::Model> model, EngineOptions options)
     : state_(std::make_unique<State>(std::move(model), options)) {
+  if (options.speculate && !state_->model->weights.mtp)
+    fail("the model has no MTP layer to speculate with (num_nextn_predict_layers is 0)");
   state_->thread = std::thread([this] { state_->run(); });
 }
 

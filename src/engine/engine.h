@@ -62,6 +62,8 @@ struct EngineOptions {
   // for later ones, which make way. A request that finds no room waits.
   int64_t cache_bytes = int64_t{1} << 30;
   bool keep_prefixes = true;
+  // The MTP layer drafts a token ahead, checked in the next forward pass. The answers are the same.
+  bool speculate = false;
 };
 
 class QueueFull : public Error {
@@ -90,6 +92,7 @@ class Engine {
     int64_t num_running = 0, num_waiting = 0;
     int64_t num_prompt_tokens = 0, num_generated_tokens = 0;  // since the start, computed
     int64_t num_cached_tokens = 0;                            // of prompts, found in the cache
+    int64_t num_drafted_tokens = 0, num_accepted_tokens = 0;  // by MTP
     int64_t cache_pages_running = 0, cache_pages_kept = 0, cache_pages_total = 0;
   };
   Statistics statistics() const;

@@ -182,6 +182,33 @@ TEST(Engine, APrefixHitChangesNoBit) {
   }
 }
 
+// Drafts change how many passes an answer takes, not the answer: alone, in a crowd, greedy or not,
+// up to the last token that the context has room for.
+TEST(Engine, SpeculationChangesNoBit) {
+  model::Config config = tiny_config();
+  config.num_nextn_predict_layers = 1;
+  const auto model = std::make_shared<const model::Model>(model::initialise(config, 3));
+  Engine plain(model), speculating(model, {.max_batch_tokens = 24, .speculate = true});
+  std::vector<std::future<Answer>> expected, answers;
+  for (int i = 0; i < 24; ++i) {
+    Request request = request_of(i, 1 + 2 * i);
+    if (i % 2) request.sampling.temperature = 0;
+    request.max_tokens = 40;
+    expected.push_back(start(plain, request));
+    answers.push_back(start(speculating, request));
+  }
+  for (int i = 0; i < 24; ++i) {
+    const Answer answer = answers[i].get(), other = expected[i].get();
+    EXPECT_EQ(answer.ids, other.ids) << i;
+    EXPECT_EQ(answer.logprobs, other.logprobs) << i;
+  }
+  const auto statistics = speculating.statistics();
+  EXPECT_GT(statistics.num_drafted_tokens, 100);
+  EXPECT_GT(statistics.num_accepted_tokens, 0);
+  EXPECT_LT(statistics.num_accepted_tokens, statistics.num_drafted_tokens);
+  EXPECT_THROW(Engine(tiny_model(), {.speculate = true}), Error);
+}
+
 TEST(Engine, RequestsWaitForRoomInTheCachesAndTooLargeOnesAreRefused) {
   const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
   const model::CacheLayout layout(long_config(), model::CacheFormat::kBF16);

@@ -121,11 +121,14 @@ std::string metrics(const Service& service) {
       "# TYPE fathom_prompt_tokens_total counter\nfathom_prompt_tokens_total {}\n"
       "# TYPE fathom_cached_prompt_tokens_total counter\nfathom_cached_prompt_tokens_total {}\n"
       "# TYPE fathom_generated_tokens_total counter\nfathom_generated_tokens_total {}\n"
+      "# TYPE fathom_drafted_tokens_total counter\nfathom_drafted_tokens_total {}\n"
+      "# TYPE fathom_accepted_tokens_total counter\nfathom_accepted_tokens_total {}\n"
       "# TYPE fathom_cache_pages_running gauge\nfathom_cache_pages_running {}\n"
       "# TYPE fathom_cache_pages_kept gauge\nfathom_cache_pages_kept {}\n"
       "# TYPE fathom_cache_pages_total gauge\nfathom_cache_pages_total {}\n",
       s.num_running, s.num_waiting, s.num_prompt_tokens, s.num_cached_tokens,
-      s.num_generated_tokens, s.cache_pages_running, s.cache_pages_kept, s.cache_pages_total);
+      s.num_generated_tokens, s.num_drafted_tokens, s.num_accepted_tokens, s.cache_pages_running,
+      s.cache_pages_kept, s.cache_pages_total);
 }
 
 void add_api_routes(Service& service, httplib::Server& http) {
@@ -263,7 +266,8 @@ void serve(const ServerOptions& options) {
       options, name, text::Tokenizer::load(options.model / "tokenizer.json"),
       engine::Engine(std::move(model), {.max_running_requests = options.max_running_requests,
                                         .cache_format = options.cache_format,
-                                        .cache_bytes = options.cache_mib << 20})};
+                                        .cache_bytes = options.cache_mib << 20,
+                                        .speculate = options.speculate})};
   http.new_task_queue = [] { return new httplib::ThreadPool(kConnectionThreads); };
   http.set_payload_max_length(kMostBodyBytes);
   http.set_keep_alive_max_count(1000);

@@ -18,6 +18,7 @@ struct ServerOptions {
   int max_running_requests = 64;
   kernels::RowFormat cache_format = kernels::RowFormat::kBF16;  // of the KV cache
   int64_t cache_mib = 1024;                                     // all KV caches together
+  bool speculate = false;                                       // draft tokens with the MTP layer
   bool is_strict_reasoning = false;
   int num_threads = 0;  // 0: one a core
 };
