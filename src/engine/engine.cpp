@@ -6,35 +6,16 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
-#include <optional>
 #include <thread>
 
 #include "engine/prefix_cache.h"
+#include "engine/scheduler.h"
 #include "model/transformer.h"
 
 namespace fathom::engine {
 namespace {
 
 using torch::Tensor;
-
-// One request in flight.
-struct Sequence {
-  Engine::RequestId id;
-  Request request;
-  EventCallback on_event;
-  model::KvCache cache;
-  base::Random random;
-  std::vector<int32_t> tokens = {};   // the prompt and what was generated
-  int64_t num_pages = 0;              // that it may need to its end
-  int64_t num_cached_tokens = 0;      // of the prompt, found in the prefix cache
-  int64_t num_scheduled = 0;          // tokens of this step's forward pass, the draft included
-  std::optional<int32_t> draft = {};  // the token after the next, if MTP is right
-  int num_generated = 0;
-
-  bool is_prefilling() const {
-    return cache.num_tokens() < static_cast<int64_t>(request.prompt.size());
-  }
-};
 
 // One forward pass: what each sequence puts in, and the rows whose logits are wanted.
 struct Batch {
@@ -72,17 +53,6 @@ void finish(Sequence& sequence, RequestEvent event) {
   sequence.on_event(event);
 }
 
-std::vector<TokenLogprob> best_logprobs(std::span<const float> logprobs, int count) {
-  std::vector<int32_t> order(logprobs.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
-  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
-    return logprobs[a] != logprobs[b] ? logprobs[a] > logprobs[b] : a < b;
-  });
-  std::vector<TokenLogprob> best;
-  for (int i = 0; i < count; ++i) best.push_back({order[i], logprobs[order[i]]});
-  return best;
-}
-
 }  // namespace
 
 struct Engine::State {
@@ -99,7 +69,6 @@ struct Engine::State {
   void begin(Sequence& sequence);
   void remove_ended();
   int64_t reserved_pages() const;
-  std::vector<Sequence*> schedule();
   void step(const std::vector<Sequence*>& sequences);
   void take_tokens(const Batch& batch, const Tensor& logits_RV, Statistics& step);
   void draft(const Batch& batch, const Tensor& hidden_ND);
@@ -134,7 +103,7 @@ void Engine::State::run() {
       admit();
     }
     try {
-      const auto sequences = schedule();
+      const auto sequences = schedule(running, options.max_batch_tokens, context_length());
       if (!sequences.empty()) step(sequences);
     } catch (const std::exception& error) {
       fail_all(error.what());
@@ -203,33 +172,6 @@ void Engine::State::remove_ended() {
   statistics.num_running = std::ssize(running);
   statistics.cache_pages_running = reserved_pages();
   statistics.cache_pages_kept = prefixes.num_pages();
-}
-
-// Decoding sequences get their token first, then those with a draft room for it; prompts share what
-// is left, oldest first.
-std::vector<Sequence*> Engine::State::schedule() {
-  int64_t budget = options.max_batch_tokens;
-  for (auto& sequence : running) {
-    sequence->num_scheduled = sequence->is_prefilling() ? 0 : 1;
-    budget -= sequence->num_scheduled;
-  }
-  for (auto& sequence : running) {
-    if (!sequence->draft || budget <= 0) continue;
-    const int64_t length = std::ssize(sequence->tokens) + 1;
-    if (length > std::min(sequence->num_pages * kernels::kPageRows, context_length())) continue;
-    ++sequence->num_scheduled;
-    --budget;
-  }
-  for (auto& sequence : running) {
-    if (!sequence->is_prefilling()) continue;
-    const int64_t left = std::ssize(sequence->request.prompt) - sequence->cache.num_tokens();
-    sequence->num_scheduled = std::max<int64_t>(0, std::min(left, budget));
-    budget -= sequence->num_scheduled;
-  }
-  std::vector<Sequence*> sequences;
-  for (auto& sequence : running)
-    if (sequence->num_scheduled > 0) sequences.push_back(sequence.get());
-  return sequences;
 }
 
 void Engine::State::step(const std::vector<Sequence*>& sequences) {

@@ -8,50 +8,15 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "base/check.h"
-#include "engine/sampler.h"
+#include "engine/request.h"
 #include "model/kv_cache.h"
 #include "model/model.h"
 
 namespace fathom::engine {
-
-struct Request {
-  std::vector<int32_t> prompt;  // at least one token
-  SamplingOptions sampling;
-  int max_tokens = 256;                 // at least 1; the context's end may come first
-  std::vector<int32_t> stop_token_ids;  // generation ends after one of these
-};
-
-enum class FinishReason {
-  kStop,       // a stop token was sampled (it is the last token reported)
-  kLength,     // max_tokens or the end of the context
-  kCancelled,  // cancel() or the engine's shutdown
-  kFailed,     // see RequestEvent::error
-};
-
-struct TokenLogprob {
-  int32_t id = 0;
-  float logprob = 0;  // natural log, of the model's distribution before temperature and truncation
-};
-
-// Every field has a default; set what the event has.
-struct RequestEvent {
-  bool has_token = false;
-  TokenLogprob token = {};
-  std::vector<TokenLogprob> top_logprobs = {};  // num_top_logprobs of them, best first
-  int64_t num_cached_tokens = 0;                // of the prompt, found in the prefix cache
-  bool is_finished = false;                     // the last event of a request
-  FinishReason finish_reason = FinishReason::kStop;
-  std::string error = {};
-};
-
-// Called on the engine's thread, in order; must return quickly and not throw.
-using EventCallback = std::function<void(const RequestEvent&)>;
 
 struct EngineOptions {
   int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts

@@ -79,6 +79,17 @@ void log_softmax(std::span<const float> logits, std::span<float> out) {
   for (size_t i = 0; i < logits.size(); ++i) out[i] = static_cast<float>(logits[i] - log_sum);
 }
 
+std::vector<TokenLogprob> best_logprobs(std::span<const float> logprobs, int count) {
+  std::vector<int32_t> order(logprobs.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int32_t>(i);
+  std::partial_sort(order.begin(), order.begin() + count, order.end(), [&](int32_t a, int32_t b) {
+    return logprobs[a] != logprobs[b] ? logprobs[a] > logprobs[b] : a < b;
+  });
+  std::vector<TokenLogprob> best;
+  for (int i = 0; i < count; ++i) best.push_back({order[i], logprobs[order[i]]});
+  return best;
+}
+
 bool adjusts_logits(const SamplingOptions& options) {
   return options.presence_penalty != 0 || options.frequency_penalty != 0 ||
          !options.logit_bias.empty();

@@ -29,6 +29,14 @@ void validate(const SamplingOptions& options);
 // log softmax of one row, in double for the sum. out has logits.size() elements.
 void log_softmax(std::span<const float> logits, std::span<float> out);
 
+struct TokenLogprob {
+  int32_t id = 0;
+  float logprob = 0;  // natural log, of the model's distribution before temperature and truncation
+};
+
+// The `count` best of a row of log-probabilities, ties to the lower id.
+std::vector<TokenLogprob> best_logprobs(std::span<const float> logprobs, int count);
+
 // Bias and penalties, for the tokens generated so far. Ids of logit_bias lie in the vocabulary.
 bool adjusts_logits(const SamplingOptions& options);
 void adjust_logits(const SamplingOptions& options, std::span<const int32_t> generated,

@@ -1,0 +1,41 @@
+// What the engine is asked, and what it answers, token by token.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/sampler.h"
+
+namespace fathom::engine {
+
+struct Request {
+  std::vector<int32_t> prompt;  // at least one token
+  SamplingOptions sampling;
+  int max_tokens = 256;                 // at least 1; the context's end may come first
+  std::vector<int32_t> stop_token_ids;  // generation ends after one of these
+};
+
+enum class FinishReason {
+  kStop,       // a stop token was sampled (it is the last token reported)
+  kLength,     // max_tokens or the end of the context
+  kCancelled,  // cancel() or the engine's shutdown
+  kFailed,     // see RequestEvent::error
+};
+
+// Every field has a default; set what the event has.
+struct RequestEvent {
+  bool has_token = false;
+  TokenLogprob token = {};
+  std::vector<TokenLogprob> top_logprobs = {};  // num_top_logprobs of them, best first
+  int64_t num_cached_tokens = 0;                // of the prompt, found in the prefix cache
+  bool is_finished = false;                     // the last event of a request
+  FinishReason finish_reason = FinishReason::kStop;
+  std::string error = {};
+};
+
+// Called on the engine's thread, in order; must return quickly and not throw.
+using EventCallback = std::function<void(const RequestEvent&)>;
+
+}  // namespace fathom::engine
