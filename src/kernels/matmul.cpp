@@ -25,22 +25,45 @@ FATHOM_INLINE void zero(F32x8 (&sum)[kRows][kCols]) {
     for (int j = 0; j < kCols; ++j) sum[i][j] = F32x8{};
 }
 
-// Rows of W, k_size apart, as the dot products read them.
+// Rows of W as the dot products read them: eight values of row j from column k on.
 struct F32Rows {
   const float* data;
-  F32x8 at(int64_t i) const { return load(data + i); }
-  F32x8 partial(int64_t i, int64_t count) const { return load_partial(data + i, count); }
-  F32Rows from(int64_t i) const { return {data + i}; }
+  int64_t stride;
+  F32x8 at(int64_t j, int64_t k) const { return load(data + j * stride + k); }
+  F32x8 partial(int64_t j, int64_t k, int64_t count) const {
+    return load_partial(data + j * stride + k, count);
+  }
+  F32Rows from(int64_t j) const { return {data + j * stride, stride}; }
 };
 struct BF16Rows {
   const uint16_t* data;
-  F32x8 at(int64_t i) const { return load_bf16(data + i); }
-  F32x8 partial(int64_t i, int64_t count) const {
+  int64_t stride;
+  F32x8 at(int64_t j, int64_t k) const { return load_bf16(data + j * stride + k); }
+  F32x8 partial(int64_t j, int64_t k, int64_t count) const {
     uint16_t bits[kLanes] = {};
-    std::memcpy(bits, data + i, count * sizeof *bits);
+    std::memcpy(bits, data + j * stride + k, count * sizeof *bits);
     return load_bf16(bits);
   }
-  BF16Rows from(int64_t i) const { return {data + i}; }
+  BF16Rows from(int64_t j) const { return {data + j * stride, stride}; }
+};
+struct E4M3Rows {
+  const uint8_t* data;
+  int64_t stride;
+  const float* scale_inv;  // of the whole matrix
+  int64_t num_blocks;      // along K
+  int64_t row;             // in the whole matrix
+  float factor(int64_t j, int64_t k) const {
+    return scale_inv[(row + j) / kQuantGroup * num_blocks + k / kQuantGroup] * 256.0f;
+  }
+  F32x8 at(int64_t j, int64_t k) const { return load_e4m3(data + j * stride + k) * factor(j, k); }
+  F32x8 partial(int64_t j, int64_t k, int64_t count) const {
+    uint8_t bits[kLanes] = {};
+    std::memcpy(bits, data + j * stride + k, count);
+    return load_e4m3(bits) * factor(j, k);
+  }
+  E4M3Rows from(int64_t j) const {
+    return {data + j * stride, stride, scale_inv, num_blocks, row + j};
+  }
 };
 
 template <int kRows, int kCols, typename Rows>
@@ -51,7 +74,7 @@ FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_
   int64_t k = 0;
   for (; k + kLanes <= k_size; k += kLanes) {
     F32x8 weight[kCols];
-    for (int j = 0; j < kCols; ++j) weight[j] = w.at(j * k_size + k);
+    for (int j = 0; j < kCols; ++j) weight[j] = w.at(j, k);
     for (int i = 0; i < kRows; ++i) {
       const F32x8 input = load(x + i * x_stride + k);
       for (int j = 0; j < kCols; ++j) sum[i][j] += input * weight[j];
@@ -60,7 +83,7 @@ FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_
   if (k < k_size) {
     for (int i = 0; i < kRows; ++i) {
       const F32x8 input = load_partial(x + i * x_stride + k, k_size - k);
-      for (int j = 0; j < kCols; ++j) sum[i][j] += input * w.partial(j * k_size + k, k_size - k);
+      for (int j = 0; j < kCols; ++j) sum[i][j] += input * w.partial(j, k, k_size - k);
     }
   }
   for (int i = 0; i < kRows; ++i)
@@ -72,9 +95,8 @@ FATHOM_INLINE void dot_rows(const float* x, int64_t x_stride, Rows w, int64_t nu
                             float* y, int64_t y_stride) {
   int64_t n = 0;
   for (; n + kTileN <= num_w; n += kTileN)
-    dot_tile<kRows, kTileN>(x, x_stride, w.from(n * k_size), k_size, y + n, y_stride);
-  for (; n < num_w; ++n)
-    dot_tile<kRows, 1>(x, x_stride, w.from(n * k_size), k_size, y + n, y_stride);
+    dot_tile<kRows, kTileN>(x, x_stride, w.from(n), k_size, y + n, y_stride);
+  for (; n < num_w; ++n) dot_tile<kRows, 1>(x, x_stride, w.from(n), k_size, y + n, y_stride);
 }
 
 template <typename Rows>
@@ -88,16 +110,25 @@ FATHOM_INLINE void dot_all(View2<const float> x_MK, Rows w, int64_t num_w, float
     dot_rows<1>(x_MK[m], x_MK.stride, w, num_w, k_size, y + m * y_stride, y_stride);
 }
 
-// y[M, num_w] for contiguous rows of W.
+// y[M, num_w] for contiguous f32 rows of W.
 KERNEL void dot_panel(View2<const float> x_MK, const float* w, int64_t num_w, float* y,
                       int64_t y_stride) {
-  dot_all(x_MK, F32Rows{w}, num_w, y, y_stride);
+  dot_all(x_MK, F32Rows{w, x_MK.cols}, num_w, y, y_stride);
 }
 
-// The same bits without a widened copy, which pays where few rows of x share it.
-KERNEL void dot_panel_bf16(View2<const float> x_MK, const uint16_t* w, int64_t num_w, float* y,
+// The same bits from rows as they are stored, which pays where few rows of x share them.
+KERNEL void dot_panel_bf16(View2<const float> x_MK, BF16Rows w, int64_t num_w, float* y,
                            int64_t y_stride) {
-  dot_all(x_MK, BF16Rows{w}, num_w, y, y_stride);
+  dot_all(x_MK, w, num_w, y, y_stride);
+}
+KERNEL void dot_panel_e4m3(View2<const float> x_MK, E4M3Rows w, int64_t num_w, float* y,
+                           int64_t y_stride) {
+  dot_all(x_MK, w, num_w, y, y_stride);
+}
+
+KERNEL void widen_e4m3_row(const uint8_t* bits, int64_t count, const float* scale_inv, float* out) {
+  for (int64_t k = 0; k < count; k += kQuantGroup)
+    widen_e4m3(bits + k, std::min(kQuantGroup, count - k), scale_inv[k / kQuantGroup], out + k);
 }
 
 // gemm: 6 rows of A by 16 columns of B, twelve sums in registers. Sums over k start from zero for
@@ -233,13 +264,38 @@ void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out) {
     case WeightFormat::kE4M3:
       break;
   }
-  const int64_t blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
+  const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
   const uint8_t* bits = static_cast<const uint8_t*>(w.data) + offset;
-  for (int64_t row = begin; row < end; ++row, bits += w.cols, out += w.cols) {
-    const float* scale = w.scale_inv + (w.first_row + row) / kQuantGroup * blocks;
-    for (int64_t k = 0; k < w.cols; ++k) out[k] = from_e4m3(bits[k]) * scale[k / kQuantGroup];
+  for (int64_t row = w.first_row + begin; row < w.first_row + end; ++row) {
+    widen_e4m3_row(bits, w.cols, w.scale_inv + row / kQuantGroup * num_blocks, out);
+    bits += w.cols;
+    out += w.cols;
   }
 }
+
+namespace {
+
+// Rows [begin, end) of W as stored. False: the format has to be widened first.
+bool dot_stored(View2<const float> x_MK, const WeightView& w, int64_t begin, int64_t end,
+                View2<float> y_MN) {
+  const int64_t row = w.first_row + begin, offset = row * w.cols;
+  float* const y = y_MN.data + begin;
+  if (w.format == WeightFormat::kBF16) {
+    dot_panel_bf16(x_MK, {static_cast<const uint16_t*>(w.data) + offset, w.cols}, end - begin, y,
+                   y_MN.stride);
+    return true;
+  }
+  if (w.format == WeightFormat::kE4M3) {
+    const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
+    dot_panel_e4m3(
+        x_MK, {static_cast<const uint8_t*>(w.data) + offset, w.cols, w.scale_inv, num_blocks, row},
+        end - begin, y, y_MN.stride);
+    return true;
+  }
+  return false;
+}
+
+}  // namespace
 
 void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   CHECK_EQ(x_MK.cols, w.cols);
@@ -258,11 +314,7 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
       const int64_t n_end = std::min(n + kPanelN, w.rows);
       const int64_t offset = (w.first_row + n) * w.cols;
       const auto x_block = x_MK.slice_rows(m, std::min(m + kBlockM, x_MK.rows));
-      if (w.format == WeightFormat::kBF16 && x_MK.rows <= kTileM) {
-        dot_panel_bf16(x_block, static_cast<const uint16_t*>(w.data) + offset, n_end - n,
-                       y_MN[m] + n, y_MN.stride);
-        continue;
-      }
+      if (x_MK.rows <= kTileM && dot_stored(x_block, w, n, n_end, y_MN)) continue;
       const float* rows = static_cast<const float*>(w.data) + offset;
       if (w.format != WeightFormat::kF32) {
         panel.resize(kPanelN * w.cols);

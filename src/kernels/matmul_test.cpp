@@ -57,15 +57,21 @@ TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
 }
 
 TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
-  const TestWeight weight(WeightFormat::kBF16, 100, 200);
   const TestMatrix x(301, 200, 5);
-  TestMatrix all(301, 100, 6), one(1, 100, 7);
-  base::set_num_threads(2);
-  linear(x.view, weight.view, all.view);
-  base::set_num_threads(1);
-  for (int64_t m : {0, 1, 2, 3, 150, 299, 300}) {
-    linear(x.view.slice_rows(m, m + 1), weight.view, one.view);
-    EXPECT_EQ(max_difference(one.view, all.view.slice_rows(m, m + 1)), 0.0) << m;
+  for (const auto format :
+       {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
+    const TestWeight weight(format, 100, 200);
+    TestMatrix all(301, 100, 6), some(301, 100, 7);
+    base::set_num_threads(2);
+    linear(x.view, weight.view, all.view);
+    base::set_num_threads(1);
+    for (int64_t m : {0, 1, 2, 3, 150, 296, 300}) {
+      for (int64_t count = 1; count <= std::min<int64_t>(5, 301 - m); ++count) {
+        const auto out = some.view.slice_rows(0, count);
+        linear(x.view.slice_rows(m, m + count), weight.view, out);
+        EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+      }
+    }
   }
   base::set_num_threads(2);
 }

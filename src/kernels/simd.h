@@ -91,27 +91,31 @@ FATHOM_INLINE F32x8 exp(F32x8 x) {
   return x > 88.5f ? broadcast(__builtin_inff()) : (x == x ? finite : x);
 }
 
-// out[i] = e4m3 bits[i] * scale, exact for a power of two. An e4m3 byte moved to the top bits of a
-// half is that number * 2^-8, subnormals included; NaN comes out as +-480 * scale. count <= 128 at
-// will; every lane alone, so a value's bits do not depend on its neighbours.
+// Eight e4m3 numbers * 2^-8: a byte moved to the top bits
+// of a half is its number * 2^-8, subnormals included. NaN reads as +-480 * 2^-8.
+FATHOM_INLINE F32x8 load_e4m3(const uint8_t* p) {
+  typedef uint8_t U8x8 __attribute__((vector_size(8)));
+  U8x8 bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+#if defined(__F16C__)
+  typedef int16_t I16x8 __attribute__((vector_size(16)));
+  const I16x8 high = __builtin_convertvector(bytes, I16x8) << 8;
+  return __builtin_ia32_vcvtph2ps256(high >> 1 & static_cast<int16_t>(0xbf80));
+#else
+  const I32x8 wide = __builtin_convertvector(bytes, I32x8);
+  return std::bit_cast<F32x8>((wide & 0x80) << 24 | (wide & 0x7f) << 20) * 0x1.0p112f;
+#endif
+}
+
+// out[i] = e4m3 bits[i] * scale.
 FATHOM_INLINE void widen_e4m3(const uint8_t* bits, int64_t count, float scale, float* out) {
   const float factor = scale * 256.0f;
   int64_t i = 0;
-#if defined(__F16C__)
-  typedef int16_t I16x8 __attribute__((vector_size(16)));
-  typedef uint8_t U8x8 __attribute__((vector_size(8)));
-  for (; i + kLanes <= count; i += kLanes) {
-    U8x8 bytes;
-    std::memcpy(&bytes, bits + i, sizeof bytes);
-    const I16x8 high = __builtin_convertvector(bytes, I16x8) << 8;
-    store(out + i, __builtin_ia32_vcvtph2ps256(high >> 1 & static_cast<int16_t>(0xbf80)) * factor);
-  }
-#endif
-  for (; i < count; ++i) {
-    const uint32_t sign = static_cast<uint32_t>(bits[i] & 0x80) << 24;
-    const uint32_t magnitude = static_cast<uint32_t>(bits[i] & 0x7f) << 20;  // * 2^-120
-    out[i] = std::bit_cast<float>(sign | magnitude) * 0x1.0p120f * scale;
-  }
+  for (; i + kLanes <= count; i += kLanes) store(out + i, load_e4m3(bits + i) * factor);
+  if (i == count) return;
+  uint8_t rest[kLanes] = {};
+  std::memcpy(rest, bits + i, count - i);
+  store_partial(out + i, load_e4m3(rest) * factor, count - i);
 }
 
 FATHOM_INLINE F32x8 sigmoid(F32x8 x) { return 1.0f / (1.0f + exp(-x)); }
