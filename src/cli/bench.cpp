@@ -4,6 +4,7 @@
 
 #include "bench/dsa.h"
 #include "bench/foundation.h"
+#include "bench/layer.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
 
@@ -49,6 +50,24 @@ void add_dsa(CLI::App& bench) {
   command->callback([options, is_json] { print(bench::measure_dsa(*options), *is_json); });
 }
 
+void add_layer(CLI::App& bench) {
+  auto options = std::make_shared<bench::LayerOptions>();
+  auto is_json = std::make_shared<bool>(false);
+  CLI::App* command = bench.add_subcommand(
+      "layer", "Time one whole MoE layer of V3.2's shape with random FP8 weights (12 GB)");
+  command->add_option("--contexts", options->contexts, "Tokens in the cache, comma-separated")
+      ->delimiter(',')
+      ->check(CLI::Range(0, 160000))
+      ->capture_default_str();
+  command->add_option("--threads", options->num_threads, "Threads (default: one a core)");
+  command
+      ->add_option("--experts", options->num_experts, "Routed experts, a multiple of 8 from 32 on")
+      ->check(CLI::Range(32, 256))
+      ->capture_default_str();
+  command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
+  command->callback([options, is_json] { print(bench::measure_layer(*options), *is_json); });
+}
+
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
@@ -63,6 +82,7 @@ void add_bench_command(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
   add_dsa(*command);
+  add_layer(*command);
   command->callback([command, options, is_json] {
     if (command->get_subcommands().empty()) print(bench::measure_foundation(*options), *is_json);
   });
