@@ -72,7 +72,10 @@ struct Engine::State {
   void step(const std::vector<Sequence*>& sequences);
   void take_tokens(const Batch& batch, const Tensor& logits_RV, Statistics& step);
   void draft(const Batch& batch, const Tensor& hidden_ND);
-  int64_t context_length() const { return model::config_of(*model).max_position_embeddings; }
+  int64_t context_length() const {
+    return std::min(model::config_of(*model).max_position_embeddings,
+                    max_pages * kernels::kPageRows);
+  }
   void take_token(Sequence& sequence, std::span<const float> logits);
   void remove_cancelled();
   void fail_all(const std::string& error);
@@ -323,12 +326,10 @@ Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
   for (const auto& [id, bias] : request.sampling.logit_bias)
     if (id < 0 || id >= config.vocab_size)
       fail("logit_bias names token {}; the vocabulary has {}", id, config.vocab_size);
-  const int64_t length =
-      std::min(prompt_tokens + request.max_tokens, config.max_position_embeddings);
+  if (prompt_tokens >= context_length())
+    fail("the prompt has {} tokens; all caches together hold {}", prompt_tokens, context_length());
+  const int64_t length = std::min(prompt_tokens + request.max_tokens, context_length());
   const int64_t num_pages = (length + kernels::kPageRows - 1) / kernels::kPageRows;
-  if (num_pages > state_->max_pages)
-    fail("the request needs room for {} tokens; all caches together hold {}", length,
-         state_->max_pages * kernels::kPageRows);
   const base::Random random(request.sampling.seed);
   auto sequence = std::make_unique<Sequence>(
       Sequence{0, std::move(request), std::move(on_event),
@@ -351,9 +352,7 @@ void Engine::cancel(RequestId id) {
   state_->cancelled.push_back(id);
 }
 
-int64_t Engine::context_length() const {
-  return model::config_of(*state_->model).max_position_embeddings;
-}
+int64_t Engine::context_length() const { return state_->context_length(); }
 
 Engine::Statistics Engine::statistics() const {
   const std::scoped_lock lock(state_->mutex);

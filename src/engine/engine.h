@@ -51,6 +51,7 @@ class Engine {
   // The request's last event follows soon. Unknown or ended ids are ignored. From any thread.
   void cancel(RequestId id);
 
+  // Tokens of prompt and answer: the model's context, or all caches where they hold less.
   int64_t context_length() const;
 
   struct Statistics {

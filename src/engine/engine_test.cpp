@@ -219,12 +219,12 @@ TEST(Engine, RequestsWaitForRoomInTheCachesAndTooLargeOnesAreRefused) {
   while (engine.statistics().num_running > 0) std::this_thread::yield();
   EXPECT_LE(engine.statistics().cache_pages_kept, 6);
   EXPECT_GT(engine.statistics().cache_pages_kept, 2);
+  EXPECT_EQ(start(engine, request_of(1, 380)).get().ids.size(), 4u);  // what the caches hold
   try {
-    start(engine, request_of(1, 380));
+    start(engine, request_of(1, 384));
     FAIL();
   } catch (const Error& error) {
-    EXPECT_STREQ(error.what(),
-                 "the request needs room for 400 tokens; all caches together hold 384");
+    EXPECT_STREQ(error.what(), "the prompt has 384 tokens; all caches together hold 384");
   }
 }
 
