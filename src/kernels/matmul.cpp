@@ -303,9 +303,10 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   CHECK_EQ(y_MN.cols, w.rows);
   const int64_t num_panels = (w.rows + kPanelN - 1) / kPanelN;
   const int64_t num_m_blocks = (x_MK.rows + kBlockM - 1) / kBlockM;
-  // Below ~64K multiplications a panel, waking the other thread costs more than it brings.
+  // Below a million multiplications a thread, waking it costs more than it brings, and far more
+  // where something else wants its core.
   const int64_t panel_work = std::min(x_MK.rows, kBlockM) * kPanelN * w.cols;
-  const int64_t grain = std::max<int64_t>(1, (1 << 18) / std::max<int64_t>(panel_work, 1));
+  const int64_t grain = std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(panel_work, 1));
   base::parallel_for(num_panels * num_m_blocks, grain, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<float> panel;
     for (int64_t item = begin; item < end; ++item) {

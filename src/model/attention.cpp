@@ -120,19 +120,22 @@ Tensor absorb_queries(const AttentionInput& in, const Tensor& q_NHD) {
                 head_rows = c.qk_nope_head_dim + c.v_head_dim;
   Tensor absorbed = torch::empty({tokens, heads * width});
   const auto weight = ops::weight_view(in.weights.kv_b_proj);
-  base::parallel_for(heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t h = begin; h < end; ++h) {
-      const float* q = q_NHD.data_ptr<float>() + h * c.qk_head_dim();
-      float* out = absorbed.data_ptr<float>() + h * width;
-      kernels::linear_transposed(
-          {q, tokens, c.qk_nope_head_dim, heads * c.qk_head_dim()},
-          weight.slice_rows(h * head_rows, h * head_rows + c.qk_nope_head_dim),
-          {out, tokens, c.kv_lora_rank, heads * width});
-      for (int64_t n = 0; n < tokens; ++n)
-        std::copy_n(q + n * heads * c.qk_head_dim() + c.qk_nope_head_dim, c.qk_rope_head_dim,
-                    out + n * heads * width + c.kv_lora_rank);
-    }
-  });
+  // A few tokens of a small model: waking another thread costs more than the product.
+  const int64_t head_work = tokens * c.qk_nope_head_dim * c.kv_lora_rank;
+  base::parallel_for(
+      heads, std::max<int64_t>(1, (1 << 20) / head_work), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h) {
+          const float* q = q_NHD.data_ptr<float>() + h * c.qk_head_dim();
+          float* out = absorbed.data_ptr<float>() + h * width;
+          kernels::linear_transposed(
+              {q, tokens, c.qk_nope_head_dim, heads * c.qk_head_dim()},
+              weight.slice_rows(h * head_rows, h * head_rows + c.qk_nope_head_dim),
+              {out, tokens, c.kv_lora_rank, heads * width});
+          for (int64_t n = 0; n < tokens; ++n)
+            std::copy_n(q + n * heads * c.qk_head_dim() + c.qk_nope_head_dim, c.qk_rope_head_dim,
+                        out + n * heads * width + c.kv_lora_rank);
+        }
+      });
   return absorbed;
 }
 
