@@ -83,14 +83,14 @@ struct Engine::State {
   const std::shared_ptr<const model::Model> model;
   const EngineOptions options;
   const int64_t max_pages;
-  PrefixCache prefixes;      // the thread's
   mutable std::mutex mutex;  // guards what follows; `running`'s contents belong to the thread
+  PrefixCache prefixes;
   std::condition_variable wake;
   std::deque<std::unique_ptr<Sequence>> waiting;
   std::vector<std::unique_ptr<Sequence>> running;
   std::vector<RequestId> cancelled;
   RequestId next_id = 1;
-  Statistics statistics;
+  Statistics statistics;  // the totals; what is now is counted when asked for
   bool is_stopping = false;
   std::thread thread;
 };
@@ -134,7 +134,6 @@ void Engine::State::remove_cancelled() {
   cancel_in(running);
   cancel_in(waiting);
   cancelled.clear();
-  statistics.num_running = static_cast<int64_t>(running.size());
 }
 
 int64_t Engine::State::reserved_pages() const {
@@ -151,7 +150,6 @@ void Engine::State::admit() {
     waiting.pop_front();
     begin(*running.back());
   }
-  statistics.num_running = std::ssize(running);
 }
 
 // Takes from the prefix cache what is known; what is kept for later makes way for the rest.
@@ -172,9 +170,6 @@ void Engine::State::remove_ended() {
   }
   std::erase_if(running, [](const auto& sequence) { return sequence->on_event == nullptr; });
   if (running.size() != num_before) prefixes.evict(max_pages - reserved_pages());
-  statistics.num_running = std::ssize(running);
-  statistics.cache_pages_running = reserved_pages();
-  statistics.cache_pages_kept = prefixes.num_pages();
 }
 
 void Engine::State::step(const std::vector<Sequence*>& sequences) {
@@ -259,8 +254,7 @@ void Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   event.has_token = true;
   if (adjusts_logits(request.sampling)) {
     std::vector<float> adjusted(logits.begin(), logits.end());
-    const auto generated = std::span(sequence.tokens).subspan(request.prompt.size());
-    adjust_logits(request.sampling, generated, adjusted);
+    adjust_logits(request.sampling, sequence.generated(), adjusted);
     event.token.id = sample(adjusted, request.sampling, sequence.random);
   } else {
     event.token.id = sample(logits, request.sampling, sequence.random);
@@ -273,11 +267,10 @@ void Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   }
   event.num_cached_tokens = sequence.num_cached_tokens;
   sequence.tokens.push_back(event.token.id);
-  ++sequence.num_generated;
   const auto& stops = request.stop_token_ids;
   const bool is_stop = std::find(stops.begin(), stops.end(), event.token.id) != stops.end();
-  const int64_t length = static_cast<int64_t>(request.prompt.size()) + sequence.num_generated;
-  const bool is_full = sequence.num_generated >= request.max_tokens || length >= context_length();
+  const bool is_full = std::ssize(sequence.generated()) >= request.max_tokens ||
+                       std::ssize(sequence.tokens) >= context_length();
   event.is_finished = is_stop || is_full;
   event.finish_reason = is_stop ? FinishReason::kStop : FinishReason::kLength;
   const EventCallback on_event = sequence.on_event;
@@ -357,7 +350,10 @@ int64_t Engine::context_length() const { return state_->context_length(); }
 Engine::Statistics Engine::statistics() const {
   const std::scoped_lock lock(state_->mutex);
   Statistics statistics = state_->statistics;
+  statistics.num_running = std::ssize(state_->running);
   statistics.num_waiting = std::ssize(state_->waiting);
+  statistics.cache_pages_running = state_->reserved_pages();
+  statistics.cache_pages_kept = state_->prefixes.num_pages();
   statistics.cache_pages_total = state_->max_pages;
   return statistics;
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/random.h"
@@ -24,8 +25,10 @@ struct Sequence {
   int64_t num_cached_tokens = 0;      // of the prompt, found in the prefix cache
   int64_t num_scheduled = 0;          // tokens of this step's forward pass, the draft included
   std::optional<int32_t> draft = {};  // the token after the next, if MTP is right
-  int num_generated = 0;
 
+  std::span<const int32_t> generated() const {
+    return std::span(tokens).subspan(request.prompt.size());
+  }
   bool is_prefilling() const {
     return cache.num_tokens() < static_cast<int64_t>(request.prompt.size());
   }
