@@ -7,6 +7,7 @@
 
 #include "kernels/matmul.h"
 #include "kernels/simd.h"
+#include "kernels/softmax_row.h"
 
 namespace fathom::kernels {
 namespace {
@@ -43,20 +44,6 @@ KERNEL float exp_row(float* scores, int64_t count, float scale, float maximum) {
     sum += p;
   }
   return horizontal_sum(sum);
-}
-
-KERNEL float max_row(const float* x, int64_t count) {
-  F32x8 best = broadcast(kMinusInfinity);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) best = max(best, load(x + i));
-  float result = kMinusInfinity;
-  for (int64_t lane = 0; lane < kLanes; ++lane) result = std::max(result, best[lane]);
-  for (; i < count; ++i) result = std::max(result, x[i]);
-  return result;
-}
-
-KERNEL void scale_row(float* x, int64_t count, float factor) {
-  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
 }
 
 // ds = p * (dp - delta) * scale

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/softmax_row.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -49,12 +50,6 @@ KERNEL void score_heads(const float* heads, const float* columns, int64_t num_ke
       for (int64_t v = 0; v < kTileVectors; ++v)
         store(scores + i * kBlock + s + v * kLanes, dot[i][v] * scale);
   }
-}
-
-KERNEL float greatest(const float* x, int64_t count) {
-  float result = kMinusInfinity;
-  for (int64_t i = 0; i < count; ++i) result = x[i] > result ? x[i] : result;
-  return result;
 }
 
 // p[i][4] = exp(scores[i] - maximum), zero from num_keys on; returns their sum.
@@ -102,10 +97,6 @@ KERNEL void accumulate(const float* p, const float* rows, int64_t stride, int64_
                         rows[s * stride + c];
 }
 
-KERNEL void scale_values(float* x, int64_t count, float factor) {
-  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
-}
-
 // One block of keys for all heads.
 void add_block(const SparseMla& io, const float* heads, int64_t begin, int64_t count,
                Scratch& scratch, Partial& partial) {
@@ -121,10 +112,10 @@ void add_block(const SparseMla& io, const float* heads, int64_t begin, int64_t c
     std::fill_n(p, kTileRows * kBlock, 0.0f);
     for (int64_t i = 0; i < std::min(kTileRows, num_heads - h); ++i) {
       float& maximum = partial.maximum[h + i];
-      const float block_maximum = greatest(scores + i * kBlock, count);
+      const float block_maximum = max_row(scores + i * kBlock, count);
       if (block_maximum > maximum) {
         const float rescale = std::exp(maximum - block_maximum);
-        scale_values(partial.sum_HC[h + i], partial.sum_HC.cols, rescale);
+        scale_row(partial.sum_HC[h + i], partial.sum_HC.cols, rescale);
         partial.weight[h + i] *= rescale;
         maximum = block_maximum;
       }
@@ -160,7 +151,7 @@ void merge(const std::vector<Partial>& parts, View2<float> out_HC) {
       const float* sum = part.sum_HC[h];
       for (int64_t c = 0; c < out_HC.cols; ++c) out_HC[h][c] += factor * sum[c];
     }
-    scale_values(out_HC[h], out_HC.cols, 1 / weight);
+    scale_row(out_HC[h], out_HC.cols, 1 / weight);
   }
 }
 

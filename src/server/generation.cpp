@@ -1,5 +1,7 @@
 #include "server/generation.h"
 
+#include "text/chat_markup.h"
+
 namespace fathom::server {
 
 Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
@@ -7,10 +9,10 @@ Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
     : engine_(engine), tokenizer_(tokenizer), decoder_(tokenizer), stops_(request.stop) {
   engine::Request engine_request;
   engine_request.prompt = tokenizer.encode(request.prompt);
-  const auto bos = tokenizer.find("<｜begin▁of▁sentence｜>");
+  const auto bos = tokenizer.find(text::markup::kBos);
   auto& prompt = engine_request.prompt;
   if (bos && (prompt.empty() || prompt.front() != *bos)) prompt.insert(prompt.begin(), *bos);
-  if (const auto eos = tokenizer.find("<｜end▁of▁sentence｜>")) {
+  if (const auto eos = tokenizer.find(text::markup::kEos)) {
     eos_ = *eos;
     engine_request.stop_token_ids = {eos_};
   }

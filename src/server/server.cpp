@@ -96,8 +96,7 @@ void stream(Service& service, const ApiRequest& request, httplib::Response& resp
       });
 }
 
-void complete(Service& service, const ApiRequest& request, const httplib::Request& http,
-              httplib::Response& response) {
+void complete(Service& service, const ApiRequest& request, httplib::Response& response) {
   if (request.is_stream) {
     stream(service, request, response);
     return;
@@ -108,7 +107,6 @@ void complete(Service& service, const ApiRequest& request, const httplib::Reques
     answer.add(*piece);
     if (service.is_stopping) break;
   }
-  (void)http;
   answer.finish(*generation);
   answer_json(answer.body(), 200, response);
 }
@@ -137,11 +135,11 @@ void add_api_routes(Service& service, httplib::Server& http) {
               complete(service,
                        parse_chat_request(parse_request_body(request.body),
                                           {service.options.is_strict_reasoning}),
-                       request, response);
+                       response);
             }));
   http.Post("/v1/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
-              complete(service, parse_completion_request(parse_request_body(request.body)), request,
+              complete(service, parse_completion_request(parse_request_body(request.body)),
                        response);
             }));
   http.Get("/v1/models", [&service](const httplib::Request&, httplib::Response& response) {

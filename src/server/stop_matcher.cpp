@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "text/partial_marker.h"
+
 namespace fathom::server {
 
 std::string StopMatcher::push(std::string_view text) {
@@ -11,8 +13,7 @@ std::string StopMatcher::push(std::string_view text) {
   size_t first = std::string::npos, could_begin = 0;
   for (const std::string& stop : stops_) {
     first = std::min(first, held_.find(stop));
-    for (size_t length = std::min(held_.size(), stop.size() - 1); length > could_begin; --length)
-      if (held_.ends_with(std::string_view(stop).substr(0, length))) could_begin = length;
+    could_begin = std::max(could_begin, text::partial_marker(held_, stop));
   }
   has_stopped_ = first != std::string::npos;
   std::string out = held_.substr(0, has_stopped_ ? first : held_.size() - could_begin);

@@ -233,12 +233,12 @@ Json parse_message(std::string_view text, ThinkingMode mode) {
   std::string reasoning;
   if (mode == ThinkingMode::kThinking) {
     const size_t end = text.find(markup::kThinkEnd);
-    if (end == std::string_view::npos || find_or_end(text, "\n\n<｜DSML｜function_calls") < end)
+    if (end == std::string_view::npos || find_or_end(text, markup::kCallsTag) < end)
       fail("the completion has no </think>");
     reasoning = text.substr(0, end);
     text.remove_prefix(end + markup::kThinkEnd.size());
   }
-  const size_t calls_begin = find_or_end(text, "\n\n<｜DSML｜function_calls");
+  const size_t calls_begin = find_or_end(text, markup::kCallsTag);
   const size_t eos = find_or_end(text, markup::kEos);
   const std::string_view content = text.substr(0, std::min(calls_begin, eos));
   Json calls = Json::array();

@@ -11,6 +11,7 @@ inline constexpr std::string_view kUser = "<｜User｜>";
 inline constexpr std::string_view kAssistant = "<｜Assistant｜>";
 inline constexpr std::string_view kThink = "<think>";
 inline constexpr std::string_view kThinkEnd = "</think>";
+inline constexpr std::string_view kCallsTag = "\n\n<｜DSML｜function_calls";
 inline constexpr std::string_view kCallsOpen = "\n\n<｜DSML｜function_calls>\n";
 inline constexpr std::string_view kCallsClose = "</｜DSML｜function_calls>";
 inline constexpr std::string_view kInvokeTag = "<｜DSML｜invoke";

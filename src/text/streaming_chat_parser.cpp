@@ -3,27 +3,18 @@
 #include <algorithm>
 
 #include "text/chat_markup.h"
+#include "text/partial_marker.h"
 #include "text/tool_call.h"
+#include "text/utf8.h"
 
 namespace fathom::text {
 namespace {
 
-// Length of the longest end of `text` that could be the beginning of `marker`.
-size_t partial_marker(std::string_view text, std::string_view marker) {
-  for (size_t length = std::min(text.size(), marker.size() - 1); length > 0; --length)
-    if (text.ends_with(marker.substr(0, length))) return length;
-  return 0;
-}
-
 // Bytes at the end that begin a UTF-8 character and do not finish it.
 size_t partial_character(std::string_view text) {
-  for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if (byte < 0x80) return 0;
-    if (byte < 0xc0) continue;
-    const size_t length = byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : 2;
-    return length > back ? back : 0;
-  }
+  for (size_t back = std::min<size_t>(3, text.size()); back > 0; --back)
+    if (next_utf8_sequence(text.substr(text.size() - back)).kind == Utf8Kind::kIncomplete)
+      return back;
   return 0;
 }
 

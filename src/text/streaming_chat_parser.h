@@ -19,9 +19,6 @@ struct ChatDelta {
     std::string arguments;  // JSON text of an object, whole
   };
   std::vector<ToolCall> tool_calls;
-  bool is_empty() const {
-    return reasoning_content.empty() && content.empty() && tool_calls.empty();
-  }
 };
 
 // Splits a completion that arrives in pieces into reasoning, content and tool calls. A call is
@@ -35,7 +32,6 @@ class StreamingChatParser {
   explicit StreamingChatParser(ThinkingMode mode);
   ChatDelta push(std::string_view text);
   ChatDelta finish();  // flushes what was held back
-  bool has_tool_calls() const { return num_tool_calls_ > 0; }
 
  private:
   enum class Part { kReasoning, kContent, kToolCalls, kAfterCalls, kDone };
