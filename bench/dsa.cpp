@@ -5,9 +5,9 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
-#include "base/progress.h"
 #include "base/random.h"
 #include "bench/machine.h"
+#include "bench/timing.h"
 #include "kernels/lightning_indexer.h"
 #include "kernels/sparse_mla.h"
 #include "kernels/top_k.h"
@@ -19,16 +19,8 @@ using kernels::PagedRows;
 using kernels::RowFormat;
 using kernels::RowLayout;
 
-// At least two runs and a tenth of a second; the best, in milliseconds.
 double best_ms(const std::function<void()>& run) {
-  double best = 1e30, total = 0;
-  for (int i = 0; i < 2 || (total < 0.1 && i < 50); ++i) {
-    const base::Stopwatch watch;
-    run();
-    best = std::min(best, watch.seconds());
-    total += watch.seconds();
-  }
-  return 1e3 * best;
+  return 1e3 * best_seconds({.fewest = 2, .most = 50, .seconds = 0.1}, [&](int) { run(); });
 }
 
 std::vector<float> random_values(int64_t count, uint64_t seed) {
@@ -59,11 +51,10 @@ struct Cache {
   }
 };
 
-RowFormat format_of(const std::string& name) {
-  if (name == "fp8") return RowFormat::kFP8;
-  if (name == "bf16") return RowFormat::kBF16;
-  if (name == "f32") return RowFormat::kF32;
-  fail("cache \"{}\" is not known; expected fp8, bf16 or f32", name);
+std::string name_of(RowFormat format) {
+  for (const auto& [name, known] : kernels::kRowFormats)
+    if (known == format) return std::string(name);
+  fail("row format {} has no name", static_cast<int>(format));
 }
 
 struct Layer {
@@ -148,13 +139,12 @@ Json Layer::measure(int64_t num_queries, const MachinePeaks& peaks) const {
 
 Json measure_dsa(const DsaOptions& options) {
   base::set_num_threads(options.num_threads);
-  const RowFormat format = format_of(options.cache);
   const MachinePeaks peaks = measure_machine();
-  const RowLayout index_layout{format, options.index_dim, 0};
-  const RowLayout latent_layout{format, options.latent_dim, options.rope_dim};
+  const RowLayout index_layout{options.cache, options.index_dim, 0};
+  const RowLayout latent_layout{options.cache, options.latent_dim, options.rope_dim};
   Json result = {
       {"threads", options.num_threads},
-      {"cache", options.cache},
+      {"cache", name_of(options.cache)},
       {"latent_bytes_per_token", latent_layout.num_bytes()},
       {"index_key_bytes_per_token", index_layout.num_bytes()},
       {"machine",

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "base/json.h"
+#include "kernels/paged_rows.h"
 
 namespace fathom::bench {
 
@@ -16,7 +16,7 @@ struct DsaOptions {
   int64_t prefill_tokens = 64;
   int64_t index_heads = 64, index_dim = 128, top_k = 2048;
   int64_t heads = 128, latent_dim = 512, rope_dim = 64;
-  std::string cache = "fp8";  // or "bf16", "f32"
+  kernels::RowFormat cache = kernels::RowFormat::kFP8;
 };
 
 // Random FP8 keys and latents. Per context: `decode` (one query at the end) and `prefill` (the last

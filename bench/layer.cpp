@@ -4,12 +4,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <functional>
 
 #include "base/parallel.h"
-#include "base/progress.h"
 #include "base/random.h"
 #include "bench/machine.h"
+#include "bench/timing.h"
 #include "model/transformer.h"
 
 namespace fathom::bench {
@@ -103,16 +102,6 @@ int64_t weight_bytes_per_token(const model::Config& c) {
          4 * c.hidden_size * (c.n_routed_experts + c.index_n_heads);
 }
 
-double best_ms(int repeats, const std::function<void(int)>& run) {
-  double best = 1e30;
-  for (int i = 0; i < repeats; ++i) {
-    const base::Stopwatch watch;
-    run(i);
-    best = std::min(best, 1e3 * watch.seconds());
-  }
-  return best;
-}
-
 void check_memory(const model::Config& c) {
   const int64_t needed = 3 * c.hidden_size * c.moe_intermediate_size * c.n_routed_experts;
   const int64_t available = ::sysconf(_SC_AVPHYS_PAGES) * ::sysconf(_SC_PAGESIZE);
@@ -139,9 +128,10 @@ Json measure_layer(const LayerOptions& options) {
   const Tensor hidden = torch::randn({8 * options.prefill_tokens, config.hidden_size});
   const auto run_ms = [&](model::KvCache& cache, int64_t count) {
     const model::Segment segment{count, cache.num_tokens(), &cache};
-    return best_ms(5, [&](int i) {
-      model::forward_layer(model, 0, hidden.narrow(0, i * count, count), {&segment, 1}, forward);
-    });
+    return 1e3 * best_seconds({}, [&](int i) {
+             model::forward_layer(model, 0, hidden.narrow(0, i * count, count), {&segment, 1},
+                                  forward);
+           });
   };
   Json result = {
       {"threads", base::num_threads()},

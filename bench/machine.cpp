@@ -1,11 +1,10 @@
 #include "bench/machine.h"
 
-#include <algorithm>
 #include <atomic>
 #include <vector>
 
 #include "base/parallel.h"
-#include "base/progress.h"
+#include "bench/timing.h"
 #include "kernels/simd.h"
 
 namespace fathom::bench {
@@ -46,30 +45,19 @@ float sum_of(const float* data, int64_t count) {
   return kernels::horizontal_sum(sum[0] + sum[1] + sum[2] + sum[3]);
 }
 
-// Best of five: a peak is what the machine can do, not what it did on average.
-template <typename Run>
-double best_seconds(const Run& run) {
-  double best = 1e9;
-  for (int i = 0; i < 5; ++i) {
-    const base::Stopwatch watch;
-    run();
-    best = std::min(best, watch.seconds());
-  }
-  return best;
-}
-
 }  // namespace
 
 MachinePeaks measure_machine() {
   const int64_t threads = base::num_threads();
   std::atomic<float> sink = 0;
-  const double compute_s = best_seconds([&] {
+  // The best run: a peak is what the machine can do, not what it did on average.
+  const double compute_s = best_seconds({}, [&](int) {
     base::parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) sink = multiply_add_rounds();
     });
   });
   const std::vector<float> buffer(kBufferFloats, 1.0f);
-  const double read_s = best_seconds([&] {
+  const double read_s = best_seconds({}, [&](int) {
     base::parallel_for(kBufferFloats, kBufferFloats / threads, [&](int64_t begin, int64_t end) {
       sink = sum_of(buffer.data() + begin, end - begin);
     });

@@ -5,6 +5,7 @@
 #include "bench/dsa.h"
 #include "bench/foundation.h"
 #include "bench/layer.h"
+#include "cli/cache_option.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
 
@@ -43,9 +44,7 @@ void add_dsa(CLI::App& bench) {
   command->add_option("--threads", options->num_threads, "Threads")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  command->add_option("--cache", options->cache, "How rows are stored")
-      ->check(CLI::IsMember({"fp8", "bf16", "f32"}))
-      ->capture_default_str();
+  add_cache_option(*command, options->cache);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
   command->callback([options, is_json] { print(bench::measure_dsa(*options), *is_json); });
 }

@@ -1,9 +1,8 @@
 #include "server/server.h"
 
-#include <map>
 #include <memory>
-#include <string>
 
+#include "cli/cache_option.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
 
@@ -24,14 +23,7 @@ void add_serve_command(CLI::App& app) {
                    "Requests generated at the same time; others wait")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  using kernels::RowFormat;
-  command
-      ->add_option("--cache", options->cache_format,
-                   "How the KV cache stores its rows: f32, bf16, or fp8 (656 + 132 bytes a token "
-                   "and layer at V3.2's shape)")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, RowFormat>{
-          {"f32", RowFormat::kF32}, {"bf16", RowFormat::kBF16}, {"fp8", RowFormat::kFP8}}))
-      ->default_str("bf16");
+  add_cache_option(*command, options->cache_format);
   command
       ->add_option("--cache-mib", options->cache_mib,
                    "Memory of all KV caches; requests that find no room wait")

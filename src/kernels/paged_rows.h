@@ -4,12 +4,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string_view>
+#include <utility>
 
 #include "base/check.h"
 
 namespace fathom::kernels {
 
 enum class RowFormat { kF32, kBF16, kFP8 };
+inline constexpr std::pair<std::string_view, RowFormat> kRowFormats[] = {
+    {"f32", RowFormat::kF32}, {"bf16", RowFormat::kBF16}, {"fp8", RowFormat::kFP8}};
 
 // A row's values: first `quantised` of them, which kFP8 stores as e4m3 with one f32 power-of-two
 // scale a group of 128 (values, then scales), then `exact` ones (the rotary part), which kFP8
