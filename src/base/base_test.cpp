@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -101,6 +102,43 @@ TEST(File, FullDiskIsAnErrorThatNamesTheFile) {
   }
   EXPECT_TRUE(std::filesystem::is_empty(folder));
   std::filesystem::remove_all(folder);
+}
+
+TEST(File, WritesOverNothingButFiles) {
+  const auto folder = std::filesystem::temp_directory_path() / "fathom_special_test";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder / "folder");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("/dev/null", folder / "device");
+  for (const char* name : {"folder", "pipe", "device"}) {
+    const auto type = std::filesystem::symlink_status(folder / name).type();
+    EXPECT_THROW(write_file_atomically(folder / name, "x"), Error) << name;
+    EXPECT_EQ(std::filesystem::symlink_status(folder / name).type(), type) << name;
+  }
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 3);
+  std::filesystem::remove_all(folder);
+}
+
+TEST(Json, ABadByteIsShownAsANumber) {
+  try {
+    parse_json("{\"a\": \"x\xff\"}", "c");
+    FAIL();
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    EXPECT_NE(what.find("\\xff"), std::string::npos) << what;
+    EXPECT_EQ(what.find('\xff'), std::string::npos) << what;
+  }
+}
+
+TEST(Json, AFileGivesNoKeyTwice) {
+  const std::string text = R"({"a": {"b": 1, "c": [{"b": 2}]}, "b": {"b": 1, "b": 2}})";
+  EXPECT_NO_THROW(parse_json(text, "t"));
+  try {
+    parse_json(text, "t", DuplicateKeys::kRefused);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(), "t: key \"b\" stands twice in one object");
+  }
 }
 
 TEST(Json, ErrorsNameSourceLineAndColumn) {

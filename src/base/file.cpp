@@ -27,6 +27,11 @@ std::string read_file(const std::filesystem::path& path) {
 
 AtomicFile::AtomicFile(std::filesystem::path path)
     : path_(std::move(path)), temporary_(path_.string() + ".tmp." + std::to_string(::getpid())) {
+  // A rename would put the file in the place of a device, a pipe or a socket.
+  std::error_code ignored;
+  const auto target = std::filesystem::status(path_, ignored);
+  if (std::filesystem::exists(target) && !std::filesystem::is_regular_file(target))
+    fail("{}: is a folder, a device or a pipe; expected a file's name", path_.string());
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (descriptor_ < 0) fail("{}: cannot create: {}", temporary_.string(), std::strerror(errno));
 }

@@ -14,7 +14,8 @@ namespace fathom::base {
 std::string read_file(const std::filesystem::path& path);
 
 // Writes to PATH.tmp.PID and renames on commit(). Destroyed without commit, it leaves nothing
-// behind. Throws Error on any failed write (full disk), sync or rename.
+// behind. Throws Error on any failed write (full disk), sync or rename, and where `path` is there
+// already and no regular file.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);

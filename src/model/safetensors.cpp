@@ -122,7 +122,7 @@ Safetensors Safetensors::open(const std::filesystem::path& path) {
         "safetensors",
         name, header_bytes, bytes.size());
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes);
-  const Json header = base::parse_json(text, name + ": header");
+  const Json header = base::parse_json(text, name + ": header", base::DuplicateKeys::kRefused);
   if (!header.is_object()) fail("{}: header is not a JSON object", name);
   const std::byte* data = bytes.data() + 8 + header_bytes;
   const uint64_t data_bytes = bytes.size() - 8 - header_bytes;

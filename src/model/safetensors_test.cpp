@@ -102,6 +102,13 @@ TEST_F(SafetensorsTest, RefusesBadEntries) {
             "tensor b begins at byte 4 of the data; expected 8 (tensors overlap or leave a gap)");
 }
 
+TEST_F(SafetensorsTest, RefusesATensorGivenTwice) {
+  write(R"({"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},)"
+        R"("a":{"dtype":"U8","shape":[8],"data_offsets":[8,16]}})",
+        16);
+  EXPECT_EQ(error(), "header: key \"a\" stands twice in one object");
+}
+
 TEST_F(SafetensorsTest, EveryTruncationIsAnErrorAndNothingElse) {
   const float values[8] = {};
   const NamedTensor tensor{"x", {DType::kF32, {8}, reinterpret_cast<const std::byte*>(values)}};

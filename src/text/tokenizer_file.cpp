@@ -109,8 +109,20 @@ std::vector<std::string> read_splits(const Field& file) {
   fail("{}: must end in a ByteLevel stage", stages.path);
 }
 
+// Those that add special tokens are left out: the chat format writes them. Others change the text.
+void check_post_processor(const Field& stage) {
+  const std::string& type = stage.object().at("type").text();
+  if (type == "Sequence") {
+    const Field stages = stage.at("processors").array();
+    for (size_t i = 0; i < stages.json.size(); ++i) check_post_processor(stages.at(i));
+  } else if (type != "ByteLevel" && type != "TemplateProcessing") {
+    fail("{}: {} is not supported; only ByteLevel and TemplateProcessing are", stage.path, type);
+  }
+}
+
 void check_model(const Field& file, const Field& model) {
-  // Files from before version 0.9 of the library have no type: then it is BPE if it has merges.
+  // Files from before version 0.9 of the library have no type: merges, asked for below, make it
+  // BPE.
   if (model.json.contains("type") && model.at("type").text() != "BPE") {
     fail("{}: {} is not supported; only BPE is", model.at("type").path, model.at("type").text());
   }
@@ -218,23 +230,17 @@ class VocabularyReader {
   std::unordered_map<std::string, TokenId> ids_;
 };
 
-SortedJson parse(std::string_view text, std::string_view source) {
-  try {
-    return SortedJson::parse(text);
-  } catch (const SortedJson::exception& error) {
-    fail("{}: not valid JSON: {}", source, error.what());
-  }
-}
-
 }  // namespace
 
 TokenizerParts read_tokenizer_parts(std::string_view tokenizer_json, std::string_view source) {
-  const SortedJson json = parse(tokenizer_json, source);
+  const SortedJson json = base::parse_sorted_json(tokenizer_json, source);
   const Field file{json, fmt::format("{}: ", source)};
   file.object();
   const Field model = file.at("model").object();
   check_model(file, model);
   check_normalizer(file);
+  if (json.contains("post_processor") && !json.at("post_processor").is_null())
+    check_post_processor(file.at("post_processor"));
   TokenizerParts parts;
   parts.splits = read_splits(file);
   parts.added_tokens = read_added_tokens(file);

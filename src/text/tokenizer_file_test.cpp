@@ -78,6 +78,24 @@ const Refusal kRefusals[] = {
      "t: pre_tokenizer: regular expression 'a(': missing closing parenthesis at byte 2"},
     {"decoder", [](Json& f) { f["decoder"]["type"] = "Metaspace"; },
      "t: decoder: Metaspace is not supported; only ByteLevel is"},
+    {"post-processor",
+     [](Json& f) {
+       f["post_processor"] = {{"type", "BertProcessing"}};
+     },
+     "t: post_processor: BertProcessing is not supported; only ByteLevel and TemplateProcessing "
+     "are"},
+    {"post-processors",
+     [](Json& f) {
+       f["post_processor"] = {{"type", "Sequence"}, {"processors", {{{"type", "Odd"}}}}};
+     },
+     "t: post_processor.processors[0]: Odd is not supported; only ByteLevel and "
+     "TemplateProcessing are"},
+    {"neither type nor merges",
+     [](Json& f) {
+       f["model"].erase("type");
+       f["model"].erase("merges");
+     },
+     "t: model.merges: missing"},
     {"lstrip", [](Json& f) { f["added_tokens"][1]["lstrip"] = true; },
      "t: added_tokens[1].lstrip: true is not supported; only false is"},
     {"rstrip", [](Json& f) { f["added_tokens"][0]["rstrip"] = true; },
@@ -122,12 +140,22 @@ TEST(TokenizerFile, RefusesOtherKindsByName) {
   }
 }
 
+TEST(TokenizerFile, PostProcessorsThatAddSpecialTokensAreLeftOut) {
+  Json file = small_tokenizer_json();
+  file["post_processor"] = {
+      {"type", "Sequence"},
+      {"processors", {{{"type", "ByteLevel"}}, {{"type", "TemplateProcessing"}}}}};
+  EXPECT_EQ(Tokenizer::parse(file.dump(), "t").encode("hello"),
+            Tokenizer::parse(small_tokenizer_json().dump(), "t").encode("hello"));
+}
+
 TEST(TokenizerFile, RefusesWhatIsNotJson) {
   try {
     Tokenizer::parse("{\"model\": ", "t");
     FAIL();
   } catch (const Error& error) {
-    EXPECT_TRUE(std::string(error.what()).starts_with("t: not valid JSON: ")) << error.what();
+    EXPECT_TRUE(std::string(error.what()).starts_with("t: not valid JSON at line 1, column 11: "))
+        << error.what();
   }
   EXPECT_THROW(Tokenizer::load("/nonexistent/tokenizer.json"), Error);
 }
