@@ -59,7 +59,8 @@ class Shards {
     if (!json.is_object() || !json.contains("weight_map") || !json["weight_map"].is_object())
       fail("{}: expected an object with \"weight_map\"", index.string());
     for (const auto& [name, file] : json["weight_map"].items()) {
-      if (!file.is_string() || file.get<std::string>().find('/') != std::string::npos)
+      if (!file.is_string() || file.get<std::string>().empty() ||
+          file.get<std::string>().find('/') != std::string::npos)
         fail("{}: weight_map[\"{}\"] is {}; expected a file name", index.string(), name,
              file.dump());
       const auto file_name = file.get<std::string>();
@@ -127,7 +128,8 @@ void load_scale(const TensorSlot& slot, const Shards& shards) {
   *slot.scale_inv = as_tensor(*found, name, shards.description()).to(torch::kFloat32).contiguous();
 }
 
-void load_slot(const TensorSlot& slot, const Shards& shards) {
+// Returns whether the tensor is F8_E4M3.
+bool load_slot(const TensorSlot& slot, const Shards& shards) {
   const std::string& where = shards.description();
   const auto found = shards.find(slot.name);
   if (!found)
@@ -142,6 +144,7 @@ void load_slot(const TensorSlot& slot, const Shards& shards) {
   // Vectors are few bytes and the kernels read them as f32.
   const bool is_vector = slot.shape.size() == 1;
   *slot.tensor = is_vector ? tensor.to(torch::kFloat32) : tensor;
+  return is_fp8;
 }
 
 // Tensors that a checkpoint may hold beyond ours: the MTP layer's copies of embedding and head.
@@ -213,8 +216,13 @@ Model load_checkpoint(const std::filesystem::path& folder) {
   model.weights = empty_weights(model.config);
   const Shards shards(folder);
   const auto slots = tensor_slots(model.weights, model.config);
-  for (const TensorSlot& slot : slots) load_slot(slot, shards);
+  bool has_fp8 = false;
+  for (const TensorSlot& slot : slots) has_fp8 |= load_slot(slot, shards);
   refuse_unknown_tensors(slots, shards);
+  if (has_fp8 != model.config.has_fp8_weights)
+    fail("{}: {} tensor is F8_E4M3, but {} quantization_config; expected both or neither",
+         shards.description(), has_fp8 ? "a" : "no",
+         (folder / "config.json").string() + (has_fp8 ? " has no" : " has a"));
   return model;
 }
 

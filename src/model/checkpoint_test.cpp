@@ -122,6 +122,34 @@ TEST_F(CheckpointTest, ShapesAndStrangersAreNamed) {
             "BF16 or F8_E4M3");
 }
 
+TEST_F(CheckpointTest, QuantizationThatTheWeightsDoNotHaveIsRefused) {
+  std::filesystem::copy(golden("tiny-bf16") / "model.safetensors", folder_ / "model.safetensors");
+  std::filesystem::copy(golden("tiny-fp8") / "config.json", folder_ / "config.json");
+  EXPECT_EQ(error(),
+            "model.safetensors: no tensor is F8_E4M3, but config.json has a quantization_config; "
+            "expected both or neither");
+  std::filesystem::remove(folder_ / "model.safetensors");
+  std::filesystem::copy(golden("tiny-fp8") / "model.safetensors", folder_ / "model.safetensors");
+  Json config = base::read_json_file(golden("tiny-fp8") / "config.json");
+  config.erase("quantization_config");
+  base::write_file_atomically(folder_ / "config.json", config.dump());
+  EXPECT_EQ(error(),
+            "model.safetensors: a tensor is F8_E4M3, but config.json has no quantization_config; "
+            "expected both or neither");
+}
+
+TEST_F(CheckpointTest, AnIndexNamesFilesOfItsOwnFolder) {
+  write_config([](Json&) {});
+  for (const char* name : {"", "../other.safetensors"}) {
+    const Json index = {{"weight_map", {{"lm_head.weight", name}}}};
+    base::write_file_atomically(folder_ / "model.safetensors.index.json", index.dump());
+    EXPECT_EQ(error(),
+              fmt::format("model.safetensors.index.json: weight_map[\"lm_head.weight\"] is "
+                          "\"{}\"; expected a file name",
+                          name));
+  }
+}
+
 TEST_F(CheckpointTest, AFullDiskLeavesNothingHalfWritten) {
   const Model model = load_checkpoint(golden("tiny-bf16"));
   const auto target = folder_ / "model.safetensors";

@@ -11,6 +11,11 @@
 namespace fathom::model {
 namespace {
 
+// Far above every model: a product of two sizes stays far below what an int64 holds.
+constexpr int64_t kLargestSize = 1 << 24;
+constexpr int64_t kMostLayers = 1024;
+constexpr int64_t kMostExperts = 1 << 17;  // of all layers together
+
 // Reads fields one by one and remembers which, so that unknown ones can be refused by name.
 class FieldReader {
  public:
@@ -35,10 +40,23 @@ class FieldReader {
     return value->get<int64_t>();
   }
 
-  int64_t positive(const std::string& key, std::optional<int64_t> otherwise = {}) {
+  int64_t between(const std::string& key, int64_t least, int64_t most,
+                  std::optional<int64_t> otherwise = {}) {
     const int64_t value = integer(key, otherwise);
-    if (value < 1)
-      fail("{}: field \"{}{}\" is {}; expected at least 1", source_, prefix_, key, value);
+    if (value < least || value > most)
+      fail("{}: field \"{}{}\" is {}; expected {} to {}", source_, prefix_, key,
+           find(key) ? find(key)->dump() : "missing", least, most);
+    return value;
+  }
+
+  int64_t size(const std::string& key, std::optional<int64_t> otherwise = {}) {
+    return between(key, 1, kLargestSize, otherwise);
+  }
+
+  double positive(const std::string& key, std::optional<double> otherwise = {}) {
+    const double value = number(key, otherwise);
+    if (value <= 0)
+      fail("{}: field \"{}{}\" is {}; expected above 0", source_, prefix_, key, value);
     return value;
   }
 
@@ -95,20 +113,24 @@ std::optional<RopeScaling> parse_rope_scaling(const Json* json, std::string_view
   fields.ignore({"rope_theta"});
   RopeScaling scaling;
   scaling.factor = fields.number("factor");
-  scaling.original_max_position_embeddings = fields.positive("original_max_position_embeddings");
-  scaling.beta_fast = fields.number("beta_fast", scaling.beta_fast);
-  scaling.beta_slow = fields.number("beta_slow", scaling.beta_slow);
+  scaling.original_max_position_embeddings = fields.size("original_max_position_embeddings");
+  scaling.beta_fast = fields.positive("beta_fast", scaling.beta_fast);
+  scaling.beta_slow = fields.positive("beta_slow", scaling.beta_slow);
   scaling.mscale = fields.number("mscale", 1.0);
   scaling.mscale_all_dim = fields.number("mscale_all_dim", 1.0);
   fields.refuse_the_rest();
   if (scaling.mscale != scaling.mscale_all_dim)
     fail(
         "{}: rope_scaling.mscale is {} and rope_scaling.mscale_all_dim is {}; only equal values "
-        "are "
-        "supported",
+        "are supported",
         source, scaling.mscale, scaling.mscale_all_dim);
   if (scaling.factor < 1)
     fail("{}: rope_scaling.factor is {}; expected at least 1", source, scaling.factor);
+  if (scaling.beta_fast <= scaling.beta_slow)
+    fail(
+        "{}: rope_scaling.beta_fast is {} and rope_scaling.beta_slow is {}; expected beta_fast > "
+        "beta_slow",
+        source, scaling.beta_fast, scaling.beta_slow);
   return scaling;
 }
 
@@ -126,31 +148,31 @@ bool parse_quantization(const Json* json, std::string_view source) {
 }
 
 void read_attention(FieldReader& fields, Config& config) {
-  config.num_attention_heads = fields.positive("num_attention_heads");
-  config.q_lora_rank = fields.positive("q_lora_rank");
-  config.kv_lora_rank = fields.positive("kv_lora_rank");
-  config.qk_nope_head_dim = fields.positive("qk_nope_head_dim");
-  config.qk_rope_head_dim = fields.positive("qk_rope_head_dim");
-  config.v_head_dim = fields.positive("v_head_dim");
+  config.num_attention_heads = fields.size("num_attention_heads");
+  config.q_lora_rank = fields.size("q_lora_rank");
+  config.kv_lora_rank = fields.size("kv_lora_rank");
+  config.qk_nope_head_dim = fields.size("qk_nope_head_dim");
+  config.qk_rope_head_dim = fields.size("qk_rope_head_dim");
+  config.v_head_dim = fields.size("v_head_dim");
   fields.require("num_key_value_heads", config.num_attention_heads);
   fields.require("attention_bias", false);
   fields.require("attention_dropout", 0.0);
-  config.index_n_heads = fields.positive("index_n_heads");
-  config.index_head_dim = fields.positive("index_head_dim");
-  config.index_topk = fields.positive("index_topk");
+  config.index_n_heads = fields.size("index_n_heads");
+  config.index_head_dim = fields.size("index_head_dim");
+  config.index_topk = fields.size("index_topk");
   config.indexer_rope_interleave = fields.boolean("indexer_rope_interleave", false);
 }
 
 void read_experts(FieldReader& fields, Config& config) {
-  config.first_k_dense_replace = fields.integer("first_k_dense_replace");
-  config.n_routed_experts = fields.positive("n_routed_experts");
-  config.n_shared_experts = fields.positive("n_shared_experts");
-  config.num_experts_per_tok = fields.positive("num_experts_per_tok");
-  config.moe_intermediate_size = fields.positive("moe_intermediate_size");
-  config.n_group = fields.positive("n_group", 1);
-  config.topk_group = fields.positive("topk_group", 1);
+  config.first_k_dense_replace = fields.between("first_k_dense_replace", 0, kMostLayers);
+  config.n_routed_experts = fields.size("n_routed_experts");
+  config.n_shared_experts = fields.size("n_shared_experts");
+  config.num_experts_per_tok = fields.size("num_experts_per_tok");
+  config.moe_intermediate_size = fields.size("moe_intermediate_size");
+  config.n_group = fields.size("n_group", 1);
+  config.topk_group = fields.size("topk_group", 1);
   config.norm_topk_prob = fields.boolean("norm_topk_prob", true);
-  config.routed_scaling_factor = fields.number("routed_scaling_factor", 1.0);
+  config.routed_scaling_factor = fields.positive("routed_scaling_factor", 1.0);
   fields.require("moe_layer_freq", 1);
   fields.require("scoring_func", "sigmoid");
   fields.require("topk_method", "noaux_tc");
@@ -166,7 +188,6 @@ void check_contradictions(const Config& c, std::string_view source) {
   at_most("num_experts_per_tok", c.num_experts_per_tok, "n_routed_experts", c.n_routed_experts);
   at_most("topk_group", c.topk_group, "n_group", c.n_group);
   at_most("qk_rope_head_dim", c.qk_rope_head_dim, "index_head_dim", c.index_head_dim);
-  at_most("num_nextn_predict_layers", c.num_nextn_predict_layers, "1 (the most supported)", 1);
   if (c.n_routed_experts % c.n_group != 0)
     fail("{}: n_routed_experts is {} and n_group is {}; expected a multiple", source,
          c.n_routed_experts, c.n_group);
@@ -180,8 +201,14 @@ void check_contradictions(const Config& c, std::string_view source) {
   if ((c.index_head_dim & (c.index_head_dim - 1)) != 0)
     fail("{}: index_head_dim is {}; expected a power of two (Hadamard transform)", source,
          c.index_head_dim);
-  if (c.first_k_dense_replace < 0 || c.num_nextn_predict_layers < 0)
-    fail("{}: first_k_dense_replace and num_nextn_predict_layers must not be negative", source);
+  at_most("num_hidden_layers * n_routed_experts", c.num_hidden_layers * c.n_routed_experts,
+          "the most experts supported", kMostExperts);
+  at_most("bos_token_id", c.bos_token_id, "vocab_size - 1", c.vocab_size - 1);
+  at_most("eos_token_id", c.eos_token_id, "vocab_size - 1", c.vocab_size - 1);
+  if (c.rope_scaling)
+    at_most("rope_scaling.original_max_position_embeddings",
+            c.rope_scaling->original_max_position_embeddings, "max_position_embeddings",
+            c.max_position_embeddings);
 }
 
 }  // namespace
@@ -199,21 +226,21 @@ Config parse_config(const Json& json, std::string_view source) {
   fields.require("model_type", "deepseek_v32", false);
   fields.require("architectures", Json::array({"DeepseekV32ForCausalLM"}));
   Config config;
-  config.vocab_size = fields.positive("vocab_size");
-  config.hidden_size = fields.positive("hidden_size");
-  config.num_hidden_layers = fields.positive("num_hidden_layers");
-  config.num_nextn_predict_layers = fields.integer("num_nextn_predict_layers", 0);
-  config.intermediate_size = fields.positive("intermediate_size");
-  config.max_position_embeddings = fields.positive("max_position_embeddings");
-  config.rms_norm_eps = fields.number("rms_norm_eps", 1e-6);
-  config.rope_theta = fields.number("rope_theta", 10000.0);
+  config.vocab_size = fields.size("vocab_size");
+  config.hidden_size = fields.size("hidden_size");
+  config.num_hidden_layers = fields.between("num_hidden_layers", 1, kMostLayers);
+  config.num_nextn_predict_layers = fields.between("num_nextn_predict_layers", 0, 1, 0);
+  config.intermediate_size = fields.size("intermediate_size");
+  config.max_position_embeddings = fields.size("max_position_embeddings");
+  config.rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
+  config.rope_theta = fields.positive("rope_theta", 10000.0);
   config.rope_scaling = parse_rope_scaling(fields.find("rope_scaling"), source);
   read_attention(fields, config);
   read_experts(fields, config);
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
-  config.bos_token_id = fields.integer("bos_token_id", 0);
-  config.eos_token_id = fields.integer("eos_token_id", 1);
-  config.initializer_range = fields.number("initializer_range", config.initializer_range);
+  config.bos_token_id = fields.between("bos_token_id", 0, kLargestSize, 0);
+  config.eos_token_id = fields.between("eos_token_id", 0, kLargestSize, 1);
+  config.initializer_range = fields.positive("initializer_range", config.initializer_range);
   config.has_fp8_weights = parse_quantization(fields.find("quantization_config"), source);
   fields.require("hidden_act", "silu");
   fields.require("tie_word_embeddings", false);

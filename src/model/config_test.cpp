@@ -47,7 +47,7 @@ TEST(Config, RefusesByName) {
       {"type", [](Json& c) { c["hidden_size"] = "wide"; },
        "c.json: field \"hidden_size\" is \"wide\"; expected an integer"},
       {"zero", [](Json& c) { c["vocab_size"] = 0; },
-       "c.json: field \"vocab_size\" is 0; expected at least 1"},
+       "c.json: field \"vocab_size\" is 0; expected 1 to 16777216"},
       {"unknown", [](Json& c) { c["sliding_window"] = 4096; },
        "c.json: field \"sliding_window\" is unknown; remove it if the model does not need it"},
       {"unsupported", [](Json& c) { c["scoring_func"] = "softmax"; },
@@ -56,8 +56,7 @@ TEST(Config, RefusesByName) {
        "c.json: field \"model_type\" is \"llama\"; only \"deepseek_v32\" is supported"},
       {"contradiction", [](Json& c) { c["num_experts_per_tok"] = 9; },
        "c.json: num_experts_per_tok is 9 but n_routed_experts is 8; expected num_experts_per_tok "
-       "<= "
-       "n_routed_experts"},
+       "<= n_routed_experts"},
       {"groups", [](Json& c) { c["n_group"] = 3; },
        "c.json: n_routed_experts is 8 and n_group is 3; expected a multiple"},
       {"odd rope", [](Json& c) { c["qk_rope_head_dim"] = 15; },
@@ -66,6 +65,47 @@ TEST(Config, RefusesByName) {
        "c.json: index_head_dim is 96; expected a power of two (Hadamard transform)"},
       {"yarn", [](Json& c) { c["rope_scaling"]["type"] = "linear"; },
        "c.json: field \"rope_scaling.type\" is \"linear\"; only \"yarn\" is supported"},
+      {"a trillion layers", [](Json& c) { c["num_hidden_layers"] = 1000000000000; },
+       "c.json: field \"num_hidden_layers\" is 1000000000000; expected 1 to 1024"},
+      {"a context of 2^64", [](Json& c) { c["max_position_embeddings"] = 18446744073709551615u; },
+       "c.json: field \"max_position_embeddings\" is 18446744073709551615; expected 1 to "
+       "16777216"},
+      {"experts",
+       [](Json& c) {
+         c["num_hidden_layers"] = 1024;
+         c["n_routed_experts"] = 1024;
+       },
+       "c.json: num_hidden_layers * n_routed_experts is 1048576 but the most experts supported is "
+       "131072; expected num_hidden_layers * n_routed_experts <= the most experts supported"},
+      {"MTP", [](Json& c) { c["num_nextn_predict_layers"] = 2; },
+       "c.json: field \"num_nextn_predict_layers\" is 2; expected 0 to 1"},
+      {"epsilon", [](Json& c) { c["rms_norm_eps"] = -1; },
+       "c.json: field \"rms_norm_eps\" is -1; expected above 0"},
+      {"theta", [](Json& c) { c["rope_theta"] = 0; },
+       "c.json: field \"rope_theta\" is 0; expected above 0"},
+      {"gate scale", [](Json& c) { c["routed_scaling_factor"] = -2.5; },
+       "c.json: field \"routed_scaling_factor\" is -2.5; expected above 0"},
+      {"initial values", [](Json& c) { c["initializer_range"] = -0.02; },
+       "c.json: field \"initializer_range\" is -0.02; expected above 0"},
+      {"EOS", [](Json& c) { c["eos_token_id"] = 256; },
+       "c.json: eos_token_id is 256 but vocab_size - 1 is 255; expected eos_token_id <= vocab_size "
+       "- 1"},
+      {"BOS", [](Json& c) { c["bos_token_id"] = -1; },
+       "c.json: field \"bos_token_id\" is -1; expected 0 to 16777216"},
+      {"betas",
+       [](Json& c) {
+         c["rope_scaling"]["beta_fast"] = 1;
+         c["rope_scaling"]["beta_slow"] = 32;
+       },
+       "c.json: rope_scaling.beta_fast is 1 and rope_scaling.beta_slow is 32; expected beta_fast > "
+       "beta_slow"},
+      {"no beta", [](Json& c) { c["rope_scaling"]["beta_slow"] = 0; },
+       "c.json: field \"rope_scaling.beta_slow\" is 0; expected above 0"},
+      {"original context",
+       [](Json& c) { c["rope_scaling"]["original_max_position_embeddings"] = 512; },
+       "c.json: rope_scaling.original_max_position_embeddings is 512 but max_position_embeddings "
+       "is "
+       "256; expected rope_scaling.original_max_position_embeddings <= max_position_embeddings"},
       {"blocks",
        [](Json& c) {
          c["quantization_config"]["weight_block_size"] = {64, 64};
