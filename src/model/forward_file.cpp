@@ -48,7 +48,7 @@ struct RowResult {
 
 RowResult run_row(const Model& model, const Tensor& tokens_T, const ForwardFileOptions& options) {
   const int64_t length = tokens_T.size(0), layers = model.config.num_hidden_layers;
-  const int64_t prompt = std::min(options.prefill.value_or(length), length);
+  const int64_t prompt = options.prefill.value_or(length);
   KvCache cache(model.config);
   std::vector<Tensor> logit_rows;
   std::vector<std::vector<Tensor>> hidden(layers), topk(layers);
@@ -87,12 +87,15 @@ void run_forward_file(const ForwardFileOptions& options) {
   const torch::NoGradGuard no_grad;
   const Model model = load_checkpoint(options.model);
   const Tensor tokens_BT = read_tokens(options.tokens, model.config);
-  if (options.prefill && *options.prefill < 1)
-    fail("--prefill {}: expected at least 1", *options.prefill);
+  if (options.prefill && (*options.prefill < 1 || *options.prefill > tokens_BT.size(1)))
+    fail("--prefill {}: expected 1 to the {} tokens of a row", *options.prefill, tokens_BT.size(1));
   std::map<std::string, std::vector<Tensor>> rows;
   base::Progress progress("forward", static_cast<double>(tokens_BT.numel()), "tokens");
   for (int64_t b = 0; b < tokens_BT.size(0); ++b) {
     const RowResult row = run_row(model, tokens_BT[b], options);
+    if (!torch::isfinite(row.logits_TV).all().item<bool>())
+      fail("{}: the logits of row {} are not finite; the weights are damaged",
+           options.model.string(), b);
     rows["logits"].push_back(row.logits_TV);
     for (size_t i = 0; i < row.hidden_TD.size(); ++i) {
       rows[fmt::format("layer{}.hidden", i)].push_back(row.hidden_TD[i]);

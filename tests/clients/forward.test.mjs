@@ -90,6 +90,7 @@ test('wrong files and keys are named, and nothing is written', async () => {
     [[join(folder, 'junk.safetensors')], /junk\.safetensors/],
     [[`${cases}:plain.long.logits`], /plain\.long\.logits/],
   ];
+  table.push([[`${cases}:plain.long.tokens`, '--prefill', '1000'], /--prefill 1000: expected 1 to the \d+ tokens/]);
   for (const [[tokens, ...more], message] of table) {
     const result = await run(['forward', '--model', data, '--tokens', tokens, '--out', out, ...more]);
     assert.equal(result.code, 1, tokens);
