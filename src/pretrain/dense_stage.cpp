@@ -140,9 +140,13 @@ Json identity(Json recipe) {
 }  // namespace
 
 void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path) {
+  const bool has_tokenizer = std::filesystem::exists(tokenizer_folder(recipe) / "tokenizer.json");
+  if (!has_tokenizer && recipe.tokenizer.vocab_size < text::smallest_vocab_size())
+    fail("{}: \"tokenizer.vocab_size\" is {}; the bytes and special tokens alone are {}",
+         recipe_path.string(), recipe.tokenizer.vocab_size, text::smallest_vocab_size());
   if (!std::filesystem::exists(recipe.data / "text" / "manifest.json"))
     text::build_corpus({.recipe = recipe_path, .output = recipe.data / "text"});
-  if (!std::filesystem::exists(tokenizer_folder(recipe) / "tokenizer.json"))
+  if (!has_tokenizer)
     text::train_tokenizer({.inputs = {recipe.data / "text"},
                            .output = tokenizer_folder(recipe),
                            .bpe = {.vocab_size = static_cast<int>(recipe.tokenizer.vocab_size)}});

@@ -36,6 +36,19 @@ Json trainer_json(const fs::path& run) {
   return base::read_json_file(run / name / "trainer.json");
 }
 
+TEST(PrepareData, RefusesAVocabularyWithoutRoomForTheBytesBeforeItGathersText) {
+  const auto folder = empty_folder("small_vocabulary");
+  try {
+    prepare_data(parse_recipe(tiny_recipe(folder / "data"), "r.json"), "r.json");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "r.json: \"tokenizer.vocab_size\" is 64; the bytes and special tokens alone are "
+                 "267");
+  }
+  EXPECT_FALSE(fs::exists(folder / "data"));
+}
+
 class DenseStage : public testing::Test {
  protected:
   // The folder is not emptied: a death test's child process passes here, too.

@@ -59,6 +59,8 @@ void require(bool condition, std::string_view source, const std::string& what) {
 }
 
 void check(const Recipe& r, std::string_view source) {
+  require(!r.model.has_fp8_weights, source,
+          "\"model.quantization_config\": FP8 weights cannot be trained; remove it");
   const TrainingRecipe& t = r.training;
   const OptimizerRecipe& o = r.optimizer;
   require(t.steps >= 1, source, "\"training.steps\" must be at least 1");
@@ -73,7 +75,9 @@ void check(const Recipe& r, std::string_view source) {
   require(
       t.schedule == "wsd" || t.schedule == "cosine", source,
       fmt::format("\"training.schedule\" is \"{}\"; expected \"wsd\" or \"cosine\"", t.schedule));
-  require(t.warmup_steps >= 0, source, "\"training.warmup_steps\" must be at least 0");
+  require(t.warmup_steps >= 0 && t.warmup_steps <= t.steps, source,
+          fmt::format("\"training.warmup_steps\" is {}; expected 0 to steps = {}", t.warmup_steps,
+                      t.steps));
   require(t.decay_fraction >= 0 && t.decay_fraction <= 1, source,
           "\"training.decay_fraction\" must lie in 0..1");
   require(t.final_fraction >= 0 && t.final_fraction <= 1, source,

@@ -40,6 +40,17 @@ TEST(Recipe, FieldsAndOverrides) {
   EXPECT_THROW(read_recipe(path, {"training.step=3"}), Error);
 }
 
+TEST(Recipe, AKeyGivenTwiceIsRefused) {
+  const auto path = empty_folder("recipe_twice") / "r.json";
+  base::write_file_atomically(path, R"({"data": "a", "data": "b", "model": {}})");
+  try {
+    read_recipe(path, {});
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(), path.string() + ": key \"data\" stands twice in one object");
+  }
+}
+
 struct BadValue {
   const char* pointer;
   Json value;
@@ -62,7 +73,8 @@ TEST(Recipe, EveryFaultIsNamed) {
       {"/training/micro_batch_rows", 3, "expected a multiple of micro_batch_rows = 3"},
       {"/training/batch_rows", 0, "\"training.batch_rows\" must be at least 1"},
       {"/training/schedule", "linear", "expected \"wsd\" or \"cosine\""},
-      {"/training/warmup_steps", -1, "\"training.warmup_steps\""},
+      {"/training/warmup_steps", -1, "\"training.warmup_steps\" is -1; expected 0 to steps = 10"},
+      {"/training/warmup_steps", 11, "\"training.warmup_steps\" is 11; expected 0 to steps = 10"},
       {"/training/decay_fraction", 1.5, "\"training.decay_fraction\" must lie in 0..1"},
       {"/training/final_fraction", -0.5, "\"training.final_fraction\" must lie in 0..1"},
       {"/training/keep_checkpoints", 0, "must be at least 1"},
@@ -73,6 +85,11 @@ TEST(Recipe, EveryFaultIsNamed) {
        "\"tokenizer.vocab_size\" is 65 but \"model.vocab_size\" is 64"},
       {"/model/hidden_size", "big", "hidden_size"},
       {"/model/hiden_size", 3, "hiden_size"},
+      {"/model/rope_theta", -1, "field \"rope_theta\" is -1; expected above 0"},
+      {"/model/initializer_range", -1, "field \"initializer_range\" is -1; expected above 0"},
+      {"/model/quantization_config",
+       {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}},
+       "\"model.quantization_config\": FP8 weights cannot be trained; remove it"},
   };
   for (const auto& [pointer, value, message] : table) {
     Json recipe = tiny_recipe("data/tiny");

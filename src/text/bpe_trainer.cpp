@@ -161,12 +161,13 @@ Json tokenizer_config() {
 
 }  // namespace
 
+int smallest_vocab_size() { return kNumFirst + kNumBytes + kNumLast; }
+
 BpeTrainer::BpeTrainer(const BpeTrainerOptions& options)
     : options_(options), pre_tokenizer_(kDeepSeekSplits) {
-  const int smallest = kNumFirst + kNumBytes + kNumLast;
-  if (options.vocab_size < smallest) {
+  if (options.vocab_size < smallest_vocab_size()) {
     fail("vocabulary of {} tokens: the bytes and special tokens alone are {}", options.vocab_size,
-         smallest);
+         smallest_vocab_size());
   }
 }
 

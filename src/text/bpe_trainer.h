@@ -46,6 +46,9 @@ class BpeTrainer {
   int64_t num_bytes_ = 0;
 };
 
+// The smallest vocabulary: the bytes and special tokens alone.
+int smallest_vocab_size();
+
 struct TrainTokenizerOptions {
   std::vector<std::filesystem::path> inputs;  // corpus folders (their "train" split) or text files
   std::filesystem::path output;               // folder
