@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include <algorithm>
+#include <cmath>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -44,8 +45,19 @@ Batch assemble(const std::vector<Sequence*>& sequences) {
   return batch;
 }
 
+void fail_sequence(Sequence& sequence, const std::string& error) {
+  const EventCallback on_event = sequence.on_event;
+  sequence.on_event = nullptr;  // marks it for removal
+  on_event({.is_finished = true, .finish_reason = FinishReason::kFailed, .error = error});
+}
+
 Tensor index_tensor(std::vector<int64_t>& values) {
   return torch::from_blob(values.data(), {std::ssize(values)}, torch::kLong);
+}
+
+bool are_finite(std::span<const float> values) {
+  return std::all_of(values.begin(), values.end(),
+                     [](float value) { return std::isfinite(value); });
 }
 
 void finish(Sequence& sequence, RequestEvent event) {
@@ -76,7 +88,7 @@ struct Engine::State {
     return std::min(model::config_of(*model).max_position_embeddings,
                     max_pages * kernels::kPageRows);
   }
-  void take_token(Sequence& sequence, std::span<const float> logits);
+  bool take_token(Sequence& sequence, std::span<const float> logits);
   void remove_cancelled();
   void fail_all(const std::string& error);
 
@@ -198,12 +210,10 @@ void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV, Sta
     Sequence& sequence = *batch.sequences[i];
     if (sequence.is_prefilling()) continue;  // its prompt goes on
     const bool has_draft = !batch.is_prompt(i) && batch.segments[i].num_tokens > 1;
-    take_token(sequence, {row, vocab});
-    ++step.num_generated_tokens;
     step.num_drafted_tokens += has_draft;
+    step.num_generated_tokens += take_token(sequence, {row, vocab});
     if (has_draft && sequence.on_event != nullptr && sequence.tokens.back() == *sequence.draft) {
-      take_token(sequence, {row + vocab, vocab});
-      ++step.num_generated_tokens;
+      step.num_generated_tokens += take_token(sequence, {row + vocab, vocab});
       ++step.num_accepted_tokens;
     }
     row += (has_draft ? 2 : 1) * vocab;
@@ -247,9 +257,16 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
     drafting[i]->draft = static_cast<int32_t>(best[static_cast<int64_t>(i)].item<int64_t>());
 }
 
-// Samples the sequence's next token, reports it, and ends the sequence where it must end.
-void Engine::State::take_token(Sequence& sequence, std::span<const float> logits) {
+// Samples the sequence's next token, reports it, and ends the sequence where it must end. Returns
+// whether there was a token to sample.
+bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits) {
   const Request& request = sequence.request;
+  if (!are_finite(logits)) {
+    fail_sequence(sequence,
+                  fmt::format("the logits of position {} are not finite; the weights are damaged",
+                              sequence.tokens.size() - 1));
+    return false;
+  }
   RequestEvent event;
   event.has_token = true;
   if (adjusts_logits(request.sampling)) {
@@ -276,13 +293,12 @@ void Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   const EventCallback on_event = sequence.on_event;
   if (event.is_finished) sequence.on_event = nullptr;  // marks it for removal
   on_event(event);
+  return true;
 }
 
 void Engine::State::fail_all(const std::string& error) {
   for (auto& sequence : running) {
-    if (sequence->on_event == nullptr) continue;
-    finish(*sequence, {.finish_reason = FinishReason::kFailed, .error = error});
-    sequence->on_event = nullptr;
+    if (sequence->on_event != nullptr) fail_sequence(*sequence, error);
   }
 }
 

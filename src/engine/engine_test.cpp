@@ -154,6 +154,20 @@ TEST(Engine, ARequestsBitsAreTheSameAloneInACrowdInAnyChunksOnAnyThreads) {
   base::set_num_threads(2);
 }
 
+// Rows of a vocabulary entry that is damaged make every logit row damaged.
+TEST(Engine, DamagedWeightsFailTheRequestAndLeaveTheEngineUp) {
+  auto model = std::make_shared<model::Model>(model::initialise(tiny_config(), 3));
+  model->weights.lm_head.weight.data_ptr<float>()[5 * 32] = NAN;
+  Engine engine(model);
+  for (int i = 0; i < 2; ++i) {
+    const Answer answer = start(engine, request_of(i, 10)).get();
+    EXPECT_EQ(answer.finish_reason, FinishReason::kFailed);
+    EXPECT_EQ(answer.error, "the logits of position 9 are not finite; the weights are damaged");
+    EXPECT_TRUE(answer.ids.empty());
+  }
+  EXPECT_EQ(engine.statistics().num_generated_tokens, 0);
+}
+
 model::Config long_config() {
   model::Config config = tiny_config();
   config.max_position_embeddings = 1024;

@@ -1,5 +1,7 @@
 #include "server/generation.h"
 
+#include <stdexcept>
+
 #include "text/chat_markup.h"
 
 namespace fathom::server {
@@ -56,7 +58,7 @@ std::optional<Piece> Generation::next() {
   engine::RequestEvent event = wait_for_event();
   if (event.is_finished && event.finish_reason == engine::FinishReason::kFailed) {
     is_over_ = true;
-    throw Error("generation failed: " + event.error);
+    throw std::runtime_error("generation failed: " + event.error);
   }
   if (event.is_finished)
     finish_reason_ = event.finish_reason == engine::FinishReason::kLength ? "length" : "stop";

@@ -38,7 +38,8 @@ class Generation {
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
-  // Blocks for the next piece; nothing at the end. Throws Error if the engine failed.
+  // Blocks for the next piece; nothing at the end. Throws std::runtime_error if the engine
+  // failed: no fault of the request.
   std::optional<Piece> next();
   // Why it ended: "stop" or "length". Valid after next() has returned nothing.
   const std::string& finish_reason() const { return finish_reason_; }
