@@ -8,6 +8,7 @@
 #include "cli/cache_option.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
+#include "cli/threads_option.h"
 
 namespace fathom::cli {
 namespace {
@@ -58,7 +59,7 @@ void add_layer(CLI::App& bench) {
       ->delimiter(',')
       ->check(CLI::Range(0, 160000))
       ->capture_default_str();
-  command->add_option("--threads", options->num_threads, "Threads (default: one a core)");
+  add_threads_option(*command, options->num_threads);
   command
       ->add_option("--experts", options->num_experts, "Routed experts, a multiple of 8 from 32 on")
       ->check(CLI::Range(32, 256))
@@ -76,7 +77,7 @@ void add_bench_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "bench", "Measure forward, decode, load, tokenizer and training speed; or one kernel");
   command->add_option("--model", options->model, "Model folder")->capture_default_str();
-  command->add_option("--threads", options->num_threads, "Threads (default: one a core)");
+  add_threads_option(*command, options->num_threads);
   command->add_option("--tokens", options->forward_tokens, "Tokens of the forward pass")
       ->capture_default_str();
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");

@@ -3,13 +3,16 @@
 #include <iostream>
 #include <iterator>
 #include <memory>
-#include <random>
 
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
+#include "cli/sampling_flags.h"
+#include "cli/threads_option.h"
 #include "server/generation.h"
+#include "server/text_model.h"
+#include "text/utf8.h"
 
 namespace fathom::cli {
 namespace {
@@ -17,7 +20,7 @@ namespace {
 struct GenerateFlags {
   std::filesystem::path model = bundled_model();
   server::GenerationRequest request;
-  std::optional<uint64_t> seed;
+  SamplingFlags sampling;
   int num_threads = 0;
   bool is_json = false;
 };
@@ -26,11 +29,14 @@ void generate(GenerateFlags& flags) {
   if (flags.num_threads > 0) base::set_num_threads(flags.num_threads);
   if (flags.request.prompt == "-")
     flags.request.prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
-  flags.request.sampling.seed = flags.seed.value_or(std::random_device{}());
-  engine::Engine engine(model::load_model(flags.model));
-  const auto tokenizer = text::Tokenizer::load(flags.model / "tokenizer.json");
+  const size_t valid = text::valid_utf8_prefix(flags.request.prompt);
+  if (valid != flags.request.prompt.size())
+    fail("--prompt: byte {} is not valid UTF-8; expected text in UTF-8", valid);
+  const server::TextModel model = server::load_text_model(flags.model);
+  flags.request.sampling = flags.sampling.over(model.sampling);
+  engine::Engine engine(model.model);
   const base::Stopwatch watch;
-  server::Generation generation(engine, tokenizer, flags.request);
+  server::Generation generation(engine, model.tokenizer, flags.request);
   std::string text;
   while (const auto piece = generation.next()) {
     text += piece->text;
@@ -56,7 +62,6 @@ void generate(GenerateFlags& flags) {
 
 void add_generate_command(CLI::App& app) {
   auto flags = std::make_shared<GenerateFlags>();
-  auto& sampling = flags->request.sampling;
   flags->request.max_tokens = 128;
   CLI::App* command = app.add_subcommand("generate", "Continue a text");
   command->add_option("--model", flags->model, "Model folder")->capture_default_str();
@@ -64,15 +69,12 @@ void add_generate_command(CLI::App& app) {
       ->required();
   command->add_option("--max-tokens", flags->request.max_tokens, "Most tokens to generate")
       ->capture_default_str();
-  command->add_option("--temperature", sampling.temperature, "0 is greedy; up to 2")
-      ->capture_default_str();
-  command->add_option("--top-p", sampling.top_p, "Mass of the tokens to choose from")
-      ->capture_default_str();
-  command->add_option("--top-k", sampling.top_k, "Number of tokens to choose from; 0 is all")
-      ->capture_default_str();
-  command->add_option("--seed", flags->seed, "Same seed, same text (default: random)");
-  command->add_option("--stop", flags->request.stop, "Text that ends the answer; may be repeated");
-  command->add_option("--threads", flags->num_threads, "Threads (default: one a core)");
+  flags->sampling.add_to(*command);
+  command->add_option("--stop", flags->request.stop, "Text that ends the answer; may be repeated")
+      ->check([](const std::string& stop) {
+        return stop.empty() ? "is empty; expected the text that ends the answer" : "";
+      });
+  add_threads_option(*command, flags->num_threads);
   command->add_flag("--json", flags->is_json, "Print one JSON object instead");
   command->callback([flags] { generate(*flags); });
 }

@@ -2,6 +2,7 @@
 
 #include "base/parallel.h"
 #include "cli/commands.h"
+#include "cli/threads_option.h"
 #include "pretrain/dense_stage.h"
 
 namespace fathom::cli {
@@ -41,10 +42,12 @@ void add_pretrain_command(CLI::App& app) {
   command->add_option("--set", flags->overrides, "Override a value: section.key=value");
   command->add_option("--steps", flags->steps, "The same as --set training.steps=N");
   command->add_option("--minutes", flags->dense.minutes, "Finish after so many minutes of training")
-      ->check(CLI::PositiveNumber);
-  command->add_option("--stop-after-step", flags->dense.stop_after_step,
-                      "Save and end at this step; the same command goes on later");
-  command->add_option("--threads", flags->num_threads, "Threads (default: one a core)");
+      ->check(CLI::Range(0.01, 1e7));
+  command
+      ->add_option("--stop-after-step", flags->dense.stop_after_step,
+                   "Save and end at this step; the same command goes on later")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
+  add_threads_option(*command, flags->num_threads);
   command->add_option("--export", flags->dense.export_folder,
                       "Folder for the finished model, in BF16 with its tokenizer");
   command->callback([flags] { pretrain_model(*flags); });

@@ -5,6 +5,7 @@
 #include "cli/cache_option.h"
 #include "cli/commands.h"
 #include "cli/model_folder.h"
+#include "cli/threads_option.h"
 
 namespace fathom::cli {
 
@@ -33,7 +34,7 @@ void add_serve_command(CLI::App& app) {
                     "Draft tokens with the MTP layer; the answers stay the same");
   command->add_flag("--strict-reasoning", options->is_strict_reasoning,
                     "Refuse tool turns without reasoning_content, as DeepSeek does");
-  command->add_option("--threads", options->num_threads, "Threads (default: one a core)");
+  add_threads_option(*command, options->num_threads);
   command->callback([options] { server::serve(*options); });
 }
 

@@ -104,13 +104,13 @@ std::map<int32_t, double> read_logit_bias(const Json& body) {
 
 void read_sampling(const Json& body, ApiRequest& request) {
   engine::SamplingOptions& sampling = request.sampling;
-  sampling.temperature = number(body, "temperature", 1.0);
-  sampling.top_p = number(body, "top_p", 1.0);
-  const int64_t top_k = integer(body, "top_k").value_or(0);
+  sampling.temperature = number(body, "temperature", sampling.temperature);
+  sampling.top_p = number(body, "top_p", sampling.top_p);
+  const int64_t top_k = integer(body, "top_k").value_or(sampling.top_k);
   if (top_k < 0 || top_k > INT32_MAX)
     bad("top_k", fmt::format("is {}; expected at least 0 (0 is off)", top_k));
   sampling.top_k = static_cast<int>(top_k);
-  sampling.min_p = number(body, "min_p", 0);
+  sampling.min_p = number(body, "min_p", sampling.min_p);
   sampling.presence_penalty = number(body, "presence_penalty", 0);
   sampling.frequency_penalty = number(body, "frequency_penalty", 0);
   sampling.logit_bias = read_logit_bias(body);
@@ -242,6 +242,7 @@ Json parse_request_body(std::string_view text) {
 ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options) {
   ApiRequest request;
   request.is_chat = true;
+  request.sampling = options.sampling;
   read_common(body, request);
   read_thinking(body, request);
   request.sampling.logprobs = boolean(body, "logprobs");
@@ -274,8 +275,9 @@ ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options
   return request;
 }
 
-ApiRequest parse_completion_request(const Json& body) {
+ApiRequest parse_completion_request(const Json& body, const ApiRequestOptions& options) {
   ApiRequest request;
+  request.sampling = options.sampling;
   read_common(body, request);
   if (!request.max_tokens) request.max_tokens = 16;
   const Json* prompt = find(body, "prompt");

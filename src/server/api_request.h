@@ -28,6 +28,7 @@ struct ApiRequestOptions {
   // DeepSeek answers 400 if an assistant message of the running tool turn lacks reasoning_content;
   // lenient takes it as empty.
   bool is_strict_reasoning = false;
+  engine::SamplingOptions sampling = {};  // where a request does not say otherwise
 };
 
 // Parses a body of JSON. Throws ApiError (400) if it is none, or nests deeper than 128 levels.
@@ -36,6 +37,6 @@ Json parse_request_body(std::string_view text);
 // Throw ApiError naming the field. Fields that cannot be honoured are refused; unknown ones are
 // ignored, as clients send many.
 ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options);
-ApiRequest parse_completion_request(const Json& body);
+ApiRequest parse_completion_request(const Json& body, const ApiRequestOptions& options);
 
 }  // namespace fathom::server

@@ -4,6 +4,7 @@
 #include <random>
 
 #include "base/check.h"
+#include "text/utf8.h"
 
 namespace fathom::server {
 namespace {
@@ -11,6 +12,15 @@ namespace {
 std::string new_id(const char* prefix) {
   thread_local std::mt19937_64 random(std::random_device{}());
   return fmt::format("{}{:016x}", prefix, random());
+}
+
+// The name of a token in the older API, where it is a key: a part of a character has no text.
+std::string token_name(const text::Tokenizer& tokenizer, int32_t id) {
+  const std::string& bytes = tokenizer.token_bytes(id);
+  if (text::valid_utf8_prefix(bytes) == bytes.size()) return bytes;
+  std::string name = "bytes:";
+  for (const char byte : bytes) name += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
+  return name;
 }
 
 Json or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
@@ -37,7 +47,9 @@ ApiResponse::ApiResponse(const ApiRequest& request, const text::Tokenizer& token
                    std::chrono::system_clock::now().time_since_epoch())
                    .count()),
       parser_(request.thinking_mode),
-      is_in_reasoning_(request.is_chat && request.thinking_mode == text::ThinkingMode::kThinking) {
+      is_in_reasoning_(request.is_chat && request.thinking_mode == text::ThinkingMode::kThinking),
+      offsets_(tokenizer) {
+  if (request.echo) num_characters_ = text::count_code_points(request.prompt);
   if (request.sampling.logprobs)
     logprobs_ = request.is_chat ? Json{{"content", Json::array()}}
                                 : Json{{"tokens", Json::array()},
@@ -48,21 +60,24 @@ ApiResponse::ApiResponse(const ApiRequest& request, const text::Tokenizer& token
 
 Json ApiResponse::logprobs_of(const Piece& piece) {
   if (!request_.sampling.logprobs) return {};
+  if (!request_.is_chat) return completion_logprobs(piece);
   Json token = token_json(tokenizer_, piece.token);
-  if (request_.is_chat) {
-    token["top_logprobs"] = Json::array();
-    for (const auto& top : piece.top_logprobs)
-      token["top_logprobs"].push_back(token_json(tokenizer_, top));
-    logprobs_["content"].push_back(token);
-    return {{"content", Json::array({token})}};
-  }
+  token["top_logprobs"] = Json::array();
+  for (const auto& top : piece.top_logprobs)
+    token["top_logprobs"].push_back(token_json(tokenizer_, top));
+  logprobs_["content"].push_back(token);
+  return {{"content", Json::array({token})}};
+}
+
+Json ApiResponse::completion_logprobs(const Piece& piece) {
   Json top = Json::object();
   for (const auto& candidate : piece.top_logprobs)
-    top[token_json(tokenizer_, candidate)["token"].get<std::string>()] = candidate.logprob;
-  const Json one = {{"tokens", {token["token"]}},
+    top[token_name(tokenizer_, candidate.id)] = candidate.logprob;
+  const Json one = {{"tokens", {token_name(tokenizer_, piece.token.id)}},
                     {"token_logprobs", {piece.token.logprob}},
                     {"top_logprobs", {top}},
-                    {"text_offset", {content_.size()}}};
+                    {"text_offset", {num_characters_}}};
+  num_characters_ += text::count_code_points(offsets_.push(piece.token.id));
   for (const auto& [key, values] : one.items()) logprobs_[key].push_back(values[0]);
   return one;
 }

@@ -27,6 +27,7 @@ class ApiResponse {
   std::vector<Json> add_delta(const text::ChatDelta& delta, const Json& logprobs);
   Json chunk(Json choice) const;
   Json logprobs_of(const Piece& piece);
+  Json completion_logprobs(const Piece& piece);
 
   ApiRequest request_;
   text::Tokenizer tokenizer_;
@@ -39,6 +40,8 @@ class ApiResponse {
   std::string content_, reasoning_, finish_reason_;
   Json tool_calls_ = Json::array();
   Json logprobs_ = Json();
+  text::StreamingDecoder offsets_;  // of the tokens, whatever of their text is held back
+  size_t num_characters_ = 0;       // decoded by it, after the echoed prompt
   Json usage_;
 };
 

@@ -12,6 +12,7 @@
 #include "server/api_request.h"
 #include "server/api_response.h"
 #include "server/generation.h"
+#include "server/text_model.h"
 #include "server/web_assets.h"
 
 namespace fathom::server {
@@ -25,6 +26,7 @@ struct Service {
   ServerOptions options;
   std::string model_name;
   text::Tokenizer tokenizer;
+  ApiRequestOptions request_options;
   engine::Engine engine;
   std::atomic<bool> is_stopping{false};
 };
@@ -132,14 +134,16 @@ std::string metrics(const Service& service) {
 void add_api_routes(Service& service, httplib::Server& http) {
   http.Post("/v1/chat/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
-              complete(service,
-                       parse_chat_request(parse_request_body(request.body),
-                                          {service.options.is_strict_reasoning}),
-                       response);
+              complete(
+                  service,
+                  parse_chat_request(parse_request_body(request.body), service.request_options),
+                  response);
             }));
   http.Post("/v1/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
-              complete(service, parse_completion_request(parse_request_body(request.body)),
+              complete(service,
+                       parse_completion_request(parse_request_body(request.body),
+                                                service.request_options),
                        response);
             }));
   http.Get("/v1/models", [&service](const httplib::Request&, httplib::Response& response) {
@@ -255,17 +259,20 @@ void serve(const ServerOptions& options) {
   httplib::Server http;
   disable_address_sharing(http);
   const int port = bind(options, http);
-  auto model = model::load_model(options.model);
+  TextModel model = load_text_model(options.model);
   const std::string name = std::filesystem::weakly_canonical(options.model).filename().string();
   fmt::print("{}: {:.2f} M parameters, context {} tokens\n", options.model.string(),
-             static_cast<double>(model::num_parameters(*model)) / 1e6,
-             model::config_of(*model).max_position_embeddings);
+             static_cast<double>(model::num_parameters(*model.model)) / 1e6,
+             model::config_of(*model.model).max_position_embeddings);
   Service service{
-      options, name, text::Tokenizer::load(options.model / "tokenizer.json"),
-      engine::Engine(std::move(model), {.max_running_requests = options.max_running_requests,
-                                        .cache_format = options.cache_format,
-                                        .cache_bytes = options.cache_mib << 20,
-                                        .speculate = options.speculate})};
+      options,
+      name,
+      std::move(model.tokenizer),
+      {.is_strict_reasoning = options.is_strict_reasoning, .sampling = model.sampling},
+      engine::Engine(std::move(model.model), {.max_running_requests = options.max_running_requests,
+                                              .cache_format = options.cache_format,
+                                              .cache_bytes = options.cache_mib << 20,
+                                              .speculate = options.speculate})};
   http.new_task_queue = [] { return new httplib::ThreadPool(kConnectionThreads); };
   http.set_payload_max_length(kMostBodyBytes);
   http.set_keep_alive_max_count(1000);

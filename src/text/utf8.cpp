@@ -1,5 +1,6 @@
 #include "text/utf8.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace fathom::text {
@@ -41,6 +42,11 @@ size_t valid_utf8_prefix(std::string_view text) {
     position += sequence.length;
   }
   return position;
+}
+
+size_t count_code_points(std::string_view text) {
+  return std::count_if(text.begin(), text.end(),
+                       [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; });
 }
 
 std::string replace_invalid_utf8(std::string_view text) {

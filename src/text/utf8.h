@@ -25,6 +25,9 @@ Utf8Sequence next_utf8_sequence(std::string_view text);
 // Length of the longest prefix that is valid UTF-8.
 size_t valid_utf8_prefix(std::string_view text);
 
+// Of valid UTF-8.
+size_t count_code_points(std::string_view text);
+
 // Every invalid or incomplete subpart becomes one U+FFFD.
 std::string replace_invalid_utf8(std::string_view text);
 

@@ -46,6 +46,11 @@ TEST(Utf8, EveryCodePointIsOneValidSequence) {
   }
 }
 
+TEST(Utf8, CountsCodePoints) {
+  EXPECT_EQ(count_code_points(""), 0u);
+  EXPECT_EQ(count_code_points("a\u00e9\u4e16\U0001F600"), 4u);
+}
+
 TEST(ByteLevel, RoundTripsEveryByte) {
   std::string bytes;
   for (int byte = 0; byte < 256; ++byte) bytes.push_back(static_cast<char>(byte));

@@ -1,6 +1,8 @@
 // The program as a process: exit codes, one-line errors, signals.
 import assert from 'node:assert/strict';
-import {readFileSync} from 'node:fs';
+import {cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
 import {test} from 'node:test';
 import {model, root, run, startServer} from './server.mjs';
 
@@ -58,6 +60,59 @@ test('generate continues a text, the same one for the same seed', async () => {
 test('chat answers line by line', async () => {
   const result = await run(['chat', '--model', model, '--max-tokens', '5'], 'hello\nand?\n/exit\n');
   assert.equal(result.code, 0, result.stderr);
+});
+
+test('chat leaves out a message that cannot be answered and goes on', async () => {
+  const lines = Buffer.concat([Buffer.from('word '.repeat(9000) + '\n'), Buffer.from([0xff, 0x0a]),
+    Buffer.from('hello\n/clear\nhello again\n')]);
+  const result = await run(['chat', '--model', model, '--max-tokens', '5'], lines);
+  assert.equal(result.code, 1);
+  assert.match(result.stderr, /^fathom: the prompt has \d+ tokens; the model's context is 4096 .*; the message was left out/);
+  assert.match(result.stderr, /\nfathom: the message is not valid UTF-8; the message was left out/);
+  assert.match(result.stderr, /\nfathom: 2 messages were left out\n$/);
+  assert.ok(result.stdout.trim() !== '' && !result.stdout.includes('\x1b'), 'answers, no reasoning');
+});
+
+test('wrong flags are named', async () => {
+  const generate = ['generate', '--model', model, '--max-tokens', '2'];
+  const table = [
+    [[...generate, '--prompt', 'x', '--stop', ''], 2, /--stop: is empty; expected the text that ends/],
+    [[...generate, '--prompt', 'x', '--threads', '-3'], 2, /--threads: Value -3 not in range/],
+    [[...generate, '--prompt', 'x', '--temperature', '9'], 1, /^fathom: temperature is 9; expected 0 to 2\n$/],
+    [['pretrain', '--recipe', 'r', '--minutes', '-5'], 2, /--minutes: Value -5 not in range/],
+    [['serve', '--threads', '0'], 2, /--threads: Value 0 not in range/],
+  ];
+  for (const [args, code, message] of table) {
+    const result = await run(args);
+    assert.equal(result.code, code, result.stderr);
+    assert.match(result.stderr, message);
+  }
+  const bad = await run([...generate, '--prompt', '-'], Buffer.from([0x61, 0xff]));
+  assert.equal(bad.stderr, 'fathom: --prompt: byte 1 is not valid UTF-8; expected text in UTF-8\n');
+  assert.equal(bad.code, 1);
+});
+
+test('damaged weights give an error, not text', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'fathom-damaged-'));
+  cpSync(model, folder, {recursive: true});
+  const file = join(folder, 'model.safetensors'), bytes = readFileSync(file);
+  const size = Number(bytes.readBigUInt64LE(0)), header = JSON.parse(bytes.subarray(8, 8 + size));
+  bytes.writeUInt16LE(0x7fc0, 8 + size + header['model.norm.weight'].data_offsets[0]);  // a bf16 NaN
+  writeFileSync(file, bytes);
+  const generated = await run(['generate', '--model', folder, '--prompt', 'The', '--max-tokens', '3']);
+  assert.equal(generated.code, 1);
+  assert.match(generated.stderr, /^fathom: generation failed: the logits of position \d+ are not finite/);
+  const server = await startServer('--model', folder);
+  try {
+    const ask = async (stream) => fetch(server.url + '/v1/completions',
+        {method: 'POST', body: JSON.stringify({prompt: 'The', max_tokens: 3, stream})});
+    assert.equal((await ask(false)).status, 500);
+    assert.match(await (await ask(true)).text(), /not finite.*"code":"internal_error"/);
+    assert.equal((await fetch(server.url + '/health')).status, 200);
+  } finally {
+    await server.stop();
+  }
+  rmSync(folder, {recursive: true});
 });
 
 test('tokenize and its inverse', async () => {

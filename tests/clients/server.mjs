@@ -20,7 +20,8 @@ export function run(args, input = '') {
 }
 
 export async function startServer(...args) {
-  const child = spawn(binary, ['serve', '--model', model, '--port', '0', ...args]);
+  const folder = args.includes('--model') ? [] : ['--model', model];
+  const child = spawn(binary, ['serve', ...folder, '--port', '0', ...args]);
   let log = '';
   child.stderr.on('data', (data) => log += data);
   const url = await new Promise((resolve, reject) => {

@@ -1,0 +1,62 @@
+#include "server/text_model.h"
+
+#include "base/check.h"
+#include "base/json.h"
+#include "text/chat_markup.h"
+
+namespace fathom::server {
+namespace {
+
+void check_fits(const text::Tokenizer& tokenizer, const model::Config& config,
+                const std::filesystem::path& tokenizer_json) {
+  if (tokenizer.vocab_size() > config.vocab_size)
+    fail("{}: has ids up to {}, but config.json's vocab_size is {}; it is another model's tokenizer",
+         tokenizer_json.string(), tokenizer.vocab_size() - 1, config.vocab_size);
+  const auto check_id = [&](std::string_view token, const char* field, int64_t expected) {
+    const auto id = tokenizer.find(token);
+    if (id && *id != expected)
+      fail("{}: {} is token {}, but config.json's {} is {}; it is another model's tokenizer",
+           tokenizer_json.string(), token, *id, field, expected);
+  };
+  check_id(text::markup::kBos, "bos_token_id", config.bos_token_id);
+  check_id(text::markup::kEos, "eos_token_id", config.eos_token_id);
+}
+
+// The file's other fields (ids, lengths, the version that wrote it) are no matter of sampling.
+engine::SamplingOptions read_sampling(const std::filesystem::path& generation_config_json) {
+  engine::SamplingOptions sampling;
+  if (!std::filesystem::exists(generation_config_json)) return sampling;
+  const std::string source = generation_config_json.string();
+  const Json json = base::read_json_file(generation_config_json);
+  if (!json.is_object()) fail("{}: a generation config is a JSON object", source);
+  const auto number = [&](const char* field, double otherwise) {
+    const Json value = json.value(field, Json());
+    if (value.is_null()) return otherwise;
+    if (!value.is_number())
+      fail("{}: field \"{}\" is {}; expected a number", source, field, value.dump());
+    return value.get<double>();
+  };
+  sampling.temperature = number("temperature", sampling.temperature);
+  sampling.top_p = number("top_p", sampling.top_p);
+  sampling.top_k = static_cast<int>(number("top_k", sampling.top_k));
+  sampling.min_p = number("min_p", sampling.min_p);
+  if (json.value("do_sample", Json(true)) == false) sampling.temperature = 0;
+  try {
+    engine::validate(sampling);
+  } catch (const Error& error) {
+    fail("{}: {}", source, error.what());
+  }
+  return sampling;
+}
+
+}  // namespace
+
+TextModel load_text_model(const std::filesystem::path& folder) {
+  auto model = model::load_model(folder);
+  const auto tokenizer_json = folder / "tokenizer.json";
+  auto tokenizer = text::Tokenizer::load(tokenizer_json);
+  check_fits(tokenizer, model::config_of(*model), tokenizer_json);
+  return {std::move(model), std::move(tokenizer), read_sampling(folder / "generation_config.json")};
+}
+
+}  // namespace fathom::server

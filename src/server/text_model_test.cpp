@@ -1,0 +1,85 @@
+#include "server/text_model.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/json.h"
+
+namespace fathom::server {
+namespace {
+
+const std::filesystem::path kNano = std::filesystem::path(FATHOM_ROOT) / "models/nano";
+
+// A copy of models/nano by links, in which a test replaces a file.
+class TextModelTest : public testing::Test {
+ protected:
+  TextModelTest()
+      : folder_(std::filesystem::path(testing::TempDir()) /
+                ("fathom_text_model_" + std::to_string(::getpid()))) {
+    std::filesystem::remove_all(folder_);
+    std::filesystem::create_directories(folder_);
+    for (const char* name :
+         {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"})
+      std::filesystem::create_symlink(kNano / name, folder_ / name);
+  }
+  ~TextModelTest() override { std::filesystem::remove_all(folder_); }
+
+  void replace(const std::string& name, const std::string& content) {
+    std::filesystem::remove(folder_ / name);
+    base::write_file_atomically(folder_ / name, content);
+  }
+  void change(const std::string& name, const std::string& pointer, const Json& value) {
+    Json json = base::read_json_file(kNano / name);
+    json[Json::json_pointer(pointer)] = value;
+    replace(name, json.dump());
+  }
+  // Without the folder in front.
+  std::string error() {
+    try {
+      load_text_model(folder_);
+    } catch (const Error& e) {
+      return std::string(e.what()).substr(folder_.string().size() + 1);
+    }
+    return "loaded";
+  }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(TextModelTest, SamplesAsTheGenerationConfigSays) {
+  EXPECT_EQ(load_text_model(kNano).sampling.temperature, 0.8);
+  EXPECT_EQ(load_text_model(kNano).sampling.top_p, 0.95);
+  replace("generation_config.json", R"({"do_sample": false, "top_k": 7, "eos_token_id": [1]})");
+  EXPECT_EQ(load_text_model(folder_).sampling.temperature, 0);
+  EXPECT_EQ(load_text_model(folder_).sampling.top_k, 7);
+  std::filesystem::remove(folder_ / "generation_config.json");
+  EXPECT_EQ(load_text_model(folder_).sampling.temperature, 1);
+}
+
+TEST_F(TextModelTest, RefusesAnImpossibleGenerationConfig) {
+  replace("generation_config.json", R"({"temperature": 9})");
+  EXPECT_EQ(error(), "generation_config.json: temperature is 9; expected 0 to 2");
+  replace("generation_config.json", R"({"top_p": "all"})");
+  EXPECT_EQ(error(), "generation_config.json: field \"top_p\" is \"all\"; expected a number");
+  replace("generation_config.json", "[]");
+  EXPECT_EQ(error(), "generation_config.json: a generation config is a JSON object");
+}
+
+TEST_F(TextModelTest, RefusesTheTokenizerOfAnotherModel) {
+  Json tokenizer = base::read_json_file(kNano / "tokenizer.json");
+  tokenizer["added_tokens"].push_back({{"id", 8192}, {"content", "<more>"}});
+  replace("tokenizer.json", tokenizer.dump());
+  EXPECT_EQ(error(),
+            "tokenizer.json: has ids up to 8192, but config.json's vocab_size is 8192; it is "
+            "another model's tokenizer");
+  replace("tokenizer.json", base::read_file(kNano / "tokenizer.json"));
+  change("config.json", "/eos_token_id", 5);
+  EXPECT_EQ(error(),
+            "tokenizer.json: <｜end▁of▁sentence｜> is token 1, but config.json's eos_token_id is "
+            "5; it is another model's tokenizer");
+}
+
+}  // namespace
+}  // namespace fathom::server
