@@ -17,7 +17,8 @@ struct SamplingFlags {
 
   void add_to(CLI::App& command) {
     command.add_option("--temperature", temperature, "0 is greedy; up to 2 (default: the model's)");
-    command.add_option("--top-p", top_p, "Mass of the tokens to choose from (default: the model's)");
+    command.add_option("--top-p", top_p,
+                       "Mass of the tokens to choose from (default: the model's)");
     command.add_option("--top-k", top_k,
                        "Number of tokens to choose from; 0 is all (default: the model's)");
     command.add_option("--min-p", min_p,

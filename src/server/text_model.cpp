@@ -10,8 +10,9 @@ namespace {
 void check_fits(const text::Tokenizer& tokenizer, const model::Config& config,
                 const std::filesystem::path& tokenizer_json) {
   if (tokenizer.vocab_size() > config.vocab_size)
-    fail("{}: has ids up to {}, but config.json's vocab_size is {}; it is another model's tokenizer",
-         tokenizer_json.string(), tokenizer.vocab_size() - 1, config.vocab_size);
+    fail(
+        "{}: has ids up to {}, but config.json's vocab_size is {}; it is another model's tokenizer",
+        tokenizer_json.string(), tokenizer.vocab_size() - 1, config.vocab_size);
   const auto check_id = [&](std::string_view token, const char* field, int64_t expected) {
     const auto id = tokenizer.find(token);
     if (id && *id != expected)
