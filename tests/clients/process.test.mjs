@@ -1,6 +1,6 @@
 // The program as a process: exit codes, one-line errors, signals.
 import assert from 'node:assert/strict';
-import {cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
+import {cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync} from 'node:fs';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {test} from 'node:test';
@@ -102,6 +102,12 @@ test('damaged weights give an error, not text', async () => {
   const generated = await run(['generate', '--model', folder, '--prompt', 'The', '--max-tokens', '3']);
   assert.equal(generated.code, 1);
   assert.match(generated.stderr, /^fathom: generation failed: the logits of position \d+ are not finite/);
+  const out = join(folder, 'out.safetensors');
+  const forward = await run(['forward', '--model', folder, '--out', out, '--tokens',
+    `${root}/tests/data/tiny-bf16/cases.safetensors:plain.short.tokens`]);
+  assert.equal(forward.code, 1);
+  assert.match(forward.stderr, /^fathom: .*: the logits of row 0 are not finite; the weights are damaged\n$/);
+  assert.ok(!existsSync(out));
   const server = await startServer('--model', folder);
   try {
     const ask = async (stream) => fetch(server.url + '/v1/completions',
