@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "base/parallel.h"
+#include "model/test_config.h"
 #include "model/transformer.h"
 
 namespace fathom::engine {
@@ -68,27 +69,11 @@ TEST(Sampler, ValidateNamesOptionValueAndRange) {
 }
 
 model::Config tiny_config() {
-  model::Config c;
+  model::Config c = model::tiny_config();
   c.vocab_size = 60;
   c.hidden_size = 32;
-  c.num_hidden_layers = 2;
-  c.intermediate_size = 32;
-  c.max_position_embeddings = 64;
-  c.num_attention_heads = 2;
-  c.q_lora_rank = 16;
-  c.kv_lora_rank = 16;
-  c.qk_nope_head_dim = 8;
-  c.qk_rope_head_dim = 4;
-  c.v_head_dim = 8;
-  c.index_n_heads = 2;
-  c.index_head_dim = 8;
+  c.num_nextn_predict_layers = 0;
   c.index_topk = 12;  // sparse beyond 12 tokens
-  c.first_k_dense_replace = 1;
-  c.n_routed_experts = 4;
-  c.n_shared_experts = 1;
-  c.num_experts_per_tok = 2;
-  c.moe_intermediate_size = 16;
-  c.initializer_range = 0.3;
   return c;
 }
 

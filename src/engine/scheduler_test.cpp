@@ -2,24 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include "model/test_config.h"
+
 namespace fathom::engine {
 namespace {
-
-model::Config small_config() {
-  model::Config c;
-  c.num_hidden_layers = 1;
-  c.num_nextn_predict_layers = 0;
-  c.kv_lora_rank = 2;
-  c.qk_rope_head_dim = 2;
-  c.index_head_dim = 2;
-  return c;
-}
 
 // `num_prompt` tokens of prompt and `num_generated` of answer, all but the last of them computed;
 // without an answer nothing is.
 std::unique_ptr<Sequence> sequence_of(int64_t num_prompt, int64_t num_generated) {
   auto sequence = std::make_unique<Sequence>(
-      Sequence{0, {}, nullptr, model::KvCache(small_config()), base::Random(1)});
+      Sequence{0, {}, nullptr, model::KvCache(model::tiny_config()), base::Random(1)});
   sequence->request.prompt.assign(num_prompt, 1);
   sequence->tokens.assign(num_prompt + num_generated, 1);
   sequence->num_pages = 1;

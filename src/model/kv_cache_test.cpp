@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include "model/test_config.h"
+
 namespace fathom::model {
 namespace {
 
+// Rows of 4 and 2 numbers.
 Config small_config() {
-  Config c;
-  c.num_hidden_layers = 2;
+  Config c = tiny_config();
   c.num_nextn_predict_layers = 0;
   c.kv_lora_rank = 3;
   c.qk_rope_head_dim = 1;
