@@ -17,7 +17,7 @@ std::string new_id(const char* prefix) {
 // The name of a token in the older API, where it is a key: a part of a character has no text.
 std::string token_name(const text::Tokenizer& tokenizer, int32_t id) {
   const std::string& bytes = tokenizer.token_bytes(id);
-  if (text::valid_utf8_prefix(bytes) == bytes.size()) return bytes;
+  if (text::is_valid_utf8(bytes)) return bytes;
   std::string name = "bytes:";
   for (const char byte : bytes) name += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
   return name;

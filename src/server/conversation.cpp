@@ -14,7 +14,7 @@ Conversation::Conversation(engine::Engine& engine, text::Tokenizer tokenizer,
 
 void Conversation::answer(const std::string& message, GenerationRequest request,
                           const Listener& listener) {
-  if (text::valid_utf8_prefix(message) != message.size()) fail("the message is not valid UTF-8");
+  if (!text::is_valid_utf8(message)) fail("the message is not valid UTF-8");
   Json messages = messages_;
   messages.push_back({{"role", "user"}, {"content", message}});
   request.prompt = text::encode_messages(messages, options_);

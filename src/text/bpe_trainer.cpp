@@ -173,7 +173,7 @@ BpeTrainer::BpeTrainer(const BpeTrainerOptions& options)
 
 void BpeTrainer::add(std::string_view text) {
   std::string clean;
-  if (valid_utf8_prefix(text) != text.size()) {
+  if (!is_valid_utf8(text)) {
     clean = replace_invalid_utf8(text);
     text = clean;
   }

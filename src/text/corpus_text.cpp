@@ -79,7 +79,7 @@ std::vector<std::string> extract_documents(std::string_view kind, std::string_vi
 
 std::string normalise_text(std::string_view bytes) {
   std::string converted;
-  if (valid_utf8_prefix(bytes) != bytes.size()) {
+  if (!is_valid_utf8(bytes)) {
     converted = from_windows_1252(bytes);
     bytes = converted;
   }

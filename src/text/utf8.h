@@ -25,6 +25,8 @@ Utf8Sequence next_utf8_sequence(std::string_view text);
 // Length of the longest prefix that is valid UTF-8.
 size_t valid_utf8_prefix(std::string_view text);
 
+inline bool is_valid_utf8(std::string_view text) { return valid_utf8_prefix(text) == text.size(); }
+
 // Of valid UTF-8.
 size_t count_code_points(std::string_view text);
 
