@@ -97,6 +97,25 @@ TEST(ChatRequest, ToolsGoIntoTheFirstSystemMessage) {
   EXPECT_EQ(request.sampling.seed, 7u);
 }
 
+TEST(Requests, SampleAsTheModelDoesWhereTheyDoNotSay) {
+  ApiRequestOptions options;
+  options.sampling = {.temperature = 0.5, .top_p = 0.25, .min_p = 0.125, .top_k = 9};
+  const Json silent = {{"prompt", "x"}, {"messages", {{{"role", "user"}, {"content", "x"}}}}};
+  Json loud = silent;
+  loud.update(Json{{"temperature", 1.5}, {"top_p", 1}, {"min_p", 0}, {"top_k", 0}});
+  for (const auto& parse : {parse_chat_request, parse_completion_request}) {
+    const auto sampling = parse(silent, options).sampling, said = parse(loud, options).sampling;
+    EXPECT_EQ(sampling.temperature, 0.5);
+    EXPECT_EQ(sampling.top_p, 0.25);
+    EXPECT_EQ(sampling.min_p, 0.125);
+    EXPECT_EQ(sampling.top_k, 9);
+    EXPECT_EQ(said.temperature, 1.5);
+    EXPECT_EQ(said.top_p, 1);
+    EXPECT_EQ(said.min_p, 0);
+    EXPECT_EQ(said.top_k, 0);
+  }
+}
+
 TEST(ChatRequest, StopStringsOfAMegabyteAreRefused) {
   Json body = {{"messages", {{{"role", "user"}, {"content", "x"}}}},
                {"stop", {std::string(1 << 20, 'a')}}};

@@ -1,5 +1,7 @@
 #include "server/text_model.h"
 
+#include <cmath>
+
 #include "base/check.h"
 #include "base/json.h"
 #include "text/chat_markup.h"
@@ -39,7 +41,10 @@ engine::SamplingOptions read_sampling(const std::filesystem::path& generation_co
   };
   sampling.temperature = number("temperature", sampling.temperature);
   sampling.top_p = number("top_p", sampling.top_p);
-  sampling.top_k = static_cast<int>(number("top_k", sampling.top_k));
+  const double top_k = number("top_k", sampling.top_k);
+  if (top_k < 0 || top_k > INT32_MAX || top_k != std::floor(top_k))
+    fail("{}: field \"top_k\" is {}; expected an integer of at least 0", source, top_k);
+  sampling.top_k = static_cast<int>(top_k);
   sampling.min_p = number("min_p", sampling.min_p);
   if (json.value("do_sample", Json(true)) == false) sampling.temperature = 0;
   try {

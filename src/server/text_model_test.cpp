@@ -63,6 +63,10 @@ TEST_F(TextModelTest, RefusesAnImpossibleGenerationConfig) {
   EXPECT_EQ(error(), "generation_config.json: temperature is 9; expected 0 to 2");
   replace("generation_config.json", R"({"top_p": "all"})");
   EXPECT_EQ(error(), "generation_config.json: field \"top_p\" is \"all\"; expected a number");
+  for (const char* top_k : {"-1", "2.5", "1e12"}) {
+    replace("generation_config.json", fmt::format(R"({{"top_k": {}}})", top_k));
+    EXPECT_TRUE(error().starts_with("generation_config.json: field \"top_k\" is ")) << error();
+  }
   replace("generation_config.json", "[]");
   EXPECT_EQ(error(), "generation_config.json: a generation config is a JSON object");
 }
