@@ -6,8 +6,9 @@ import {join} from 'node:path';
 import {test} from 'node:test';
 import {model, root, run, startServer} from './server.mjs';
 
-test('the port is in use', async () => {
+test('the port is in use', async (t) => {
   const server = await startServer();
+  t.after(() => server.child.kill('SIGKILL'));
   const port = new URL(server.url).port;
   const second = await run(['serve', '--model', model, '--port', port]);
   assert.equal(second.code, 1);
@@ -17,8 +18,9 @@ test('the port is in use', async () => {
   await server.stop();
 });
 
-test('SIGTERM ends a running stream cleanly and exits 0', async () => {
+test('SIGTERM ends a running stream cleanly and exits 0', async (t) => {
   const server = await startServer();
+  t.after(() => server.child.kill('SIGKILL'));
   const response = await fetch(server.url + '/v1/completions', {
     method: 'POST', body: JSON.stringify({prompt: 'a', max_tokens: 4000, stream: true}),
   });
@@ -92,9 +94,16 @@ test('wrong flags are named', async () => {
   assert.equal(bad.code, 1);
 });
 
-test('damaged weights give an error, not text', async () => {
-  const folder = mkdtempSync(join(tmpdir(), 'fathom-damaged-'));
+// A copy of the bundled model for one test.
+function copyOfModel(t) {
+  const folder = mkdtempSync(join(tmpdir(), 'fathom-model-'));
+  t.after(() => rmSync(folder, {recursive: true}));
   cpSync(model, folder, {recursive: true});
+  return folder;
+}
+
+test('damaged weights give an error, not text', async (t) => {
+  const folder = copyOfModel(t);
   const file = join(folder, 'model.safetensors'), bytes = readFileSync(file);
   const size = Number(bytes.readBigUInt64LE(0)), header = JSON.parse(bytes.subarray(8, 8 + size));
   bytes.writeUInt16LE(0x7fc0, 8 + size + header['model.norm.weight'].data_offsets[0]);  // a bf16 NaN
@@ -109,16 +118,23 @@ test('damaged weights give an error, not text', async () => {
   assert.match(forward.stderr, /^fathom: .*: the logits of row 0 are not finite; the weights are damaged\n$/);
   assert.ok(!existsSync(out));
   const server = await startServer('--model', folder);
-  try {
-    const ask = async (stream) => fetch(server.url + '/v1/completions',
-        {method: 'POST', body: JSON.stringify({prompt: 'The', max_tokens: 3, stream})});
-    assert.equal((await ask(false)).status, 500);
-    assert.match(await (await ask(true)).text(), /not finite.*"code":"internal_error"/);
-    assert.equal((await fetch(server.url + '/health')).status, 200);
-  } finally {
-    await server.stop();
-  }
-  rmSync(folder, {recursive: true});
+  t.after(() => server.child.kill('SIGKILL'));
+  const ask = async (stream) => fetch(server.url + '/v1/completions',
+      {method: 'POST', body: JSON.stringify({prompt: 'The', max_tokens: 3, stream})});
+  assert.equal((await ask(false)).status, 500);
+  assert.match(await (await ask(true)).text(), /not finite.*"code":"internal_error"/);
+  assert.equal((await fetch(server.url + '/health')).status, 200);
+  await server.stop();
+});
+
+test('generate samples as generation_config.json says where no flag does', async (t) => {
+  const folder = copyOfModel(t);
+  const text = async (...flags) =>
+      (await run(['generate', '--model', folder, '--prompt', 'The', '--max-tokens', '20', ...flags])).stdout;
+  const greedy = await text('--temperature', '0');
+  assert.notEqual(await text('--seed', '3'), greedy);
+  writeFileSync(join(folder, 'generation_config.json'), '{"do_sample": false}');
+  assert.equal(await text('--seed', '3'), greedy);
 });
 
 test('tokenize and its inverse', async () => {
