@@ -13,15 +13,15 @@ namespace {
 
 // The library quotes what it read last, whatever the bytes are.
 std::string printable(std::string_view text) {
+  constexpr size_t kMostBytes = 200;
   std::string result;
-  for (const char c : text) {
+  for (const char c : text.substr(0, kMostBytes + 1)) {
     const auto byte = static_cast<unsigned char>(c);
     if (byte < 0x80)
       result += c;
     else
       result += fmt::format("\\x{:02x}", byte);
   }
-  constexpr size_t kMostBytes = 200;
   return result.size() <= kMostBytes ? result : result.substr(0, kMostBytes) + "...";
 }
 

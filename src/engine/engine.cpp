@@ -45,12 +45,6 @@ Batch assemble(const std::vector<Sequence*>& sequences) {
   return batch;
 }
 
-void fail_sequence(Sequence& sequence, const std::string& error) {
-  const EventCallback on_event = sequence.on_event;
-  sequence.on_event = nullptr;  // marks it for removal
-  on_event({.is_finished = true, .finish_reason = FinishReason::kFailed, .error = error});
-}
-
 Tensor index_tensor(std::vector<int64_t>& values) {
   return torch::from_blob(values.data(), {std::ssize(values)}, torch::kLong);
 }
@@ -63,6 +57,11 @@ bool are_finite(std::span<const float> values) {
 void finish(Sequence& sequence, RequestEvent event) {
   event.is_finished = true;
   sequence.on_event(event);
+}
+
+void fail_sequence(Sequence& sequence, const std::string& error) {
+  finish(sequence, {.finish_reason = FinishReason::kFailed, .error = error});
+  sequence.on_event = nullptr;  // marks it for removal
 }
 
 }  // namespace

@@ -44,8 +44,8 @@ class FieldReader {
                   std::optional<int64_t> otherwise = {}) {
     const int64_t value = integer(key, otherwise);
     if (value < least || value > most)
-      fail("{}: field \"{}{}\" is {}; expected {} to {}", source_, prefix_, key,
-           find(key) ? find(key)->dump() : "missing", least, most);
+      fail("{}: field \"{}{}\" is {}; expected {} to {}", source_, prefix_, key, find(key)->dump(),
+           least, most);
     return value;
   }
 

@@ -104,8 +104,7 @@ TEST(Config, RefusesByName) {
       {"original context",
        [](Json& c) { c["rope_scaling"]["original_max_position_embeddings"] = 512; },
        "c.json: rope_scaling.original_max_position_embeddings is 512 but max_position_embeddings "
-       "is "
-       "256; expected rope_scaling.original_max_position_embeddings <= max_position_embeddings"},
+       "is 256; expected rope_scaling.original_max_position_embeddings <= max_position_embeddings"},
       {"blocks",
        [](Json& c) {
          c["quantization_config"]["weight_block_size"] = {64, 64};

@@ -150,15 +150,16 @@ void read_stop(const Json& body, ApiRequest& request) {
   }
 }
 
-void read_common(const Json& body, ApiRequest& request) {
+void read_common(const Json& body, const ApiRequestOptions& options, ApiRequest& request) {
   if (!body.is_object()) throw ApiError(400, "the request body must be a JSON object");
+  request.sampling = options.sampling;
   read_sampling(body, request);
   read_max_tokens(body, request);
   read_stop(body, request);
   request.is_stream = boolean(body, "stream");
-  if (const Json* options = find(body, "stream_options")) {
-    if (!options->is_object()) bad("stream_options", "must be an object");
-    request.include_usage = boolean(*options, "include_usage");
+  if (const Json* stream = find(body, "stream_options")) {
+    if (!stream->is_object()) bad("stream_options", "must be an object");
+    request.include_usage = boolean(*stream, "include_usage");
   }
   if (integer(body, "n").value_or(1) != 1) bad("n", "must be 1; send several requests instead");
 }
@@ -242,8 +243,7 @@ Json parse_request_body(std::string_view text) {
 ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options) {
   ApiRequest request;
   request.is_chat = true;
-  request.sampling = options.sampling;
-  read_common(body, request);
+  read_common(body, options, request);
   read_thinking(body, request);
   request.sampling.logprobs = boolean(body, "logprobs");
   const int64_t top = integer(body, "top_logprobs").value_or(0);
@@ -277,8 +277,7 @@ ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options
 
 ApiRequest parse_completion_request(const Json& body, const ApiRequestOptions& options) {
   ApiRequest request;
-  request.sampling = options.sampling;
-  read_common(body, request);
+  read_common(body, options, request);
   if (!request.max_tokens) request.max_tokens = 16;
   const Json* prompt = find(body, "prompt");
   if (!prompt || !prompt->is_string()) bad("prompt", "must be a string");

@@ -23,7 +23,6 @@ constexpr int kConnectionThreads = 128;
 
 // What all handlers share.
 struct Service {
-  ServerOptions options;
   std::string model_name;
   text::Tokenizer tokenizer;
   ApiRequestOptions request_options;
@@ -265,7 +264,6 @@ void serve(const ServerOptions& options) {
              static_cast<double>(model::num_parameters(*model.model)) / 1e6,
              model::config_of(*model.model).max_position_embeddings);
   Service service{
-      options,
       name,
       std::move(model.tokenizer),
       {.is_strict_reasoning = options.is_strict_reasoning, .sampling = model.sampling},
