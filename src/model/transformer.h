@@ -49,7 +49,7 @@ struct ForwardOptions {
 struct LayerTrace {
   torch::Tensor hidden_ND;        // residual stream after the layer
   torch::Tensor topk_NK;          // i32, ascending, -1 where there are fewer keys
-  torch::Tensor index_scores_NS;  // f32, only where one segment has no cache; -inf for later keys
+  torch::Tensor index_scores_NS;  // f32, only where there is one segment; -inf for later keys
   torch::Tensor gate_index_NK;    // i64, undefined in dense layers
   torch::Tensor gate_weight_NK;
 };
