@@ -64,6 +64,19 @@ void fail_sequence(Sequence& sequence, const std::string& error) {
   sequence.on_event = nullptr;  // marks it for removal
 }
 
+int32_t choose_token(Sequence& sequence, std::span<const float> logits) {
+  const Request& request = sequence.request;
+  if (!adjusts_logits(request.sampling) && !request.constraint)
+    return sample(logits, request.sampling, sequence.random);
+  std::vector<float> adjusted(logits.begin(), logits.end());
+  if (adjusts_logits(request.sampling))
+    adjust_logits(request.sampling, sequence.generated(), adjusted);
+  if (request.constraint) keep_allowed(request.constraint->allowed(), adjusted);
+  const int32_t id = sample(adjusted, request.sampling, sequence.random);
+  if (request.constraint) request.constraint->accept(id);
+  return id;
+}
+
 }  // namespace
 
 struct Engine::State {
@@ -268,12 +281,11 @@ bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   }
   RequestEvent event;
   event.has_token = true;
-  if (adjusts_logits(request.sampling)) {
-    std::vector<float> adjusted(logits.begin(), logits.end());
-    adjust_logits(request.sampling, sequence.generated(), adjusted);
-    event.token.id = sample(adjusted, request.sampling, sequence.random);
-  } else {
-    event.token.id = sample(logits, request.sampling, sequence.random);
+  try {
+    event.token.id = choose_token(sequence, logits);
+  } catch (const std::exception& error) {  // of the request's own constraint
+    fail_sequence(sequence, error.what());
+    return false;
   }
   if (request.sampling.logprobs) {
     std::vector<float> logprobs(logits.size());

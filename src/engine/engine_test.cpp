@@ -57,6 +57,23 @@ TEST(Sampler, PenaltiesAndBiasMoveLogits) {
   EXPECT_EQ(logits, (std::vector<float>{-1, -2.5, 1, 11}));
 }
 
+TEST(Sampler, WhatIsNotAllowedIsNeverDrawn) {
+  base::Random random(1);
+  std::vector<float> logits(70, 5);
+  const std::vector<uint64_t> allowed = {uint64_t{1} << 3, uint64_t{1} << 2};  // 3 and 66
+  keep_allowed(allowed, logits);
+  std::map<int32_t, int> counts;
+  for (int i = 0; i < 1000; ++i) ++counts[sample(logits, {}, random)];
+  EXPECT_EQ(counts.size(), 2u);
+  EXPECT_NEAR(counts[3] / 1000.0, 0.5, 0.06);
+  EXPECT_EQ(counts[3] + counts[66], 1000);
+  for (int i = 0; i < 100; ++i) {
+    const auto id = sample(logits, {.temperature = 2, .top_p = 0.9, .top_k = 10}, random);
+    EXPECT_TRUE(id == 3 || id == 66);
+  }
+  EXPECT_THROW(keep_allowed(std::vector<uint64_t>(2), logits), Error);
+}
+
 TEST(Sampler, ValidateNamesOptionValueAndRange) {
   try {
     validate({.temperature = -1});
@@ -137,6 +154,39 @@ TEST(Engine, ARequestsBitsAreTheSameAloneInACrowdInAnyChunksOnAnyThreads) {
     }
   }
   base::set_num_threads(2);
+}
+
+// Only ids that continue an even sum, drafts included: the constraint sees every token in order.
+TEST(Engine, AConstraintNarrowsEveryToken) {
+  for (const bool speculate : {false, true}) {
+    model::Config config = tiny_config();
+    config.num_nextn_predict_layers = speculate ? 1 : 0;
+    Engine engine(std::make_shared<const model::Model>(model::initialise(config, 3)),
+                  {.speculate = speculate});
+    auto sum = std::make_shared<int64_t>(0);
+    auto mask = std::make_shared<std::vector<uint64_t>>(1);
+    Request request = request_of(5, 9);
+    request.constraint =
+        TokenConstraint{[sum, mask] {
+                          (*mask)[0] = *sum % 2 == 0 ? 0x5555555555555555 : 0xAAAAAAAAAAAAAAAA;
+                          return std::span<const uint64_t>(*mask);
+                        },
+                        [sum](int32_t id) { *sum += id + 1; }};
+    const Answer answer = start(engine, request).get();
+    ASSERT_EQ(answer.ids.size(), 20u);
+    int64_t expected = 0;
+    for (const int32_t id : answer.ids) {
+      EXPECT_EQ(id % 2, expected % 2);
+      expected += id + 1;
+    }
+    EXPECT_EQ(*sum, expected);
+    request.constraint->allowed = [mask] {
+      (*mask)[0] = 0;
+      return std::span<const uint64_t>(*mask);
+    };
+    EXPECT_EQ(start(engine, request).get().error,
+              "the constraint leaves no token of the vocabulary");
+  }
 }
 
 // Rows of a vocabulary entry that is damaged make every logit row damaged.

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -10,11 +12,20 @@
 
 namespace fathom::engine {
 
+// Narrows what may be sampled next, for answers that must follow a grammar. Both are called on the
+// engine's thread, in turns; `allowed` must leave at least one token.
+struct TokenConstraint {
+  // A bit a token, from the lowest of the first word; valid until `accept`.
+  std::function<std::span<const uint64_t>()> allowed;
+  std::function<void(int32_t id)> accept;
+};
+
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
   SamplingOptions sampling;
   int max_tokens = 256;                 // at least 1; the context's end may come first
   std::vector<int32_t> stop_token_ids;  // generation ends after one of these
+  std::optional<TokenConstraint> constraint = {};
 };
 
 enum class FinishReason {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/check.h"
 
@@ -107,6 +108,16 @@ void adjust_logits(const SamplingOptions& options, std::span<const int32_t> gene
   }
 }
 
+void keep_allowed(std::span<const uint64_t> allowed, std::span<float> logits) {
+  bool is_any_left = false;
+  for (size_t id = 0; id < logits.size(); ++id) {
+    const bool is_allowed = id / 64 < allowed.size() && (allowed[id / 64] >> (id % 64) & 1) != 0;
+    if (!is_allowed) logits[id] = -std::numeric_limits<float>::infinity();
+    is_any_left |= is_allowed;
+  }
+  if (!is_any_left) fail("the constraint leaves no token of the vocabulary");
+}
+
 int32_t sample(std::span<const float> logits, const SamplingOptions& options,
                base::Random& random) {
   if (options.temperature == 0)
@@ -133,11 +144,15 @@ int32_t sample(std::span<const float> logits, const SamplingOptions& options,
     cut = kept;
   }
   double left = random.uniform() * cut.mass;
-  for (int64_t i = 0; i + 1 < cut.count; ++i) {
-    left -= weight(ranking[i].logit);
-    if (left < 0) return ranking[i].id;
+  int32_t drawn = ranking[0].id;
+  for (int64_t i = 0; i < cut.count; ++i) {
+    const double w = weight(ranking[i].logit);
+    if (w == 0) break;  // nothing further back can be drawn
+    drawn = ranking[i].id;
+    left -= w;
+    if (left < 0) break;
   }
-  return ranking[cut.count - 1].id;
+  return drawn;
 }
 
 }  // namespace fathom::engine

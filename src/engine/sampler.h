@@ -42,8 +42,12 @@ bool adjusts_logits(const SamplingOptions& options);
 void adjust_logits(const SamplingOptions& options, std::span<const int32_t> generated,
                    std::span<float> logits);
 
+// Minus infinity for every token whose bit is not set. Throws Error if none is left.
+void keep_allowed(std::span<const uint64_t> allowed, std::span<float> logits);
+
 // Draws from softmax(logits / temperature), cut first to the top_k best, then to the smallest set
 // of most probable tokens whose mass reaches top_p, then by min_p. Ties in rank go to the lower id.
+// A token at minus infinity is never drawn; at least one must be finite.
 int32_t sample(std::span<const float> logits, const SamplingOptions& options, base::Random& random);
 
 }  // namespace fathom::engine

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "server/api_error.h"
+#include "text/answer_grammar.h"
 
 namespace fathom::server {
 namespace {
@@ -173,27 +174,97 @@ void read_thinking(const Json& body, ApiRequest& request) {
   if (type == "enabled") request.thinking_mode = text::ThinkingMode::kThinking;
 }
 
-// Request-level tools and response format belong to the first system message.
-Json with_tools(const Json& body, Json messages) {
-  const Json* tools = find(body, "tools");
+// What the request says of tools and of the answer's form; null where it says nothing.
+struct AnswerFields {
+  const Json* tools = nullptr;
+  const Json* response_format = nullptr;
+  text::AnswerFormat format;
+};
+
+// tool_choice: "none", "auto", "required", or the one function to call.
+void read_tool_choice(const Json& body, AnswerFields& fields) {
   const Json* choice = find(body, "tool_choice");
-  if (choice && *choice != "auto" && *choice != "none")
-    bad("tool_choice", "is " + shown(*choice) + "; expected \"auto\" or \"none\"");
-  const Json* format = find(body, "response_format");
-  if (format && type_of(*format).empty())
-    bad("response_format", "must be an object with a \"type\"");
-  const bool has_format = format && type_of(*format) != "text";
-  const bool has_tools = tools && !(choice && *choice == "none");
-  if (tools && !tools->is_array()) bad("tools", "must be an array");
-  if (!has_tools && !has_format) return messages;
+  if (!choice || *choice == "auto") return;
+  if (*choice == "none") {
+    fields.tools = nullptr;
+    return;
+  }
+  const bool is_named = type_of(*choice) == "function" && choice->contains("function") &&
+                        choice->at("function").is_object() &&
+                        choice->at("function").contains("name");
+  if (*choice != "required" && !is_named)
+    bad("tool_choice",
+        "is " + shown(*choice) +
+            "; expected \"auto\", \"none\", \"required\" or {\"type\": \"function\", "
+            "\"function\": {\"name\": ...}}");
+  if (!fields.tools) bad("tool_choice", "asks for a call, but there are no tools");
+  fields.format.kind = text::AnswerFormat::Kind::kCalls;
+  if (!is_named) return;
+  const Json& name = choice->at("function").at("name");
+  Json chosen = Json::array();
+  for (const Json& tool : *fields.tools)
+    if (tool.is_object() && tool.contains("function") && tool.at("function").is_object() &&
+        tool.at("function").value("name", Json()) == name)
+      chosen.push_back(tool);
+  if (chosen.empty()) bad("tool_choice", "names " + shown(name) + ", which is none of the tools");
+  fields.format.tools = std::move(chosen);
+}
+
+void read_response_format(const Json& body, AnswerFields& fields) {
+  const Json* given = find(body, "response_format");
+  if (!given) return;
+  const std::string type = type_of(*given);
+  if (type != "text" && type != "json_object" && type != "json_schema")
+    bad("response_format",
+        "must be an object with a \"type\" of \"text\", \"json_object\" or \"json_schema\"");
+  if (type == "text") return;
+  if (fields.format.kind == text::AnswerFormat::Kind::kCalls)
+    bad("response_format", "cannot be kept where tool_choice asks for a call");
+  fields.response_format = given;
+  fields.format.kind = text::AnswerFormat::Kind::kJson;
+  if (type == "json_object") return;
+  const Json* schema = find(*given, "json_schema");
+  if (!schema || !schema->is_object() || !find(*schema, "schema"))
+    bad("response_format", "of type json_schema needs json_schema.schema");
+  fields.format.schema = schema->at("schema");
+  fields.format.is_strict = boolean(*schema, "strict");
+}
+
+AnswerFields read_answer_fields(const Json& body, const ApiRequest& request) {
+  AnswerFields fields;
+  fields.format.thinking_mode = request.thinking_mode;
+  if (const Json* tools = find(body, "tools")) {
+    if (!tools->is_array()) bad("tools", "must be an array");
+    if (!tools->empty()) fields.tools = tools;
+  }
+  read_tool_choice(body, fields);
+  if (fields.tools && fields.format.tools.empty()) fields.format.tools = *fields.tools;
+  read_response_format(body, fields);
+  return fields;
+}
+
+// None where any text will do.
+std::shared_ptr<const text::Grammar> grammar_of(const AnswerFields& fields) {
+  if (!fields.tools && !fields.response_format) return {};
+  try {
+    return std::make_shared<const text::Grammar>(text::answer_grammar(fields.format));
+  } catch (const Error& error) {
+    const std::string what = error.what();
+    throw ApiError(400, what, what.starts_with("tools") ? "tools" : "response_format");
+  }
+}
+
+// Request-level tools and response format belong to the first system message.
+Json with_tools(const AnswerFields& fields, Json messages) {
+  if (!fields.tools && !fields.response_format) return messages;
   size_t at = 0;
   while (at < messages.size() && messages[at].value("role", "") != "system") ++at;
   if (at == messages.size()) {
     messages.insert(messages.begin(), Json{{"role", "system"}, {"content", ""}});
     at = 0;
   }
-  if (has_tools) messages[at]["tools"] = *tools;
-  if (has_format) messages[at]["response_format"] = *format;
+  if (fields.tools) messages[at]["tools"] = *fields.tools;
+  if (fields.response_format) messages[at]["response_format"] = *fields.response_format;
   return messages;
 }
 
@@ -265,8 +336,10 @@ ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options
   if (request.thinking_mode == text::ThinkingMode::kThinking) check_reasoning(messages, options);
   text::ChatOptions chat;
   chat.thinking_mode = request.thinking_mode;
+  const AnswerFields fields = read_answer_fields(body, request);
+  request.grammar = grammar_of(fields);
   try {
-    request.prompt = text::encode_messages(with_tools(body, std::move(messages)), chat);
+    request.prompt = text::encode_messages(with_tools(fields, std::move(messages)), chat);
   } catch (const ApiError&) {
     throw;
   } catch (const Error& error) {

@@ -1,6 +1,7 @@
 // What a request to /v1/chat/completions or /v1/completions asks for, checked field by field.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -9,6 +10,7 @@
 #include "base/json.h"
 #include "engine/sampler.h"
 #include "text/chat_format.h"
+#include "text/grammar.h"
 
 namespace fathom::server {
 
@@ -19,6 +21,7 @@ struct ApiRequest {
   engine::SamplingOptions sampling;
   std::optional<int> max_tokens;  // none: up to the context's end for chat, 16 for completions
   std::vector<std::string> stop;
+  std::shared_ptr<const text::Grammar> grammar = {};  // that the answer follows, if any
   bool is_stream = false;
   bool include_usage = false;
   bool echo = false;

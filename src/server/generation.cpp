@@ -5,9 +5,21 @@
 #include "text/chat_markup.h"
 
 namespace fathom::server {
+namespace {
+
+engine::TokenConstraint constraint_of(const std::shared_ptr<const text::TokenSpellings>& spellings,
+                                      const std::shared_ptr<const text::Grammar>& grammar) {
+  CHECK(spellings != nullptr);
+  auto constraint = std::make_shared<text::TokenConstraint>(spellings, grammar);
+  return {[constraint] { return constraint->allowed(); },
+          [constraint](int32_t id) { constraint->accept(id); }};
+}
+
+}  // namespace
 
 Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
-                       const GenerationRequest& request)
+                       const GenerationRequest& request,
+                       const std::shared_ptr<const text::TokenSpellings>& spellings)
     : engine_(engine), tokenizer_(tokenizer), decoder_(tokenizer), stops_(request.stop) {
   engine::Request engine_request;
   engine_request.prompt = tokenizer.encode(request.prompt);
@@ -21,6 +33,7 @@ Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
   engine_request.sampling = request.sampling;
   engine_request.max_tokens =
       request.max_tokens.value_or(static_cast<int>(engine.context_length()));
+  if (request.grammar) engine_request.constraint = constraint_of(spellings, request.grammar);
   num_prompt_tokens_ = static_cast<int64_t>(prompt.size());
   id_ =
       engine.submit(std::move(engine_request), [queue = queue_](const engine::RequestEvent& event) {

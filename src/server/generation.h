@@ -11,6 +11,8 @@
 
 #include "engine/engine.h"
 #include "server/stop_matcher.h"
+#include "text/grammar.h"
+#include "text/token_constraint.h"
 #include "text/tokenizer.h"
 
 namespace fathom::server {
@@ -20,6 +22,7 @@ struct GenerationRequest {
   engine::SamplingOptions sampling;
   std::optional<int> max_tokens;  // none: to the end of the context
   std::vector<std::string> stop;
+  std::shared_ptr<const text::Grammar> grammar = {};  // of the answer; none: any text
 };
 
 // What one step brought: text (perhaps none), the token behind it.
@@ -31,9 +34,11 @@ struct Piece {
 
 class Generation {
  public:
-  // Throws what Engine::submit throws. A prompt that does not begin with BOS gets one.
+  // Throws what Engine::submit throws. A prompt that does not begin with BOS gets one. `spellings`
+  // is asked for where the request has a grammar.
   Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
-             const GenerationRequest& request);
+             const GenerationRequest& request,
+             const std::shared_ptr<const text::TokenSpellings>& spellings = {});
   ~Generation();  // cancels if it still runs
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;

@@ -25,6 +25,7 @@ constexpr int kConnectionThreads = 128;
 struct Service {
   std::string model_name;
   text::Tokenizer tokenizer;
+  std::shared_ptr<const text::TokenSpellings> spellings;
   ApiRequestOptions request_options;
   engine::Engine engine;
   std::atomic<bool> is_stopping{false};
@@ -65,7 +66,9 @@ httplib::Server::Handler guarded(const Handler& handler) {
 std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest& request) {
   return std::make_shared<Generation>(
       service.engine, service.tokenizer,
-      GenerationRequest{request.prompt, request.sampling, request.max_tokens, request.stop});
+      GenerationRequest{request.prompt, request.sampling, request.max_tokens, request.stop,
+                        request.grammar},
+      service.spellings);
 }
 
 // Writes chunks as they come. A failed write (the client has gone) drops the generation, whose
@@ -263,9 +266,11 @@ void serve(const ServerOptions& options) {
   fmt::print("{}: {:.2f} M parameters, context {} tokens\n", options.model.string(),
              static_cast<double>(model::num_parameters(*model.model)) / 1e6,
              model::config_of(*model.model).max_position_embeddings);
+  const auto spellings = std::make_shared<const text::TokenSpellings>(model.tokenizer);
   Service service{
       name,
       std::move(model.tokenizer),
+      spellings,
       {.is_strict_reasoning = options.is_strict_reasoning, .sampling = model.sampling},
       engine::Engine(std::move(model.model), {.max_running_requests = options.max_running_requests,
                                               .cache_format = options.cache_format,

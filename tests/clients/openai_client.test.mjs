@@ -111,6 +111,54 @@ test('tools are rendered into the prompt, thinking is a mode', async () => {
   assert.equal(typeof thinking.choices[0].message.reasoning_content, 'string');
 });
 
+const weather = {type: 'function', function: {name: 'weather', parameters: {
+  type: 'object', required: ['city', 'days'],
+  properties: {city: {enum: ['Rome', 'Oslo']}, days: {type: 'integer'},
+               tags: {type: 'array', items: {type: 'string', maxLength: 8}, maxItems: 2}}}}};
+
+test('an answer follows its JSON schema, whatever the model would say', async () => {
+  const schema = {type: 'object', additionalProperties: false, required: ['name', 'size'],
+                  properties: {name: {type: 'string', maxLength: 12}, size: {type: 'integer'},
+                               kind: {enum: ['a', 'b']}}};
+  for (let seed = 0; seed < 8; ++seed) {
+    const answer = await ask({seed, temperature: 1, max_tokens: 200, response_format: {
+      type: 'json_schema', json_schema: {name: 'thing', strict: true, schema}}});
+    assert.equal(answer.choices[0].finish_reason, 'stop');
+    const thing = JSON.parse(answer.choices[0].message.content);
+    assert.equal(typeof thing.name, 'string');
+    assert.ok(Number.isInteger(thing.size));
+    assert.ok(thing.kind === undefined || ['a', 'b'].includes(thing.kind));
+  }
+  const any = await ask({max_tokens: 2, response_format: {type: 'json_object'}});
+  assert.ok(any.choices[0].message.content.startsWith('{'));
+});
+
+test('a required call is made, streamed too', async () => {
+  for (let seed = 0; seed < 4; ++seed) {
+    const request = {model: 'nano', messages, seed, tools: [weather], tool_choice: 'required',
+                     max_tokens: 300};
+    const answer = await client.chat.completions.create(request);
+    const stream = await client.chat.completions.create({...request, stream: true});
+    let streamed = '', reason = '';
+    for await (const chunk of stream) {
+      streamed += chunk.choices[0]?.delta.tool_calls?.[0]?.function.arguments ?? '';
+      reason = chunk.choices[0]?.finish_reason ?? reason;
+    }
+    assert.equal(reason, answer.choices[0].finish_reason);
+    if (reason === 'length') continue;  // more and more calls, each of them well formed
+    assert.equal(reason, 'tool_calls');
+    const calls = answer.choices[0].message.tool_calls;
+    assert.ok(calls.length >= 1);
+    assert.equal(calls.map((call) => call.function.arguments).join(''), streamed);
+    for (const call of calls) {
+      assert.equal(call.function.name, 'weather');
+      const args = JSON.parse(call.function.arguments);
+      assert.ok(['Rome', 'Oslo'].includes(args.city));
+      assert.ok(Number.isInteger(args.days));
+    }
+  }
+});
+
 test('a tool turn is accepted back', async () => {
   const turn = [
     ...messages,

@@ -1,0 +1,216 @@
+#include "text/answer_grammar.h"
+
+#include <algorithm>
+#include <memory>
+#include <set>
+
+#include "base/check.h"
+#include "text/chat_markup.h"
+#include "text/json_schema.h"
+
+namespace fathom::text {
+namespace {
+
+using Rule = Grammar::Rule;
+using Sequence = Grammar::Sequence;
+
+Grammar::Symbol derived(Rule rule) { return {rule, {}}; }
+
+std::string in_quotes(std::string_view text) { return "\"" + std::string(text) + "\""; }
+
+bool names_string(const Json& type) {
+  if (type.is_array()) return std::any_of(type.begin(), type.end(), names_string);
+  return type == "string";
+}
+
+// The tools' calls, one function after another.
+class CallGrammar {
+ public:
+  explicit CallGrammar(Grammar& grammar)
+      : grammar_(grammar), free_string_(bytes_without(grammar, markup::kDsml)) {}
+
+  // "<｜DSML｜invoke name=..." to its closing tag and new line.
+  Sequence call(const Json& tool, const std::string& where) {
+    const Json& function = member(tool, "function", where);
+    const Json& name = member(function, "name", where + ".function");
+    if (!name.is_string() || name.get_ref<const std::string&>().empty())
+      fail("{}.function.name is {}; expected a name", where, name.dump());
+    Sequence all = literal(std::string(markup::kInvokeTag) +
+                           " name=" + in_quotes(name.get<std::string>()) + ">\n");
+    append(all, {derived(arguments(function, where + ".function"))});
+    append(all, literal(std::string(markup::kInvokeEndTag) + ">\n"));
+    return all;
+  }
+
+ private:
+  // No parameters are written as an empty line, or not at all.
+  Rule arguments(const Json& function, const std::string& where) {
+    const Rule rule = grammar_.add_rule();
+    grammar_.add_alternative(rule, {derived(parameters(function, where))});
+    if (!requires_any(function)) grammar_.add_alternative(rule, literal("\n"));
+    return rule;
+  }
+
+  static bool requires_any(const Json& function) {
+    const Json parameters = function.value("parameters", Json::object());
+    return parameters.is_object() && !parameters.value("required", Json::array()).empty();
+  }
+
+  static const Json& member(const Json& object, const char* name, const std::string& where) {
+    if (!object.is_object() || !object.contains(name)) fail("{}: {} is missing", where, name);
+    return object.at(name);
+  }
+
+  // In the schema's order; those that are not required may be left out.
+  Rule parameters(const Json& function, const std::string& function_place) {
+    const Rule end = grammar_.add_rule();
+    grammar_.add_alternative(end, {});
+    if (!function.contains("parameters") || function.at("parameters").is_null()) return end;
+    const std::string where = function_place + ".parameters";
+    const Json& root = function.at("parameters");
+    const bool is_strict = function.contains("strict") && function.at("strict") == true;
+    JsonSchemaGrammar json(grammar_, root,
+                           is_strict ? UnheldKeywords::kRefused : UnheldKeywords::kIgnored);
+    const Json& schema = json.resolved(root, where);
+    if (!schema.is_object()) fail("{}: expected an object", where);
+    if (!schema.contains("properties")) return end;
+    if (!schema.at("properties").is_object()) fail("{}.properties: expected an object", where);
+    std::set<Json> required;
+    if (schema.contains("required"))
+      for (const Json& name : schema.at("required")) required.insert(name);
+    std::vector<std::pair<std::string, const Json*>> properties;
+    for (const auto& [name, property] : schema.at("properties").items())
+      properties.emplace_back(name, &property);
+    Rule rest = end;
+    for (size_t i = properties.size(); i-- > 0;) {
+      const auto& [name, property] = properties[i];
+      const Rule rule = grammar_.add_rule();
+      if (!required.contains(name)) grammar_.add_alternative(rule, {derived(rest)});
+      for (Sequence& written : values(json, *property, where + "." + name)) {
+        Sequence all =
+            literal(std::string(markup::kParameterTag) + " name=" + in_quotes(name) + " string=");
+        append(all, written);
+        append(all, literal("<" + std::string(markup::kParameterEndTag) + ">\n"));
+        append(all, {derived(rest)});
+        grammar_.add_alternative(rule, std::move(all));
+      }
+      rest = rule;
+    }
+    return rest;
+  }
+
+  static Sequence as_string(Sequence text) {
+    Sequence all = literal("\"true\">");
+    append(all, text);
+    return all;
+  }
+  static Sequence as_json(Sequence text) {
+    Sequence all = literal("\"false\">");
+    append(all, text);
+    return all;
+  }
+
+  // The ways to write a value of `schema`: its strings bare, everything else as JSON.
+  std::vector<Sequence> values(JsonSchemaGrammar& json, const Json& given,
+                               const std::string& where) {
+    const Json& schema = json.resolved(given, where);
+    std::vector<Sequence> all;
+    if (!schema.is_object() ||
+        (!schema.contains("type") && !schema.contains("enum") && !schema.contains("const") &&
+         !schema.contains("anyOf") && !schema.contains("oneOf") && !schema.contains("allOf") &&
+         !schema.contains("properties"))) {
+      all.push_back(as_string({derived(free_string_)}));
+      all.push_back(as_json({derived(json.value_without_strings())}));
+      return all;
+    }
+    for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
+      if (!schema.contains(keyword) || !schema.at(keyword).is_array()) continue;
+      for (const Json& option : schema.at(keyword))
+        for (Sequence& way : values(json, option, where + "." + keyword))
+          all.push_back(std::move(way));
+      return all;
+    }
+    if (schema.contains("enum") || schema.contains("const")) {
+      const Json list =
+          schema.contains("const") ? Json::array({schema.at("const")}) : schema.at("enum");
+      for (const Json& value : list)
+        all.push_back(value.is_string() ? as_string(literal(value.get<std::string>()))
+                                        : as_json(literal(value.dump(-1, ' ', false))));
+      return all;
+    }
+    if (!schema.contains("type") || !names_string(schema.at("type")))
+      return {as_json({derived(json.schema(schema, where))})};
+    all.push_back(as_string({derived(free_string_)}));
+    if (!schema.at("type").is_array()) return all;
+    others_.push_back(std::make_unique<Json>(schema));  // the rules refer to it
+    Json& others = *others_.back();
+    others["type"] = Json::array();
+    for (const Json& type : schema.at("type"))
+      if (type != "string") others["type"].push_back(type);
+    if (!others["type"].empty()) all.push_back(as_json({derived(json.schema(others, where))}));
+    return all;
+  }
+
+  Grammar& grammar_;
+  Rule free_string_;
+  std::vector<std::unique_ptr<Json>> others_;
+};
+
+// "\n\n<｜DSML｜function_calls>\n" to the closing tag.
+Sequence calls_of(Grammar& grammar, const Json& tools) {
+  if (!tools.is_array() || tools.empty()) fail("tools: expected at least one function");
+  CallGrammar calls(grammar);
+  const Rule any = grammar.add_rule();
+  for (size_t i = 0; i < tools.size(); ++i)
+    grammar.add_alternative(any, calls.call(tools[i], fmt::format("tools[{}]", i)));
+  Sequence all = literal(markup::kCallsOpen);
+  append(all, {derived(repeated(grammar, {derived(any)}, 1, -1))});
+  append(all, literal(markup::kCallsClose));
+  return all;
+}
+
+// After the reasoning.
+Rule content_of(Grammar& grammar, const AnswerFormat& format, JsonSchemaGrammar& json) {
+  const Rule rule = grammar.add_rule();
+  switch (format.kind) {
+    case AnswerFormat::Kind::kJson:
+      if (!format.tools.empty()) grammar.add_alternative(rule, calls_of(grammar, format.tools));
+      grammar.add_alternative(
+          rule, {derived(format.schema.is_null() ? json.object()
+                                                 : json.schema(format.schema, "schema"))});
+      break;
+    case AnswerFormat::Kind::kCalls:
+      grammar.add_alternative(rule, calls_of(grammar, format.tools));
+      break;
+    case AnswerFormat::Kind::kText: {
+      const Rule text = bytes_without(grammar, markup::kCallsTag.substr(2));
+      grammar.add_alternative(rule, {derived(text)});
+      Sequence with_calls = {derived(text)};
+      append(with_calls, calls_of(grammar, format.tools));
+      grammar.add_alternative(rule, std::move(with_calls));
+    }
+  }
+  return rule;
+}
+
+}  // namespace
+
+Grammar answer_grammar(const AnswerFormat& format) {
+  Grammar grammar;
+  const Rule start = grammar.add_rule();
+  JsonSchemaGrammar json(grammar, format.schema,
+                         format.is_strict ? UnheldKeywords::kRefused : UnheldKeywords::kIgnored);
+  const Rule content = content_of(grammar, format, json);
+  if (format.thinking_mode == ThinkingMode::kThinking) {
+    Sequence all = {derived(bytes_without(grammar, markup::kThinkEnd))};
+    append(all, literal(markup::kThinkEnd));
+    append(all, {derived(content)});
+    grammar.add_alternative(start, std::move(all));
+  } else {
+    grammar.add_alternative(start, {derived(content)});
+  }
+  grammar.check();
+  return grammar;
+}
+
+}  // namespace fathom::text

@@ -1,0 +1,112 @@
+// Context-free grammars over bytes, and a recogniser that follows one byte by byte: what
+// constrained decoding asks which tokens may come next.
+#pragma once
+
+#include <array>
+#include <bitset>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+namespace fathom::text {
+
+class Grammar {
+ public:
+  using Rule = int32_t;
+  using Bytes = std::bitset<256>;
+  // One byte of a set, or whatever a rule derives.
+  struct Symbol {
+    Rule rule = -1;
+    Bytes bytes = {};
+  };
+  using Sequence = std::vector<Symbol>;
+
+  // A rule without alternatives derives nothing.
+  Rule add_rule();
+  void add_alternative(Rule rule, Sequence sequence);
+  // Where derivation begins: the first rule that was added.
+  static constexpr Rule kStart = 0;
+
+  // Throws Error if a rule can begin with itself: following it would not end. Call once all rules
+  // stand.
+  void check() const;
+
+  const std::vector<int32_t>& alternatives(Rule rule) const { return rules_[rule]; }
+  const Sequence& sequence(int32_t alternative) const { return sequences_[alternative]; }
+
+ private:
+  std::vector<std::vector<int32_t>> rules_;
+  std::vector<Sequence> sequences_;
+};
+
+// Pieces that grammars are made of.
+Grammar::Symbol byte_in(std::string_view bytes);
+Grammar::Symbol byte_between(uint8_t first, uint8_t last);
+Grammar::Sequence literal(std::string_view text);
+void append(Grammar::Sequence& sequence, const Grammar::Sequence& more);
+// At least `fewest` and at most `most` (-1: any number) of `item`, each after the first behind
+// `separator`.
+Grammar::Rule repeated(Grammar& grammar, const Grammar::Sequence& item, int64_t fewest,
+                       int64_t most, const Grammar::Sequence& separator = {});
+// Any bytes, also none, in which `marker` does not occur.
+Grammar::Rule bytes_without(Grammar& grammar, std::string_view marker);
+
+// Follows all derivations at once. States are numbered as they are met and their transitions kept,
+// so that asking about every token of a vocabulary costs a table look-up a byte. Not for several
+// threads at once.
+class GrammarMatcher {
+ public:
+  using State = int32_t;
+  static constexpr State kDead = -1;
+
+  explicit GrammarMatcher(std::shared_ptr<const Grammar> grammar);
+
+  State start() const { return start_; }
+  // kDead if no derivation goes on with `byte`.
+  State next(State state, uint8_t byte) {
+    const State known = transitions_[state][byte];
+    return known != kUnknown ? known : find_next(state, byte);
+  }
+  // Whether what was read is a whole derivation.
+  bool may_end(State state) const { return states_[state].may_end; }
+
+  int64_t num_states() const { return static_cast<int64_t>(states_.size()); }
+  // Forgets every state but this one; returns its new number.
+  State forget_others(State state);
+
+ private:
+  static constexpr State kUnknown = -2;
+  static constexpr int32_t kBottom = -1;  // below a stack's lowest frame
+
+  // A stack is its top frame: where in a sequence its derivation stands, and the frame that goes on
+  // when the sequence ends. Equal frames have one number.
+  struct Frame {
+    int32_t alternative, position, below;
+    bool operator==(const Frame&) const = default;
+  };
+  struct FrameHash {
+    size_t operator()(const Frame& frame) const;
+  };
+  struct Stacks {
+    std::vector<int32_t> tops;  // ascending; each stands before a byte
+    bool may_end = false;
+  };
+
+  int32_t frame_number(const Frame& frame);
+  void expand(const Frame& frame, std::vector<Frame>& seen, Stacks& stacks);
+  State state_number(Stacks stacks);
+  State find_next(State state, uint8_t byte);
+  int32_t copy_frame(const GrammarMatcher& from, int32_t number);
+
+  std::shared_ptr<const Grammar> grammar_;
+  std::vector<Frame> frames_;
+  std::unordered_map<Frame, int32_t, FrameHash> frame_numbers_;
+  std::vector<Stacks> states_;
+  std::unordered_map<uint64_t, std::vector<State>> states_by_hash_;
+  std::vector<std::array<State, 256>> transitions_;
+  State start_ = kDead;
+};
+
+}  // namespace fathom::text

@@ -1,0 +1,385 @@
+#include "text/json_schema.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/check.h"
+
+namespace fathom::text {
+namespace {
+
+using Rule = Grammar::Rule;
+using Sequence = Grammar::Sequence;
+
+constexpr int64_t kMostDigits = 16;
+constexpr int64_t kMostIndent = 20;
+constexpr int64_t kMostRepeats = 4096;  // of minItems, maxItems, minLength, maxLength
+
+Grammar::Symbol derived(Rule rule) { return {rule, {}}; }
+
+Sequence joined(std::initializer_list<Sequence> parts) {
+  Sequence all;
+  for (const Sequence& part : parts) append(all, part);
+  return all;
+}
+
+std::string as_text(const Json& json) { return json.dump(-1, ' ', false); }
+
+struct Count {
+  int64_t fewest, most;
+};
+
+int64_t count_of(const Json& schema, const char* keyword, int64_t otherwise,
+                 const std::string& where) {
+  const auto it = schema.find(keyword);
+  if (it == schema.end()) return otherwise;
+  const int64_t count = it->is_number_integer() ? it->get<int64_t>() : -1;
+  if (count < 0 || count > kMostRepeats)
+    fail("{}.{} is {}; expected an integer from 0 to {}", where, keyword, as_text(*it),
+         kMostRepeats);
+  return count;
+}
+
+// Bounds that cannot be held to are none where `unheld` says so.
+Count counts_of(const Json& schema, const char* fewest, const char* most, const std::string& where,
+                UnheldKeywords unheld) {
+  try {
+    const Count count{count_of(schema, fewest, 0, where), count_of(schema, most, -1, where)};
+    if (count.most >= 0 && count.most < count.fewest)
+      fail("{}: {} is below {}", where, most, fewest);
+    return count;
+  } catch (const Error&) {
+    if (unheld == UnheldKeywords::kRefused) throw;
+    return {0, -1};
+  }
+}
+
+}  // namespace
+
+Rule JsonSchemaGrammar::once(const std::string& name, void (JsonSchemaGrammar::*define)(Rule)) {
+  const auto [it, is_new] = named_.try_emplace(name, Rule{});
+  if (!is_new) return it->second;
+  const Rule rule = it->second = grammar_.add_rule();
+  (this->*define)(rule);
+  return rule;
+}
+
+Rule JsonSchemaGrammar::space() { return once("space", &JsonSchemaGrammar::define_space); }
+Rule JsonSchemaGrammar::character() {
+  return once("character", &JsonSchemaGrammar::define_character);
+}
+Rule JsonSchemaGrammar::string() { return once("string", &JsonSchemaGrammar::define_string); }
+Rule JsonSchemaGrammar::number() { return once("number", &JsonSchemaGrammar::define_number); }
+Rule JsonSchemaGrammar::integer() { return once("integer", &JsonSchemaGrammar::define_integer); }
+Rule JsonSchemaGrammar::value() { return once("value", &JsonSchemaGrammar::define_value); }
+Rule JsonSchemaGrammar::object() { return once("object", &JsonSchemaGrammar::define_object); }
+Rule JsonSchemaGrammar::value_without_strings() {
+  return once("value_without_strings", &JsonSchemaGrammar::define_value_without_strings);
+}
+
+void JsonSchemaGrammar::define_space(Rule rule) {
+  grammar_.add_alternative(rule, {});
+  grammar_.add_alternative(rule, literal(" "));
+  const Rule indent = repeated(grammar_, literal(" "), 0, kMostIndent);
+  grammar_.add_alternative(rule, joined({literal("\n"), {derived(indent)}}));
+}
+
+// One character of a string: valid UTF-8, or an escape.
+void JsonSchemaGrammar::define_character(Rule rule) {
+  Grammar::Symbol plain = byte_between(0x20, 0x7E);
+  plain.bytes.reset('"');
+  plain.bytes.reset('\\');
+  grammar_.add_alternative(rule, {plain});
+  const auto later = byte_between(0x80, 0xBF);
+  grammar_.add_alternative(rule, {byte_between(0xC2, 0xDF), later});
+  grammar_.add_alternative(rule, {byte_between(0xE0, 0xE0), byte_between(0xA0, 0xBF), later});
+  grammar_.add_alternative(rule, {byte_between(0xE1, 0xEC), later, later});
+  grammar_.add_alternative(rule, {byte_between(0xED, 0xED), byte_between(0x80, 0x9F), later});
+  grammar_.add_alternative(rule, {byte_between(0xEE, 0xEF), later, later});
+  grammar_.add_alternative(rule,
+                           {byte_between(0xF0, 0xF0), byte_between(0x90, 0xBF), later, later});
+  grammar_.add_alternative(rule, {byte_between(0xF1, 0xF3), later, later, later});
+  grammar_.add_alternative(rule,
+                           {byte_between(0xF4, 0xF4), byte_between(0x80, 0x8F), later, later});
+  grammar_.add_alternative(rule, joined({literal("\\"), {byte_in("\"\\/bfnrt")}}));
+  // Not the halves of surrogate pairs, which alone are no character.
+  const auto hex = byte_in("0123456789abcdefABCDEF");
+  grammar_.add_alternative(
+      rule, joined({literal("\\u"), {byte_in("0123456789abcefABCEF"), hex, hex, hex}}));
+  grammar_.add_alternative(
+      rule, joined({literal("\\u"), {byte_in("dD"), byte_between('0', '7'), hex, hex}}));
+}
+
+void JsonSchemaGrammar::define_string(Rule rule) {
+  const Rule text = repeated(grammar_, {derived(character())}, 0, -1);
+  grammar_.add_alternative(rule, joined({literal("\""), {derived(text)}, literal("\"")}));
+}
+
+void JsonSchemaGrammar::define_integer(Rule rule) {
+  const auto digit = byte_between('0', '9');
+  const Rule more = repeated(grammar_, {digit}, 0, kMostDigits - 1);
+  for (const char* sign : {"", "-"}) {
+    grammar_.add_alternative(rule,
+                             joined({literal(sign), {byte_between('1', '9'), derived(more)}}));
+  }
+  grammar_.add_alternative(rule, literal("0"));
+}
+
+void JsonSchemaGrammar::define_number(Rule rule) {
+  const auto digit = byte_between('0', '9');
+  const Rule digits = repeated(grammar_, {digit}, 1, kMostDigits);
+  const Rule fraction = grammar_.add_rule(), exponent = grammar_.add_rule();
+  grammar_.add_alternative(fraction, {});
+  grammar_.add_alternative(fraction, joined({literal("."), {derived(digits)}}));
+  const Rule power = repeated(grammar_, {digit}, 1, 2);
+  grammar_.add_alternative(exponent, {});
+  for (const char* sign : {"", "+", "-"})
+    grammar_.add_alternative(exponent, joined({{byte_in("eE")}, literal(sign), {derived(power)}}));
+  grammar_.add_alternative(rule, {derived(integer()), derived(fraction), derived(exponent)});
+  grammar_.add_alternative(rule, joined({literal("-0."), {derived(digits), derived(exponent)}}));
+}
+
+void JsonSchemaGrammar::define_value_without_strings(Rule rule) {
+  grammar_.add_alternative(rule, {derived(object())});
+  grammar_.add_alternative(rule, {derived(once("array", &JsonSchemaGrammar::define_array))});
+  grammar_.add_alternative(rule, {derived(number())});
+  for (const char* word : {"true", "false", "null"}) grammar_.add_alternative(rule, literal(word));
+}
+
+void JsonSchemaGrammar::define_value(Rule rule) {
+  grammar_.add_alternative(rule, {derived(value_without_strings())});
+  grammar_.add_alternative(rule, {derived(string())});
+}
+
+Sequence JsonSchemaGrammar::list_of(Rule item, int64_t fewest, int64_t most) {
+  const Sequence comma = joined({literal(","), {derived(space())}});
+  if (most == 0) return joined({literal("["), {derived(space())}, literal("]")});
+  const Rule items = repeated(grammar_, {derived(item)}, std::max<int64_t>(fewest, 1), most, comma);
+  const Rule content = grammar_.add_rule();
+  grammar_.add_alternative(content, {derived(items), derived(space())});
+  if (fewest == 0) grammar_.add_alternative(content, {});
+  return joined({literal("["), {derived(space()), derived(content)}, literal("]")});
+}
+
+// An object with any keys.
+Sequence JsonSchemaGrammar::map_of(Rule item) {
+  const Sequence comma = joined({literal(","), {derived(space())}});
+  const Sequence member =
+      joined({{derived(string())}, literal(":"), {derived(space()), derived(item)}});
+  const Rule content = grammar_.add_rule();
+  grammar_.add_alternative(content, {});
+  grammar_.add_alternative(content,
+                           {derived(repeated(grammar_, member, 1, -1, comma)), derived(space())});
+  return joined({literal("{"), {derived(space()), derived(content)}, literal("}")});
+}
+
+void JsonSchemaGrammar::define_array(Rule rule) {
+  grammar_.add_alternative(rule, list_of(value(), 0, -1));
+}
+
+void JsonSchemaGrammar::define_object(Rule rule) {
+  grammar_.add_alternative(rule, map_of(value()));
+}
+
+const Json& JsonSchemaGrammar::resolved(const Json& schema, const std::string& where) const {
+  const Json* at = &schema;
+  for (int steps = 0; at->is_object() && at->contains("$ref"); ++steps) {
+    const Json& ref = at->at("$ref");
+    if (!ref.is_string() || !ref.get_ref<const std::string&>().starts_with('#'))
+      fail("{}.$ref is {}; expected a place in the same schema: \"#/$defs/...\"", where,
+           as_text(ref));
+    const std::string pointer = ref.get<std::string>().substr(1);
+    try {
+      at = &root_.at(Json::json_pointer(pointer));
+    } catch (const Json::exception&) {
+      fail("{}.$ref: there is no {}", where, as_text(ref));
+    }
+    if (steps > 64) fail("{}.$ref leads in a circle", where);
+  }
+  return *at;
+}
+
+Rule JsonSchemaGrammar::schema(const Json& schema, const std::string& where) {
+  const Json& found = resolved(schema, where);
+  if (const auto it = of_schema_.find(&found); it != of_schema_.end()) return it->second;
+  const Rule rule = of_schema_[&found] = grammar_.add_rule();  // first: it may contain itself
+  define_schema(rule, found, where);
+  return rule;
+}
+
+void JsonSchemaGrammar::check_keywords(const Json& schema, const std::string& where) const {
+  static const std::set<std::string> kHeld = {
+      "type",       "properties", "required", "additionalProperties",
+      "items",      "minItems",   "maxItems", "minLength",
+      "maxLength",  "enum",       "const",    "anyOf",
+      "oneOf",      "allOf",      "$ref",     "$defs",
+      "definitions"};
+  static const std::set<std::string> kAnnotations = {
+      "title", "description", "default",  "examples",  "format",    "$schema",
+      "$id",   "$comment",    "readOnly", "writeOnly", "deprecated"};
+  if (unheld_ == UnheldKeywords::kIgnored) return;
+  for (const auto& [keyword, unused] : schema.items())
+    if (!kHeld.contains(keyword) && !kAnnotations.contains(keyword))
+      fail("{}.{} cannot be held to while sampling; leave it out, or set \"strict\" to false",
+           where, keyword);
+}
+
+void JsonSchemaGrammar::define_schema(Rule rule, const Json& schema, const std::string& where) {
+  if (schema.is_boolean() && schema.get<bool>()) {
+    grammar_.add_alternative(rule, {derived(value())});
+    return;
+  }
+  if (!schema.is_object()) fail("{} is {}; expected an object", where, as_text(schema));
+  check_keywords(schema, where);
+  const auto list = [&](const char* keyword) -> const Json& {
+    const Json& found = schema.at(keyword);
+    if (!found.is_array() || found.empty())
+      fail("{}.{} is {}; expected an array that is not empty", where, keyword, as_text(found));
+    return found;
+  };
+  if (schema.contains("const")) {
+    grammar_.add_alternative(rule, literal(as_text(schema.at("const"))));
+    return;
+  }
+  if (schema.contains("enum")) {
+    for (const Json& value : list("enum")) grammar_.add_alternative(rule, literal(as_text(value)));
+    return;
+  }
+  for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
+    if (!schema.contains(keyword)) continue;
+    const Json& options = list(keyword);
+    if (keyword == std::string("allOf") && options.size() > 1) {
+      if (unheld_ == UnheldKeywords::kRefused)
+        fail("{}.allOf of {} schemas is not supported; write them as one", where, options.size());
+      grammar_.add_alternative(rule, {derived(value())});
+      return;
+    }
+    for (size_t i = 0; i < options.size(); ++i)
+      grammar_.add_alternative(
+          rule, {derived(this->schema(options[i], fmt::format("{}.{}[{}]", where, keyword, i)))});
+    return;
+  }
+  if (!schema.contains("type")) {
+    const bool is_object = schema.contains("properties");
+    grammar_.add_alternative(rule,
+                             is_object ? object_of(schema, where) : Sequence{derived(value())});
+    return;
+  }
+  const Json types = schema.at("type").is_array() ? list("type") : Json::array({schema.at("type")});
+  for (const Json& type : types) {
+    if (!type.is_string()) fail("{}.type is {}; expected a string", where, as_text(type));
+    grammar_.add_alternative(rule, typed(type.get<std::string>(), schema, where));
+  }
+}
+
+Sequence JsonSchemaGrammar::typed(const std::string& type, const Json& schema,
+                                  const std::string& where) {
+  if (type == "object") return object_of(schema, where);
+  if (type == "array") return array_of(schema, where);
+  if (type == "string") return string_of(schema, where);
+  if (type == "number") return {derived(number())};
+  if (type == "integer") return {derived(integer())};
+  if (type == "null") return literal("null");
+  if (type == "boolean") {
+    const Rule rule = grammar_.add_rule();
+    grammar_.add_alternative(rule, literal("true"));
+    grammar_.add_alternative(rule, literal("false"));
+    return {derived(rule)};
+  }
+  if (unheld_ == UnheldKeywords::kIgnored) return {derived(value())};
+  fail("{}.type is \"{}\"; expected object, array, string, number, integer, boolean or null", where,
+       type);
+}
+
+Sequence JsonSchemaGrammar::string_of(const Json& schema, const std::string& where) {
+  const Count count = counts_of(schema, "minLength", "maxLength", where, unheld_);
+  if (count.fewest == 0 && count.most < 0) return {derived(string())};
+  const Rule text = repeated(grammar_, {derived(character())}, count.fewest, count.most);
+  return joined({literal("\""), {derived(text)}, literal("\"")});
+}
+
+Sequence JsonSchemaGrammar::array_of(const Json& schema, const std::string& where) {
+  const Count count = counts_of(schema, "minItems", "maxItems", where, unheld_);
+  const Rule item =
+      schema.contains("items") ? this->schema(schema.at("items"), where + ".items") : value();
+  return list_of(item, count.fewest, count.most);
+}
+
+std::set<std::string> JsonSchemaGrammar::required_of(const Json& schema, const Json& properties,
+                                                     const std::string& where) const {
+  std::set<std::string> required;
+  if (!schema.contains("required")) return required;
+  const Json& names = schema.at("required");
+  if (!names.is_array()) fail("{}.required is {}; expected an array", where, as_text(names));
+  for (const Json& name : names) {
+    if (name.is_string() && properties.contains(name.get<std::string>()))
+      required.insert(name.get<std::string>());
+    else if (unheld_ == UnheldKeywords::kRefused)
+      fail("{}.required names {}; expected one of the properties", where, as_text(name));
+  }
+  return required;
+}
+
+// Members in order. Of an optional one, the rule that may skip it; a comma stands before every
+// member but the first that is there.
+Sequence JsonSchemaGrammar::object_of(const Json& schema, const std::string& where) {
+  const Json none = Json::object();
+  const Json& properties = schema.contains("properties") ? schema.at("properties") : none;
+  if (!properties.is_object())
+    fail("{}.properties is {}; expected an object", where, as_text(properties));
+  const std::set<std::string> required = required_of(schema, properties, where);
+  if (properties.empty()) {
+    if (!schema.contains("additionalProperties")) return {derived(object())};
+    const Json& more = schema.at("additionalProperties");
+    if (more == false) return joined({literal("{"), {derived(space())}, literal("}")});
+    return map_of(this->schema(more, where + ".additionalProperties"));
+  }
+  struct Member {
+    Sequence text;
+    bool is_required;
+  };
+  std::vector<Member> members;
+  for (const auto& [name, property] : properties.items())
+    members.push_back(
+        {joined({literal(as_text(name)),
+                 literal(":"),
+                 {derived(space()), derived(this->schema(property, where + "." + name))}}),
+         required.contains(name)});
+  // What may follow where no member, or some member, stands already; built from the end.
+  Rule first = grammar_.add_rule(), later = grammar_.add_rule();
+  grammar_.add_alternative(first, {});
+  grammar_.add_alternative(later, {derived(space())});
+  for (size_t i = members.size(); i-- > 0;) {
+    const Rule next_first = grammar_.add_rule(), next_later = grammar_.add_rule();
+    grammar_.add_alternative(next_first, joined({members[i].text, {derived(later)}}));
+    grammar_.add_alternative(
+        next_later, joined({literal(","), {derived(space())}, members[i].text, {derived(later)}}));
+    if (!members[i].is_required) {
+      grammar_.add_alternative(next_first, {derived(first)});
+      grammar_.add_alternative(next_later, {derived(later)});
+    }
+    first = next_first;
+    later = next_later;
+  }
+  return joined({literal("{"), {derived(space()), derived(first)}, literal("}")});
+}
+
+Grammar json_object_grammar() {
+  Grammar grammar;
+  const Rule start = grammar.add_rule();
+  const Json none;
+  JsonSchemaGrammar json(grammar, none, UnheldKeywords::kIgnored);
+  grammar.add_alternative(start, {derived(json.object())});
+  return grammar;
+}
+
+Grammar json_schema_grammar(const Json& schema, UnheldKeywords unheld) {
+  Grammar grammar;
+  const Rule start = grammar.add_rule();
+  JsonSchemaGrammar json(grammar, schema, unheld);
+  grammar.add_alternative(start, {derived(json.schema(schema, "schema"))});
+  grammar.check();
+  return grammar;
+}
+
+}  // namespace fathom::text

@@ -1,0 +1,79 @@
+// JSON Schema (draft 2020-12) as a grammar of the JSON texts that satisfy it.
+//
+// Followed: type (also a list), properties, required, additionalProperties (where there are no
+// properties), items, minItems, maxItems, minLength, maxLength, enum, const, anyOf, oneOf (as
+// anyOf), allOf of one schema, $ref within the document, true. Objects give their properties in the
+// schema's order and no others; numbers have at most 16 digits before and behind the point; white
+// space is at most one space, or a new line and 20 spaces.
+// Annotations (title, description, default, format, ...) are passed over.
+#pragma once
+
+#include <map>
+#include <set>
+#include <string>
+
+#include "base/json.h"
+#include "text/grammar.h"
+
+namespace fathom::text {
+
+// What becomes of a keyword that a grammar cannot hold an answer to, such as "minimum", of bounds
+// above 4,096, unknown types, allOf of several and requirements that are no properties.
+enum class UnheldKeywords { kRefused, kIgnored };
+
+class JsonSchemaGrammar {
+ public:
+  // Adds rules to `grammar`. `root` is what $ref is looked up in; both must outlive this object.
+  JsonSchemaGrammar(Grammar& grammar, const Json& root, UnheldKeywords unheld)
+      : grammar_(grammar), root_(root), unheld_(unheld) {}
+
+  // The rule of the texts that satisfy `schema`. Throws Error naming the place and the keyword.
+  Grammar::Rule schema(const Json& schema, const std::string& where);
+  Grammar::Rule value();   // any JSON
+  Grammar::Rule object();  // any JSON object
+  // JSON of any kind but a string.
+  Grammar::Rule value_without_strings();
+
+  // $ref followed to a schema that is none.
+  const Json& resolved(const Json& schema, const std::string& where) const;
+
+ private:
+  Grammar::Rule once(const std::string& name, void (JsonSchemaGrammar::*define)(Grammar::Rule));
+  Grammar::Rule space();
+  Grammar::Rule character();
+  Grammar::Rule string();
+  Grammar::Rule number();
+  Grammar::Rule integer();
+  void define_space(Grammar::Rule rule);
+  void define_character(Grammar::Rule rule);
+  void define_string(Grammar::Rule rule);
+  void define_number(Grammar::Rule rule);
+  void define_integer(Grammar::Rule rule);
+  void define_value(Grammar::Rule rule);
+  void define_value_without_strings(Grammar::Rule rule);
+  void define_object(Grammar::Rule rule);
+  void define_array(Grammar::Rule rule);
+
+  void define_schema(Grammar::Rule rule, const Json& schema, const std::string& where);
+  Grammar::Sequence typed(const std::string& type, const Json& schema, const std::string& where);
+  Grammar::Sequence string_of(const Json& schema, const std::string& where);
+  Grammar::Sequence array_of(const Json& schema, const std::string& where);
+  Grammar::Sequence object_of(const Json& schema, const std::string& where);
+  Grammar::Sequence map_of(Grammar::Rule item);
+  Grammar::Sequence list_of(Grammar::Rule item, int64_t fewest, int64_t most);
+  std::set<std::string> required_of(const Json& schema, const Json& properties,
+                                    const std::string& where) const;
+  void check_keywords(const Json& schema, const std::string& where) const;
+
+  Grammar& grammar_;
+  const Json& root_;
+  UnheldKeywords unheld_;
+  std::map<std::string, Grammar::Rule> named_;      // rules that every schema shares
+  std::map<const Json*, Grammar::Rule> of_schema_;  // by the schema's place in root_
+};
+
+// Whole answers.
+Grammar json_object_grammar();
+Grammar json_schema_grammar(const Json& schema, UnheldKeywords unheld);
+
+}  // namespace fathom::text

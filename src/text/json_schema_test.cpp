@@ -1,0 +1,122 @@
+#include "text/json_schema.h"
+
+#include <gtest/gtest.h>
+
+#include "base/check.h"
+#include "text/test_grammar.h"
+
+namespace fathom::text {
+namespace {
+
+struct Case {
+  const char* schema;
+  std::vector<const char*> good;
+  std::vector<const char*> bad;
+};
+
+TEST(JsonSchema, DerivesWhatSatisfiesTheSchemaAndNothingElse) {
+  const std::vector<Case> cases = {
+      {R"({"type": "integer"})", {"0", "-7", "1234"}, {"", "01", "-0", "1.5", "1e3", "x"}},
+      {R"({"type": "number"})",
+       {"0", "-0.5", "12.25", "1e9", "-3.0E-7"},
+       {".5", "1.", "1e", "--1", "1e999"}},
+      {R"({"type": "boolean"})", {"true", "false"}, {"null", "True"}},
+      {R"({"type": "null"})", {"null"}, {"nul", "0"}},
+      {R"({"type": ["string", "null"]})", {R"("a")", "null"}, {"1"}},
+      {R"({"type": "string"})",
+       {R"("")", R"("a\n\u00e9\"")", "\"\xC3\xA9\xF0\x9F\x98\x80\""},
+       {"\"a", "\"\n\"", "\"\xC3\"", R"("\x")", R"("\ud800")", "\"\xED\xA0\x80\""}},
+      {R"({"type": "string", "minLength": 2, "maxLength": 3})",
+       {R"("ab")", "\"\xC3\xA9\xC3\xA9\xC3\xA9\""},
+       {R"("a")", R"("abcd")"}},
+      {R"({"enum": ["red", 3, null]})", {R"("red")", "3", "null"}, {R"("blue")", "4"}},
+      {R"({"const": {"a": 1}})", {R"({"a":1})"}, {R"({"a":2})"}},
+      {R"({"type": "array", "items": {"type": "integer"}})",
+       {"[]", "[1]", "[1, 2,3]", "[\n  1\n]"},
+       {"[1,]", "[,1]", "[a]", "[1 2]", "[1,  2]"}},
+      {R"({"type": "array", "items": {"const": 1}, "minItems": 1, "maxItems": 2})",
+       {"[1]", "[1,1]"},
+       {"[]", "[1,1,1]"}},
+      {R"({"type": "array", "maxItems": 0})", {"[]"}, {"[1]"}},
+      {R"({"type": "object", "properties": {"a": {"type": "integer"}, "b": {}, "c": {"const": 1}},
+           "required": ["b"]})",
+       {R"({"b":2})", R"({"a": 1, "b": [{}]})", R"({"b": "x","c":1})",
+        "{\n  \"a\": 1,\n  \"b\": 2\n}"},
+       {"{}", R"({"a":1})", R"({"b":2,"a":1})", R"({"a":1,})", R"({"b":1,"d":2})", R"({,"b":1})",
+        R"({"a":1"b":1})"}},
+      {R"({"type": "object"})", {"{}", R"({"x": {"y": [1, "z"]}})"}, {"[]", "{x:1}", R"({"x"})"}},
+      {R"({"type": "object", "additionalProperties": false})", {"{}"}, {R"({"a":1})"}},
+      {R"({"type": "object", "additionalProperties": {"type": "null"}})",
+       {"{}", R"({"a":null,"b": null})"},
+       {R"({"a":1})"}},
+      {R"({"anyOf": [{"type": "integer"}, {"type": "string"}]})", {"1", R"("1")"}, {"true"}},
+      {R"({"allOf": [{"$ref": "#/$defs/n"}], "$defs": {"n": {"type": "null"}}})", {"null"}, {"1"}},
+      {R"({"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "object", "properties":
+           {"of": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}}})",
+       {"{}", R"({"of":[]})", R"({"of":[{"of": []},{}]})"},
+       {R"({"of":[1]})"}},
+      {"true", {"1", "[{}]"}, {"", "1 2"}},
+  };
+  for (const Case& test : cases) {
+    const Grammar grammar = json_schema_grammar(Json::parse(test.schema), UnheldKeywords::kRefused);
+    for (const char* text : test.good) EXPECT_TRUE(derives(grammar, text)) << test.schema << text;
+    for (const char* text : test.bad) EXPECT_FALSE(derives(grammar, text)) << test.schema << text;
+  }
+}
+
+TEST(JsonSchema, EveryTextOfAnyObjectIsJson) {
+  GrammarMatcher matcher(std::make_shared<const Grammar>(json_object_grammar()));
+  base::Random random(7, 0);
+  int num_ended = 0;
+  for (int i = 0; i < 300; ++i) {
+    const std::string text = random_text(matcher, random, 400);
+    if (text.empty()) continue;
+    ++num_ended;
+    ASSERT_TRUE(Json::accept(text)) << text;
+    EXPECT_TRUE(Json::parse(text).is_object()) << text;
+  }
+  EXPECT_GT(num_ended, 100);
+}
+
+TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
+  const auto error = [](const char* schema, UnheldKeywords unheld = UnheldKeywords::kRefused) {
+    try {
+      json_schema_grammar(Json::parse(schema), unheld);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  const char* minimum =
+      R"({"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}})";
+  EXPECT_EQ(error(minimum),
+            "schema.n.minimum cannot be held to while sampling; leave it out, or set \"strict\" to "
+            "false");
+  EXPECT_EQ(error(minimum, UnheldKeywords::kIgnored), "taken");
+  EXPECT_EQ(error(R"({"type": "text"})"),
+            "schema.type is \"text\"; expected object, array, string, number, integer, boolean or "
+            "null");
+  EXPECT_EQ(error(R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})"),
+            "schema.required names \"b\"; expected one of the properties");
+  EXPECT_EQ(error(R"({"type": "string", "maxLength": 99999})"),
+            "schema.maxLength is 99999; expected an integer from 0 to 4096");
+  EXPECT_EQ(error(R"({"type": "array", "minItems": 3, "maxItems": 2})"),
+            "schema: maxItems is below minItems");
+  EXPECT_EQ(error(R"({"$ref": "#/$defs/x"})"), "schema.$ref: there is no \"#/$defs/x\"");
+  EXPECT_EQ(error(R"({"$ref": "other.json"})"),
+            "schema.$ref is \"other.json\"; expected a place in the same schema: \"#/$defs/...\"");
+  EXPECT_EQ(error(R"({"$ref": "#"})"), "schema.$ref leads in a circle");
+  EXPECT_EQ(error(R"({"anyOf": [{"$ref": "#"}, {"type": "null"}]})"),
+            "the grammar has a rule that begins with itself");
+  for (const char* unheld : {R"({"type": "text"})", R"({"type": "string", "maxLength": 99999})",
+                             R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})",
+                             R"({"allOf": [{"type": "null"}, {}]})"}) {
+    EXPECT_NE(error(unheld), "taken") << unheld;
+    EXPECT_EQ(error(unheld, UnheldKeywords::kIgnored), "taken") << unheld;
+  }
+  EXPECT_EQ(error(R"({"enum": []})"), "schema.enum is []; expected an array that is not empty");
+  EXPECT_EQ(error("3"), "schema is 3; expected an object");
+}
+
+}  // namespace
+}  // namespace fathom::text
