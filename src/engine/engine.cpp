@@ -8,6 +8,7 @@
 #include <deque>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 #include "engine/prefix_cache.h"
 #include "engine/scheduler.h"
@@ -64,17 +65,31 @@ void fail_sequence(Sequence& sequence, const std::string& error) {
   sequence.on_event = nullptr;  // marks it for removal
 }
 
-int32_t choose_token(Sequence& sequence, std::span<const float> logits) {
+// Rows [first, first + count) of the batch for the sequence's next record.
+void keep_routing(const model::ExpertStatistics& experts, int64_t first, int64_t count,
+                  Sequence& sequence) {
+  if (!sequence.request.record) return;
+  for (int64_t row = first; row < first + count; ++row) {
+    for (const Tensor& index_NK : experts.index_NK) {
+      const int64_t width = index_NK.size(1);
+      const int64_t* ids = index_NK.data_ptr<int64_t>() + row * width;
+      for (int64_t k = 0; k < width; ++k)
+        sequence.routed_experts.push_back(static_cast<int32_t>(ids[k]));
+    }
+  }
+}
+
+Draw choose_token(Sequence& sequence, std::span<const float> logits) {
   const Request& request = sequence.request;
   if (!adjusts_logits(request.sampling) && !request.constraint)
-    return sample(logits, request.sampling, sequence.random);
+    return draw(logits, request.sampling, sequence.random, request.record);
   std::vector<float> adjusted(logits.begin(), logits.end());
   if (adjusts_logits(request.sampling))
     adjust_logits(request.sampling, sequence.generated(), adjusted);
   if (request.constraint) keep_allowed(request.constraint->allowed(), adjusted);
-  const int32_t id = sample(adjusted, request.sampling, sequence.random);
-  if (request.constraint) request.constraint->accept(id);
-  return id;
+  Draw drawn = draw(adjusted, request.sampling, sequence.random, request.record);
+  if (request.constraint) request.constraint->accept(drawn.id);
+  return drawn;
 }
 
 }  // namespace
@@ -94,7 +109,8 @@ struct Engine::State {
   void remove_ended();
   int64_t reserved_pages() const;
   void step(const std::vector<Sequence*>& sequences);
-  void take_tokens(const Batch& batch, const Tensor& logits_RV, Statistics& step);
+  void take_tokens(const Batch& batch, const Tensor& logits_RV,
+                   const model::ExpertStatistics& experts, Statistics& step);
   void draft(const Batch& batch, const Tensor& hidden_ND);
   int64_t context_length() const {
     return std::min(model::config_of(*model).max_position_embeddings,
@@ -178,7 +194,8 @@ void Engine::State::admit() {
 
 // Takes from the prefix cache what is known; what is kept for later makes way for the rest.
 void Engine::State::begin(Sequence& sequence) {
-  if (options.keep_prefixes) sequence.cache.share(prefixes.find(sequence.request.prompt));
+  if (options.keep_prefixes && !sequence.request.record)
+    sequence.cache.share(prefixes.find(sequence.request.prompt));
   sequence.num_cached_tokens = sequence.cache.num_tokens();
   statistics.num_cached_tokens += sequence.num_cached_tokens;
   prefixes.evict(max_pages - reserved_pages());
@@ -198,14 +215,20 @@ void Engine::State::remove_ended() {
 
 void Engine::State::step(const std::vector<Sequence*>& sequences) {
   Batch batch = assemble(sequences);
-  const Tensor hidden = model::forward(*model, index_tensor(batch.tokens), batch.segments, {});
+  const bool records = std::any_of(sequences.begin(), sequences.end(),
+                                   [](const Sequence* s) { return s->request.record; });
+  model::ExpertStatistics experts;
+  const Tensor hidden = model::forward(*model, index_tensor(batch.tokens), batch.segments, {},
+                                       nullptr, records ? &experts : nullptr);
   Statistics step;
   for (size_t i = 0; i < sequences.size(); ++i)
     if (batch.is_prompt(i)) step.num_prompt_tokens += batch.segments[i].num_tokens;
+  Tensor logits;
   if (!batch.logit_rows.empty()) {
     const Tensor rows = hidden.index_select(0, index_tensor(batch.logit_rows));
-    take_tokens(batch, model::logits(*model, rows, {}), step);
+    logits = model::logits(*model, rows, {});
   }
+  take_tokens(batch, logits, experts, step);
   if (options.speculate) draft(batch, hidden);
   const std::scoped_lock lock(mutex);
   statistics.num_prompt_tokens += step.num_prompt_tokens;
@@ -215,16 +238,22 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
 }
 
 // A draft counts if it is the token that is sampled anyway: speculation changes no token.
-void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV, Statistics& step) {
-  const auto vocab = static_cast<size_t>(logits_RV.size(1));
-  const float* row = logits_RV.data_ptr<float>();
+void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV,
+                                const model::ExpertStatistics& experts, Statistics& step) {
+  const auto vocab = static_cast<size_t>(model::config_of(*model).vocab_size);
+  const float* row = logits_RV.defined() ? logits_RV.data_ptr<float>() : nullptr;
+  int64_t first = 0;
   for (size_t i = 0; i < batch.sequences.size(); ++i) {
     Sequence& sequence = *batch.sequences[i];
+    const int64_t count = batch.segments[i].num_tokens;
+    const bool has_draft = !batch.is_prompt(i) && count > 1;
+    keep_routing(experts, first, count - has_draft, sequence);
+    first += count;
     if (sequence.is_prefilling()) continue;  // its prompt goes on
-    const bool has_draft = !batch.is_prompt(i) && batch.segments[i].num_tokens > 1;
     step.num_drafted_tokens += has_draft;
     step.num_generated_tokens += take_token(sequence, {row, vocab});
     if (has_draft && sequence.on_event != nullptr && sequence.tokens.back() == *sequence.draft) {
+      keep_routing(experts, first - 1, 1, sequence);
       step.num_generated_tokens += take_token(sequence, {row + vocab, vocab});
       ++step.num_accepted_tokens;
     }
@@ -273,6 +302,7 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
 // whether there was a token to sample.
 bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits) {
   const Request& request = sequence.request;
+  const model::Config& config = model::config_of(*model);
   if (!are_finite(logits)) {
     fail_sequence(sequence,
                   fmt::format("the logits of position {} are not finite; the weights are damaged",
@@ -282,7 +312,12 @@ bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   RequestEvent event;
   event.has_token = true;
   try {
-    event.token.id = choose_token(sequence, logits);
+    Draw drawn = choose_token(sequence, logits);
+    event.token.id = drawn.id;
+    if (request.record)
+      event.record = TokenRecord{drawn.logprob, std::move(drawn.mask),
+                                 std::exchange(sequence.routed_experts, {}),
+                                 config.num_hidden_layers - config.first_k_dense_replace};
   } catch (const std::exception& error) {  // of the request's own constraint
     fail_sequence(sequence, error.what());
     return false;

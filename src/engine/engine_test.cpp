@@ -1,7 +1,9 @@
 #include "engine/engine.h"
 
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <future>
 #include <map>
@@ -16,14 +18,14 @@ namespace {
 
 TEST(Sampler, GreedyTakesTheBestAndTheLowerIdInTies) {
   base::Random random(1);
-  EXPECT_EQ(sample(std::vector<float>{1, 3, 3, 2}, {.temperature = 0}, random), 1);
+  EXPECT_EQ(draw(std::vector<float>{1, 3, 3, 2}, {.temperature = 0}, random).id, 1);
 }
 
 TEST(Sampler, FrequenciesFollowTheSoftmax) {
   base::Random random(1);
   const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f)};
   std::map<int32_t, int> counts;
-  for (int i = 0; i < 40000; ++i) ++counts[sample(logits, {}, random)];
+  for (int i = 0; i < 40000; ++i) ++counts[draw(logits, {}, random).id];
   EXPECT_NEAR(counts[0] / 40000.0, 0.125, 0.01);
   EXPECT_NEAR(counts[2] / 40000.0, 0.625, 0.01);
 }
@@ -32,9 +34,9 @@ TEST(Sampler, TopPAndTopKCutTheTail) {
   base::Random random(1);
   const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f), std::log(2.0f)};
   for (int i = 0; i < 500; ++i) {
-    EXPECT_EQ(sample(logits, {.top_p = 0.5}, random), 2);
-    EXPECT_EQ(sample(logits, {.top_k = 1}, random), 2);
-    EXPECT_NE(sample(logits, {.top_k = 2}, random), 3);  // id 1 ties with 3 and is lower
+    EXPECT_EQ(draw(logits, {.top_p = 0.5}, random).id, 2);
+    EXPECT_EQ(draw(logits, {.top_k = 1}, random).id, 2);
+    EXPECT_NE(draw(logits, {.top_k = 2}, random).id, 3);  // id 1 ties with 3 and is lower
   }
 }
 
@@ -42,7 +44,7 @@ TEST(Sampler, MinPCutsWhatIsFarBelowTheBest) {
   base::Random random(1);
   const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f), std::log(3.0f)};
   std::map<int32_t, int> counts;
-  for (int i = 0; i < 4000; ++i) ++counts[sample(logits, {.min_p = 0.5}, random)];
+  for (int i = 0; i < 4000; ++i) ++counts[draw(logits, {.min_p = 0.5}, random).id];
   EXPECT_EQ(counts.size(), 2u);
   EXPECT_NEAR(counts[2] / 4000.0, 5.0 / 8, 0.03);
 }
@@ -63,12 +65,12 @@ TEST(Sampler, WhatIsNotAllowedIsNeverDrawn) {
   const std::vector<uint64_t> allowed = {uint64_t{1} << 3, uint64_t{1} << 2};  // 3 and 66
   keep_allowed(allowed, logits);
   std::map<int32_t, int> counts;
-  for (int i = 0; i < 1000; ++i) ++counts[sample(logits, {}, random)];
+  for (int i = 0; i < 1000; ++i) ++counts[draw(logits, {}, random).id];
   EXPECT_EQ(counts.size(), 2u);
   EXPECT_NEAR(counts[3] / 1000.0, 0.5, 0.06);
   EXPECT_EQ(counts[3] + counts[66], 1000);
   for (int i = 0; i < 100; ++i) {
-    const auto id = sample(logits, {.temperature = 2, .top_p = 0.9, .top_k = 10}, random);
+    const auto id = draw(logits, {.temperature = 2, .top_p = 0.9, .top_k = 10}, random).id;
     EXPECT_TRUE(id == 3 || id == 66);
   }
   EXPECT_THROW(keep_allowed(std::vector<uint64_t>(2), logits), Error);
@@ -106,6 +108,7 @@ struct Answer {
   FinishReason finish_reason;
   std::string error;
   int64_t num_cached_tokens = 0;
+  std::vector<TokenRecord> records = {};
 };
 
 std::future<Answer> start(Engine& engine, Request request) {
@@ -117,6 +120,7 @@ std::future<Answer> start(Engine& engine, Request request) {
       answer->ids.push_back(event.token.id);
       answer->logprobs.push_back(event.token.logprob);
       answer->num_cached_tokens = event.num_cached_tokens;
+      if (event.record) answer->records.push_back(*event.record);
     }
     if (!event.is_finished) return;
     answer->finish_reason = event.finish_reason;
@@ -154,6 +158,75 @@ TEST(Engine, ARequestsBitsAreTheSameAloneInACrowdInAnyChunksOnAnyThreads) {
     }
   }
   base::set_num_threads(2);
+}
+
+std::vector<int32_t> all_routed_experts(const Answer& answer) {
+  std::vector<int32_t> all;
+  for (const TokenRecord& record : answer.records)
+    all.insert(all.end(), record.routed_experts.begin(), record.routed_experts.end());
+  return all;
+}
+
+// The experts of every position, as one forward pass over prompt and answer chooses them.
+std::vector<int32_t> expected_experts(const model::Model& model, std::vector<int64_t> tokens) {
+  const torch::NoGradGuard no_grad;
+  model::KvCache cache(model.config, model::CacheFormat::kBF16);
+  const model::Segment segment{std::ssize(tokens), 0, &cache};
+  model::ExpertStatistics experts;
+  model::forward(model, torch::tensor(tokens), {&segment, 1}, {}, nullptr, &experts);
+  std::vector<int32_t> expected;
+  for (size_t position = 0; position < tokens.size(); ++position)
+    for (const auto& index_NK : experts.index_NK)
+      for (int64_t k = 0; k < index_NK.size(1); ++k)
+        expected.push_back(
+            static_cast<int32_t>(index_NK[static_cast<int64_t>(position)][k].item<int64_t>()));
+  return expected;
+}
+
+TEST(Engine, RecordsWhatATrainerNeedsInAnyChunksWithOrWithoutDraftsAndPrefixes) {
+  model::Config config = tiny_config();
+  config.num_nextn_predict_layers = 1;
+  const auto model = std::make_shared<const model::Model>(model::initialise(config, 3));
+  Request request = request_of(8, 70);
+  request.prompt.resize(40);
+  request.record = true;
+  for (const bool speculate : {false, true}) {
+    Engine engine(model, {.max_batch_tokens = 16, .speculate = speculate});
+    for (int again = 0; again < 2; ++again) {
+      const Answer answer = start(engine, request).get();
+      EXPECT_EQ(answer.num_cached_tokens, 0);  // the routing of a prefix is not kept
+      ASSERT_EQ(answer.records.size(), answer.ids.size());
+      for (size_t i = 0; i < answer.ids.size(); ++i) {
+        // Nothing is cut off and the temperature is 1: sampler and model agree.
+        EXPECT_NEAR(answer.records[i].sampler_logprob, answer.logprobs[i], 1e-5);
+        EXPECT_TRUE(answer.records[i].sampling_mask.empty());
+        EXPECT_EQ(answer.records[i].num_moe_layers, 1);
+      }
+      std::vector<int64_t> tokens(request.prompt.begin(), request.prompt.end());
+      tokens.insert(tokens.end(), answer.ids.begin(), answer.ids.end() - 1);
+      EXPECT_EQ(all_routed_experts(answer), expected_experts(*model, tokens));
+    }
+  }
+}
+
+TEST(Engine, RecordsTheSamplingMaskAndTheProbabilityWithinIt) {
+  Engine engine(tiny_model());
+  Request request = request_of(8, 12);
+  request.record = true;
+  request.sampling.top_k = 5;
+  request.sampling.num_top_logprobs = 5;
+  const Answer answer = start(engine, request).get();
+  for (size_t i = 0; i < answer.ids.size(); ++i) {
+    const auto& mask = answer.records[i].sampling_mask;
+    ASSERT_EQ(mask.size(), 5u);
+    EXPECT_EQ(std::count(mask.begin(), mask.end(), answer.ids[i]), 1);
+    EXPECT_GT(answer.records[i].sampler_logprob, answer.logprobs[i]);  // the others' mass is gone
+  }
+  request.sampling.temperature = 0;
+  for (const TokenRecord& record : start(engine, request).get().records) {
+    EXPECT_EQ(record.sampler_logprob, 0);
+    EXPECT_EQ(record.sampling_mask.size(), 1u);
+  }
 }
 
 // Only ids that continue an even sum, drafts included: the constraint sees every token in order.

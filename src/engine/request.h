@@ -26,6 +26,7 @@ struct Request {
   int max_tokens = 256;                 // at least 1; the context's end may come first
   std::vector<int32_t> stop_token_ids;  // generation ends after one of these
   std::optional<TokenConstraint> constraint = {};
+  bool record = false;  // fill RequestEvent::record; the prompt is computed anew, for its routing
 };
 
 enum class FinishReason {
@@ -35,13 +36,26 @@ enum class FinishReason {
   kFailed,     // see RequestEvent::error
 };
 
+// What reinforcement learning needs to compute the sampler's policy again (V3.2 report, section
+// 3.1: keep routing, keep sampling mask).
+struct TokenRecord {
+  float sampler_logprob = 0;  // with which the token was drawn: after temperature and truncation
+  std::vector<int32_t> sampling_mask = {};  // ids that could be drawn; empty: all
+  // The experts, ascending, of each position that was computed since the last token: positions one
+  // behind another, in each the MoE layers, in each num_experts_per_tok ids. The prompt's come with
+  // the first token. The last token of an answer is never computed and has none.
+  std::vector<int32_t> routed_experts = {};
+  int64_t num_moe_layers = 0;
+};
+
 // Every field has a default; set what the event has.
 struct RequestEvent {
   bool has_token = false;
   TokenLogprob token = {};
   std::vector<TokenLogprob> top_logprobs = {};  // num_top_logprobs of them, best first
-  int64_t num_cached_tokens = 0;                // of the prompt, found in the prefix cache
-  bool is_finished = false;                     // the last event of a request
+  std::optional<TokenRecord> record = {};
+  int64_t num_cached_tokens = 0;  // of the prompt, found in the prefix cache
+  bool is_finished = false;       // the last event of a request
   FinishReason finish_reason = FinishReason::kStop;
   std::string error = {};
 };

@@ -25,6 +25,7 @@ class Ranking {
     for (size_t i = 0; i < logits.size(); ++i)
       candidates_[i] = {static_cast<int32_t>(i), logits[i]};
   }
+  int64_t size() const { return std::ssize(candidates_); }
   const Candidate& operator[](int64_t rank) {
     while (rank >= num_sorted_) sort_more();
     return candidates_[rank];
@@ -43,6 +44,15 @@ class Ranking {
   std::vector<Candidate> candidates_;
   int64_t num_sorted_ = 0;
 };
+
+// The first `count` in rank but for those at minus infinity; empty if that is everyone.
+std::vector<int32_t> mask_of(Ranking& ranking, int64_t count) {
+  std::vector<int32_t> mask;
+  for (int64_t i = 0; i < count && std::isfinite(ranking[i].logit); ++i)
+    mask.push_back(ranking[i].id);
+  if (std::ssize(mask) == ranking.size()) mask.clear();
+  return mask;
+}
 
 // The tokens to draw from: the first `count` in rank, with the sum of their weights.
 struct Cut {
@@ -118,10 +128,13 @@ void keep_allowed(std::span<const uint64_t> allowed, std::span<float> logits) {
   if (!is_any_left) fail("the constraint leaves no token of the vocabulary");
 }
 
-int32_t sample(std::span<const float> logits, const SamplingOptions& options,
-               base::Random& random) {
-  if (options.temperature == 0)
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+Draw draw(std::span<const float> logits, const SamplingOptions& options, base::Random& random,
+          bool with_mask) {
+  if (options.temperature == 0) {
+    const auto best = std::max_element(logits.begin(), logits.end());
+    const auto id = static_cast<int32_t>(best - logits.begin());
+    return {id, 0, with_mask ? std::vector{id} : std::vector<int32_t>()};
+  }
   Ranking ranking(logits);
   const float best = ranking[0].logit;
   const auto weight = [&](float logit) {
@@ -143,15 +156,16 @@ int32_t sample(std::span<const float> logits, const SamplingOptions& options,
     }
     cut = kept;
   }
+  Draw drawn{ranking[0].id, 0, {}};
   double left = random.uniform() * cut.mass;
-  int32_t drawn = ranking[0].id;
   for (int64_t i = 0; i < cut.count; ++i) {
     const double w = weight(ranking[i].logit);
     if (w == 0) break;  // nothing further back can be drawn
-    drawn = ranking[i].id;
+    drawn = {ranking[i].id, static_cast<float>(std::log(w / cut.mass)), {}};
     left -= w;
     if (left < 0) break;
   }
+  if (with_mask) drawn.mask = mask_of(ranking, cut.count);
   return drawn;
 }
 

@@ -45,9 +45,20 @@ void adjust_logits(const SamplingOptions& options, std::span<const int32_t> gene
 // Minus infinity for every token whose bit is not set. Throws Error if none is left.
 void keep_allowed(std::span<const uint64_t> allowed, std::span<float> logits);
 
+struct Draw {
+  int32_t id = 0;
+  // Natural log of the probability it was drawn with: after temperature and truncation; 0 if
+  // greedy.
+  float logprob = 0;
+  // The ids that could be drawn, best first, where that is not the whole vocabulary.
+  std::vector<int32_t> mask = {};
+};
+
 // Draws from softmax(logits / temperature), cut first to the top_k best, then to the smallest set
 // of most probable tokens whose mass reaches top_p, then by min_p. Ties in rank go to the lower id.
-// A token at minus infinity is never drawn; at least one must be finite.
-int32_t sample(std::span<const float> logits, const SamplingOptions& options, base::Random& random);
+// A token at minus infinity is never drawn; at least one must be finite. The mask is filled
+// `with_mask` alone.
+Draw draw(std::span<const float> logits, const SamplingOptions& options, base::Random& random,
+          bool with_mask = false);
 
 }  // namespace fathom::engine

@@ -25,6 +25,7 @@ struct Sequence {
   int64_t num_cached_tokens = 0;      // of the prompt, found in the prefix cache
   int64_t num_scheduled = 0;          // tokens of this step's forward pass, the draft included
   std::optional<int32_t> draft = {};  // the token after the next, if MTP is right
+  std::vector<int32_t> routed_experts = {};  // for the next token's record
 
   std::span<const int32_t> generated() const {
     return std::span(tokens).subspan(request.prompt.size());

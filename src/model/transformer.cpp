@@ -43,6 +43,7 @@ Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Te
   }
   if (call.experts) {
     call.experts->counts_E.push_back(routing.counts_E);
+    call.experts->index_NK.push_back(routing.expert_index_NK);
     call.experts->balance.push_back(routing.balance);
   }
   return moe(*weights.moe, x_ND, routing, call.options);

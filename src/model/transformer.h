@@ -58,9 +58,10 @@ struct Trace {
   std::vector<LayerTrace> layers;
 };
 
-// What training watches of the experts, per MoE layer, MTP's last.
+// What training watches of the experts and sampling records of them, per MoE layer, MTP's last.
 struct ExpertStatistics {
   std::vector<torch::Tensor> counts_E;  // i64: tokens that each expert got
+  std::vector<torch::Tensor> index_NK;  // i64: the experts of each token, ascending
   // Differentiable: E / K * sum_e (share of the tokens routed to e) * (mean share of e in a token's
   // scores), 1 when balanced. The batch-wise form of the report of V3, section 2.1.2, eq. (17).
   std::vector<torch::Tensor> balance;

@@ -162,6 +162,8 @@ void read_common(const Json& body, const ApiRequestOptions& options, ApiRequest&
     if (!stream->is_object()) bad("stream_options", "must be an object");
     request.include_usage = boolean(*stream, "include_usage");
   }
+  request.record = boolean(body, "rl_record");
+  if (request.record && request.is_stream) bad("rl_record", "cannot be streamed");
   if (integer(body, "n").value_or(1) != 1) bad("n", "must be 1; send several requests instead");
 }
 
@@ -300,6 +302,22 @@ void check_reasoning(Json& messages, const ApiRequestOptions& options) {
   }
 }
 
+// Text, or token ids as they are.
+void read_prompt(const Json& body, ApiRequest& request) {
+  const Json* prompt = find(body, "prompt");
+  if (prompt && prompt->is_string()) {
+    request.prompt = prompt->get<std::string>();
+    return;
+  }
+  if (!prompt || !prompt->is_array() || prompt->empty())
+    bad("prompt", "must be a string or an array of token ids");
+  for (const Json& id : *prompt) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX)
+      bad("prompt", "holds " + shown(id) + "; expected token ids");
+    request.prompt_tokens.push_back(id.get<int32_t>());
+  }
+}
+
 }  // namespace
 
 Json parse_request_body(std::string_view text) {
@@ -352,10 +370,10 @@ ApiRequest parse_completion_request(const Json& body, const ApiRequestOptions& o
   ApiRequest request;
   read_common(body, options, request);
   if (!request.max_tokens) request.max_tokens = 16;
-  const Json* prompt = find(body, "prompt");
-  if (!prompt || !prompt->is_string()) bad("prompt", "must be a string");
-  request.prompt = prompt->get<std::string>();
+  read_prompt(body, request);
   request.echo = boolean(body, "echo");
+  if (request.echo && !request.prompt_tokens.empty())
+    bad("echo", "needs a prompt of text, not of token ids");
   if (find(body, "suffix")) bad("suffix", "is not supported");
   if (const auto top = integer(body, "logprobs")) {
     if (*top < 0 || *top > 20) bad("logprobs", fmt::format("is {}; expected 0 to 20", *top));

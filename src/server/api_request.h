@@ -25,6 +25,8 @@ struct ApiRequest {
   bool is_stream = false;
   bool include_usage = false;
   bool echo = false;
+  bool record = false;                 // "rl_record": what a trainer needs of each token
+  std::vector<int32_t> prompt_tokens;  // instead of `prompt`, if there are any
 };
 
 struct ApiRequestOptions {

@@ -82,6 +82,34 @@ Json ApiResponse::completion_logprobs(const Piece& piece) {
   return one;
 }
 
+// routed_experts: an array a position, prompt and answer but for its last token; in it an array a
+// MoE layer.
+Json ApiResponse::record_json(const std::vector<int32_t>& prompt_tokens) const {
+  Json logprobs = Json::array(), masks = Json::array(), routed = Json::array();
+  std::vector<int32_t> experts;
+  for (const engine::TokenRecord& record : records_) {
+    logprobs.push_back(record.sampler_logprob);
+    masks.push_back(record.sampling_mask.empty() ? Json() : Json(record.sampling_mask));
+    experts.insert(experts.end(), record.routed_experts.begin(), record.routed_experts.end());
+  }
+  const size_t num_positions = prompt_tokens.size() + token_ids_.size() - 1;
+  const auto num_layers = static_cast<size_t>(records_.front().num_moe_layers);
+  CHECK(num_layers == 0 || experts.size() % (num_positions * num_layers) == 0);
+  const size_t width = num_layers == 0 ? 0 : experts.size() / (num_positions * num_layers);
+  for (size_t position = 0; position < num_positions; ++position) {
+    routed.push_back(Json::array());
+    for (size_t layer = 0; layer < num_layers; ++layer) {
+      const auto* begin = experts.data() + (position * num_layers + layer) * width;
+      routed.back().push_back(std::vector<int32_t>(begin, begin + width));
+    }
+  }
+  return {{"prompt_token_ids", prompt_tokens},
+          {"token_ids", token_ids_},
+          {"sampler_logprobs", logprobs},
+          {"sampling_masks", masks},
+          {"routed_experts", routed}};
+}
+
 Json ApiResponse::chunk(Json choice) const {
   choice["index"] = 0;
   if (!choice.contains("finish_reason")) choice["finish_reason"] = nullptr;
@@ -121,6 +149,10 @@ std::vector<Json> ApiResponse::add_delta(const text::ChatDelta& delta, const Jso
 }
 
 std::vector<Json> ApiResponse::add(const Piece& piece) {
+  if (piece.record) {
+    records_.push_back(*piece.record);
+    token_ids_.push_back(piece.token.id);
+  }
   const Json logprobs = logprobs_of(piece);
   if (request_.is_chat) {
     if (is_in_reasoning_) ++num_reasoning_tokens_;
@@ -141,6 +173,7 @@ std::vector<Json> ApiResponse::finish(const Generation& generation) {
   const int64_t prompt = generation.num_prompt_tokens(),
                 completion = generation.num_completion_tokens(),
                 cached = generation.num_cached_tokens();
+  if (!records_.empty()) record_ = record_json(generation.prompt_tokens());
   usage_ = {{"prompt_tokens", prompt},
             {"completion_tokens", completion},
             {"total_tokens", prompt + completion},
@@ -174,6 +207,7 @@ Json ApiResponse::body() const {
   }
   choice["logprobs"] = logprobs_;
   choice["finish_reason"] = finish_reason_;
+  if (request_.record) choice["rl_record"] = record_;
   return {{"id", id_},
           {"object", request_.is_chat ? "chat.completion" : "text_completion"},
           {"created", created_},

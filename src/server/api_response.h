@@ -28,6 +28,7 @@ class ApiResponse {
   Json chunk(Json choice) const;
   Json logprobs_of(const Piece& piece);
   Json completion_logprobs(const Piece& piece);
+  Json record_json(const std::vector<int32_t>& prompt_tokens) const;
 
   ApiRequest request_;
   text::Tokenizer tokenizer_;
@@ -42,6 +43,9 @@ class ApiResponse {
   Json logprobs_ = Json();
   text::StreamingDecoder offsets_;  // of the tokens, whatever of their text is held back
   size_t num_characters_ = 0;       // decoded by it, after the echoed prompt
+  std::vector<engine::TokenRecord> records_;
+  std::vector<int32_t> token_ids_;
+  Json record_;
   Json usage_;
 };
 

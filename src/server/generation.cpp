@@ -22,10 +22,15 @@ Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
                        const std::shared_ptr<const text::TokenSpellings>& spellings)
     : engine_(engine), tokenizer_(tokenizer), decoder_(tokenizer), stops_(request.stop) {
   engine::Request engine_request;
-  engine_request.prompt = tokenizer.encode(request.prompt);
-  const auto bos = tokenizer.find(text::markup::kBos);
-  auto& prompt = engine_request.prompt;
-  if (bos && (prompt.empty() || prompt.front() != *bos)) prompt.insert(prompt.begin(), *bos);
+  prompt_tokens_ = request.prompt_tokens;
+  if (prompt_tokens_.empty()) {
+    prompt_tokens_ = tokenizer.encode(request.prompt);
+    const auto bos = tokenizer.find(text::markup::kBos);
+    if (bos && (prompt_tokens_.empty() || prompt_tokens_.front() != *bos))
+      prompt_tokens_.insert(prompt_tokens_.begin(), *bos);
+  }
+  engine_request.prompt = prompt_tokens_;
+  engine_request.record = request.record;
   if (const auto eos = tokenizer.find(text::markup::kEos)) {
     eos_ = *eos;
     engine_request.stop_token_ids = {eos_};
@@ -34,7 +39,6 @@ Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
   engine_request.max_tokens =
       request.max_tokens.value_or(static_cast<int>(engine.context_length()));
   if (request.grammar) engine_request.constraint = constraint_of(spellings, request.grammar);
-  num_prompt_tokens_ = static_cast<int64_t>(prompt.size());
   id_ =
       engine.submit(std::move(engine_request), [queue = queue_](const engine::RequestEvent& event) {
         const std::scoped_lock lock(queue->mutex);
@@ -75,7 +79,7 @@ std::optional<Piece> Generation::next() {
   }
   if (event.is_finished)
     finish_reason_ = event.finish_reason == engine::FinishReason::kLength ? "length" : "stop";
-  Piece piece{"", event.token, std::move(event.top_logprobs)};
+  Piece piece{"", event.token, std::move(event.top_logprobs), std::move(event.record)};
   if (!event.has_token) {
     is_over_ = true;
     return {};

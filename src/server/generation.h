@@ -18,11 +18,13 @@
 namespace fathom::server {
 
 struct GenerationRequest {
-  std::string prompt;  // special tokens written out
+  std::string prompt;                  // special tokens written out
+  std::vector<int32_t> prompt_tokens;  // taken as they are instead, if there are any
   engine::SamplingOptions sampling;
   std::optional<int> max_tokens;  // none: to the end of the context
   std::vector<std::string> stop;
   std::shared_ptr<const text::Grammar> grammar = {};  // of the answer; none: any text
+  bool record = false;                                // see engine::TokenRecord
 };
 
 // What one step brought: text (perhaps none), the token behind it.
@@ -30,6 +32,7 @@ struct Piece {
   std::string text;
   engine::TokenLogprob token;
   std::vector<engine::TokenLogprob> top_logprobs;
+  std::optional<engine::TokenRecord> record = {};
 };
 
 class Generation {
@@ -48,7 +51,8 @@ class Generation {
   std::optional<Piece> next();
   // Why it ended: "stop" or "length". Valid after next() has returned nothing.
   const std::string& finish_reason() const { return finish_reason_; }
-  int64_t num_prompt_tokens() const { return num_prompt_tokens_; }
+  const std::vector<int32_t>& prompt_tokens() const { return prompt_tokens_; }
+  int64_t num_prompt_tokens() const { return std::ssize(prompt_tokens_); }
   int64_t num_completion_tokens() const { return num_completion_tokens_; }
   // Of the prompt, found in the prefix cache. Valid after the first piece.
   int64_t num_cached_tokens() const { return num_cached_tokens_; }
@@ -69,7 +73,7 @@ class Generation {
   std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
   engine::Engine::RequestId id_ = 0;
   int32_t eos_ = -1;
-  int64_t num_prompt_tokens_ = 0;
+  std::vector<int32_t> prompt_tokens_;
   int64_t num_completion_tokens_ = 0;
   int64_t num_cached_tokens_ = 0;
   bool is_over_ = false;

@@ -66,8 +66,8 @@ httplib::Server::Handler guarded(const Handler& handler) {
 std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest& request) {
   return std::make_shared<Generation>(
       service.engine, service.tokenizer,
-      GenerationRequest{request.prompt, request.sampling, request.max_tokens, request.stop,
-                        request.grammar},
+      GenerationRequest{request.prompt, request.prompt_tokens, request.sampling, request.max_tokens,
+                        request.stop, request.grammar, request.record},
       service.spellings);
 }
 

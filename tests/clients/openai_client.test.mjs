@@ -182,6 +182,27 @@ test('a prompt seen before is found in the cache, and the answer is the same', a
   assert.equal(second.usage.prompt_tokens_details.cached_tokens, hit);
 });
 
+test('a record for reinforcement learning: ids, log-probabilities, masks, routing', async () => {
+  const ask = (more) => client.completions.create(
+      {model: 'nano', prompt: 'Once upon', max_tokens: 6, seed: 1, rl_record: true, ...more});
+  const first = (await ask({top_p: 0.9})).choices[0];
+  const {prompt_token_ids, token_ids, sampler_logprobs, sampling_masks, routed_experts} =
+      first.rl_record;
+  assert.equal(token_ids.length, 6);
+  assert.equal(sampler_logprobs.length, 6);
+  token_ids.forEach((id, i) => assert.ok(sampling_masks[i].includes(id)));
+  assert.equal(routed_experts.length, prompt_token_ids.length + 5);
+  for (const layers of routed_experts) {
+    assert.equal(layers.length, 4);  // nano's MoE layers, two experts a token
+    for (const experts of layers) assert.equal(experts.length, 2);
+  }
+  // The same prompt as ids.
+  const second = (await ask({top_p: 0.9, prompt: prompt_token_ids})).choices[0];
+  assert.equal(second.text, first.text);
+  assert.deepEqual(second.rl_record, first.rl_record);
+  await assert.rejects(ask({stream: true}), /rl_record cannot be streamed/);
+});
+
 test('a bias of 100 decides', async () => {
   const ask = (logit_bias) => client.completions.create(
       {model: 'nano', prompt: 'The ', max_tokens: 5, temperature: 0, logit_bias, logprobs: 1});
