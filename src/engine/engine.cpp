@@ -336,9 +336,8 @@ bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits
                        std::ssize(sequence.tokens) >= context_length();
   event.is_finished = is_stop || is_full;
   event.finish_reason = is_stop ? FinishReason::kStop : FinishReason::kLength;
-  const EventCallback on_event = sequence.on_event;
+  sequence.on_event(event);
   if (event.is_finished) sequence.on_event = nullptr;  // marks it for removal
-  on_event(event);
   return true;
 }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <future>
 #include <map>
+#include <numeric>
 #include <thread>
 
 #include "base/parallel.h"
@@ -47,6 +48,40 @@ TEST(Sampler, MinPCutsWhatIsFarBelowTheBest) {
   for (int i = 0; i < 4000; ++i) ++counts[draw(logits, {.min_p = 0.5}, random).id];
   EXPECT_EQ(counts.size(), 2u);
   EXPECT_NEAR(counts[2] / 4000.0, 5.0 / 8, 0.03);
+}
+
+// Sorted in full, tokens are cut off at the same places.
+TEST(Sampler, CutsWhereASortOfTheWholeVocabularyWould) {
+  base::Random random(5);
+  for (int trial = 0; trial < 300; ++trial) {
+    std::vector<float> logits(300);
+    const double spread = trial % 3 == 0 ? 0.01 : trial % 3 == 1 ? 3 : 40;
+    for (float& logit : logits)
+      logit = static_cast<float>(std::round(random.normal() * spread * 4) / 4);
+    SamplingOptions options{.temperature = 0.5 + random.uniform()};
+    if (trial % 2 == 0) options.top_p = 0.05 + 0.9 * random.uniform();
+    if (trial % 5 == 0) options.top_k = 1 + static_cast<int>(random.below(200));
+    if (trial % 7 == 0) options.min_p = 0.5 * random.uniform();
+    std::vector<int32_t> order(logits.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
+    const auto weight = [&](int32_t id) {
+      return std::exp((logits[id] - logits[order[0]]) / options.temperature);
+    };
+    if (options.top_k > 0) order.resize(options.top_k);
+    double mass = 0, taken = 0;
+    for (const int32_t id : order) mass += weight(id);
+    size_t kept = 0;
+    while (kept < order.size() && weight(order[kept]) >= options.min_p &&
+           (options.top_p == 1 || taken < options.top_p * mass))
+      taken += weight(order[kept++]);
+    order.resize(kept);
+    const Draw drawn = draw(logits, options, random, true);
+    if (order.size() == logits.size()) order.clear();
+    EXPECT_EQ(drawn.mask, order) << trial;
+    EXPECT_NEAR(drawn.logprob, std::log(weight(drawn.id) / taken), 1e-4);
+  }
 }
 
 TEST(Sampler, PenaltiesAndBiasMoveLogits) {

@@ -1,64 +1,106 @@
 #include "engine/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
 #include "base/check.h"
+#include "kernels/softmax_row.h"
 
 namespace fathom::engine {
 namespace {
 
-struct Candidate {
-  int32_t id;
-  float logit;
-};
-
-bool is_better(const Candidate& a, const Candidate& b) {
-  return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-}
-
-// Tokens in rank order, sorted as far as they are looked at: seldom beyond the first piece.
-class Ranking {
+// One row of logits as weights: exp((logit - best) / temperature), the best weighs 1.
+class Weights {
  public:
-  explicit Ranking(std::span<const float> logits) : candidates_(logits.size()) {
-    for (size_t i = 0; i < logits.size(); ++i)
-      candidates_[i] = {static_cast<int32_t>(i), logits[i]};
-  }
-  int64_t size() const { return std::ssize(candidates_); }
-  const Candidate& operator[](int64_t rank) {
-    while (rank >= num_sorted_) sort_more();
-    return candidates_[rank];
+  Weights(std::span<const float> logits, double temperature)
+      : logits_(logits),
+        best_(kernels::max_row(logits.data(), std::ssize(logits))),
+        per_nat_(static_cast<float>(1 / temperature)),
+        weights_(logits.size()),
+        mass_(kernels::exp_row(logits.data(), std::ssize(logits), best_, per_nat_,
+                               weights_.data())) {}
+
+  double mass() const { return mass_; }
+  float operator[](int32_t id) const { return weights_[id]; }
+  int64_t size() const { return std::ssize(weights_); }
+
+  // The best tokens in rank order, ties to the lower id: at least `count` of them and a mass of at
+  // least `mass`, or all that are finite. Sorts only what reaches that far, by a histogram of
+  // the distances to the best.
+  std::vector<int32_t> ranked(int64_t count, double mass) const {
+    std::array<int64_t, kBins> counts{};
+    std::array<double, kBins> masses{};
+    for (size_t id = 0; id < weights_.size(); ++id) {
+      const int bin = bin_of(logits_[id]);
+      ++counts[bin];
+      masses[bin] += weights_[id];
+    }
+    int last = 0;
+    for (; last + 1 < kBins && (counts[last] < count || masses[last] < mass); ++last) {
+      counts[last + 1] += counts[last];
+      masses[last + 1] += masses[last];
+    }
+    std::vector<int32_t> ids;
+    for (size_t id = 0; id < weights_.size(); ++id)
+      if (std::isfinite(logits_[id]) && bin_of(logits_[id]) <= last)
+        ids.push_back(static_cast<int32_t>(id));
+    std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
+      return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
+    });
+    return ids;
   }
 
  private:
-  void sort_more() {
-    const auto begin = candidates_.begin() + num_sorted_;
-    const auto end =
-        candidates_.begin() + std::min(std::max<int64_t>(64, 4 * num_sorted_), ssize(candidates_));
-    std::nth_element(begin, end - 1, candidates_.end(), is_better);
-    std::sort(begin, end, is_better);
-    num_sorted_ = end - candidates_.begin();
+  static constexpr int kBins = 512;
+  static constexpr float kBinsPerNat = 6;  // weights end at exp(-87)
+
+  int bin_of(float logit) const {
+    const float distance = (best_ - logit) * per_nat_ * kBinsPerNat;
+    return distance < kBins - 1 ? static_cast<int>(distance) : kBins - 1;
   }
 
-  std::vector<Candidate> candidates_;
-  int64_t num_sorted_ = 0;
+  std::span<const float> logits_;
+  float best_, per_nat_;
+  std::vector<float> weights_;
+  double mass_;
 };
 
-// The first `count` in rank but for those at minus infinity; empty if that is everyone.
-std::vector<int32_t> mask_of(Ranking& ranking, int64_t count) {
-  std::vector<int32_t> mask;
-  for (int64_t i = 0; i < count && std::isfinite(ranking[i].logit); ++i)
-    mask.push_back(ranking[i].id);
-  if (std::ssize(mask) == ranking.size()) mask.clear();
-  return mask;
+// The tokens to draw from, in rank order, and the sum of their weights.
+struct Cut {
+  std::vector<int32_t> ids;
+  double mass = 0;
+};
+
+// Ids that could be drawn, empty if that is the whole vocabulary.
+std::vector<int32_t> mask_of(const Weights& weights, std::vector<int32_t> ids, bool is_cut) {
+  if (!is_cut) ids = weights.ranked(weights.size(), 0);
+  if (std::ssize(ids) == weights.size()) ids.clear();
+  return ids;
 }
 
-// The tokens to draw from: the first `count` in rank, with the sum of their weights.
-struct Cut {
-  int64_t count;
-  double mass;
-};
+Cut cut_off(const Weights& weights, const SamplingOptions& options) {
+  const bool has_top_k = options.top_k > 0 && options.top_k < weights.size();
+  // Without top_k the whole mass is known beforehand; min_p alone may need every token.
+  const double wanted_mass = options.top_p < 1 ? options.top_p * weights.mass() : weights.mass();
+  Cut cut{has_top_k ? weights.ranked(options.top_k, 0) : weights.ranked(0, wanted_mass), 0};
+  double mass = weights.mass();
+  if (has_top_k) {
+    cut.ids.resize(std::min<size_t>(cut.ids.size(), static_cast<size_t>(options.top_k)));
+    mass = 0;
+    for (const int32_t id : cut.ids) mass += weights[id];
+  }
+  size_t kept = 0;
+  for (; kept < cut.ids.size(); ++kept) {
+    const double weight = weights[cut.ids[kept]];
+    if (weight < options.min_p) break;
+    if (options.top_p < 1 && cut.mass >= options.top_p * mass) break;
+    cut.mass += weight;
+  }
+  cut.ids.resize(kept);
+  return cut;
+}
 
 }  // namespace
 
@@ -135,38 +177,24 @@ Draw draw(std::span<const float> logits, const SamplingOptions& options, base::R
     const auto id = static_cast<int32_t>(best - logits.begin());
     return {id, 0, with_mask ? std::vector{id} : std::vector<int32_t>()};
   }
-  Ranking ranking(logits);
-  const float best = ranking[0].logit;
-  const auto weight = [&](float logit) {
-    return std::exp((static_cast<double>(logit) - best) / options.temperature);
-  };
-  Cut cut{std::ssize(logits), 0};
-  if (options.top_k > 0) cut.count = std::min<int64_t>(options.top_k, cut.count);
-  if (cut.count == std::ssize(logits))
-    for (const float logit : logits) cut.mass += weight(logit);
-  else
-    for (int64_t i = 0; i < cut.count; ++i) cut.mass += weight(ranking[i].logit);
-  if (options.top_p < 1 || options.min_p > 0) {
-    Cut kept{0, 0};
-    while (kept.count < cut.count && kept.mass < options.top_p * cut.mass) {
-      const double w = weight(ranking[kept.count].logit);
-      if (w < options.min_p) break;  // the best weighs 1
-      kept.mass += w;
-      ++kept.count;
-    }
-    cut = kept;
+  const Weights weights(logits, options.temperature);
+  const bool is_cut = options.top_k > 0 || options.top_p < 1 || options.min_p > 0;
+  Cut cut;
+  if (is_cut) cut = cut_off(weights, options);
+  const double mass = is_cut ? cut.mass : weights.mass();
+  const int64_t count = is_cut ? std::ssize(cut.ids) : weights.size();
+  double left = random.uniform() * mass;
+  int32_t drawn = -1;
+  for (int64_t i = 0; i < count && left >= 0; ++i) {
+    const int32_t id = is_cut ? cut.ids[i] : static_cast<int32_t>(i);
+    if (weights[id] == 0) continue;
+    drawn = id;
+    left -= weights[id];
   }
-  Draw drawn{ranking[0].id, 0, {}};
-  double left = random.uniform() * cut.mass;
-  for (int64_t i = 0; i < cut.count; ++i) {
-    const double w = weight(ranking[i].logit);
-    if (w == 0) break;  // nothing further back can be drawn
-    drawn = {ranking[i].id, static_cast<float>(std::log(w / cut.mass)), {}};
-    left -= w;
-    if (left < 0) break;
-  }
-  if (with_mask) drawn.mask = mask_of(ranking, cut.count);
-  return drawn;
+  CHECK(drawn >= 0, "no token can be drawn");
+  Draw result{drawn, static_cast<float>(std::log(weights[drawn] / mass)), {}};
+  if (with_mask) result.mask = mask_of(weights, std::move(cut.ids), is_cut);
+  return result;
 }
 
 }  // namespace fathom::engine

@@ -1,4 +1,4 @@
-// What the running softmaxes of dense and of sparse attention share.
+// What the softmaxes of dense attention, of sparse attention and of sampling share.
 #pragma once
 
 #include <cstdint>
@@ -8,5 +8,8 @@ namespace fathom::kernels {
 // -inf if there are none.
 float max_row(const float* x, int64_t count);
 void scale_row(float* x, int64_t count, float factor);
+// out[i] = exp((x[i] - maximum) * factor), to 2 ulp of the exponential; returns their sum, which is
+// taken in one fixed order. Minus infinity gives 0.
+double exp_row(const float* x, int64_t count, float maximum, float factor, float* out);
 
 }  // namespace fathom::kernels

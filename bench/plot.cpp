@@ -1,0 +1,163 @@
+#include "bench/plot.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/check.h"
+
+namespace fathom::bench {
+namespace {
+
+constexpr double kWidth = 560, kHeight = 400;
+constexpr double kLeft = 64, kRight = 16, kTop = 36, kBottom = 48;
+constexpr double kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = kHeight - kTop - kBottom;
+// Told apart by readers who do not see all colours (Okabe and Ito).
+constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                    "#e69f00", "#56b4e9", "#882255", "#777777"};
+
+// 1, 2 or 5 times a power of ten, so that about five of them reach `largest`.
+double tick_step(double largest) {
+  const double rough = largest / 5, power = std::pow(10, std::floor(std::log10(rough)));
+  for (const double factor : {1.0, 2.0, 5.0})
+    if (factor * power >= rough) return factor * power;
+  return 10 * power;
+}
+
+std::string tick_label(double value) {
+  if (value >= 10000) return fmt::format("{:g}K", value / 1000);
+  return fmt::format("{:g}", value);
+}
+
+std::string escaped(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '<')
+      out += "&lt;";
+    else if (c == '&')
+      out += "&amp;";
+    else
+      out += c;
+  }
+  return out;
+}
+
+class Panel {
+ public:
+  explicit Panel(const PlotPanel& panel) : panel_(panel) {
+    CHECK_LE(panel.series.size(), std::size(kColours));
+    for (const PlotSeries& series : panel.series) {
+      for (const auto& [x, y] : series.points) {
+        largest_x_ = std::max(largest_x_, x);
+        largest_y_ = std::max(largest_y_, y);
+      }
+    }
+    largest_y_ *= 1.05;
+  }
+
+  std::string draw(double offset) const {
+    std::string out = fmt::format("<g transform=\"translate({},0)\">\n", offset);
+    out += fmt::format("<text x=\"{}\" y=\"20\" class=\"title\">{}</text>\n", kLeft,
+                       escaped(panel_.title));
+    out += axes() + marks() + lines() + legend();
+    return out + "</g>\n";
+  }
+
+ private:
+  double x_of(double x) const { return kLeft + x / largest_x_ * kPlotWidth; }
+  double y_of(double y) const { return kTop + (1 - y / largest_y_) * kPlotHeight; }
+
+  std::string axes() const {
+    std::string out;
+    const double bottom = kTop + kPlotHeight;
+    for (double x = 0; x <= largest_x_; x += tick_step(largest_x_))
+      out += fmt::format(
+          "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2}\" class=\"grid\"/>"
+          "<text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\">{4}</text>\n",
+          x_of(x), kTop, bottom, bottom + 16, tick_label(x));
+    for (double y = 0; y <= largest_y_; y += tick_step(largest_y_))
+      out += fmt::format(
+          "<line x1=\"{0}\" y1=\"{1:.1f}\" x2=\"{2}\" y2=\"{1:.1f}\" class=\"grid\"/>"
+          "<text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5}</text>\n",
+          kLeft, y_of(y), kLeft + kPlotWidth, kLeft - 6, y_of(y) + 4, tick_label(y));
+    out += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+                       kLeft + kPlotWidth / 2, kHeight - 12, escaped(panel_.x_label));
+    out += fmt::format(
+        "<text transform=\"translate(14,{:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n",
+        kTop + kPlotHeight / 2, escaped(panel_.y_label));
+    return out;
+  }
+
+  std::string marks() const {
+    std::string out;
+    double y = kTop + kPlotHeight - 8;
+    for (const PlotMark& mark : panel_.marks) {
+      if (mark.x > largest_x_) continue;
+      const bool is_right = mark.x > largest_x_ / 2;
+      out += fmt::format(
+          "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2}\" class=\"mark\"/>"
+          "<text x=\"{3:.1f}\" y=\"{4}\" text-anchor=\"{5}\" class=\"note\">{6}</text>\n",
+          x_of(mark.x), kTop, kTop + kPlotHeight, x_of(mark.x) + (is_right ? -4 : 4), y,
+          is_right ? "end" : "start", escaped(mark.label));
+      y -= 16;
+    }
+    return out;
+  }
+
+  std::string lines() const {
+    std::string out;
+    for (size_t i = 0; i < panel_.series.size(); ++i) {
+      std::string points;
+      for (const auto& [x, y] : panel_.series[i].points) {
+        points += fmt::format("{:.1f},{:.1f} ", x_of(x), y_of(y));
+        out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.5\" fill=\"{}\"/>\n", x_of(x),
+                           y_of(y), kColours[i]);
+      }
+      out +=
+          fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n",
+                      points, kColours[i]);
+    }
+    return out;
+  }
+
+  std::string legend() const {
+    std::string out;
+    for (size_t i = 0; i < panel_.series.size(); ++i) {
+      const double y = kTop + 12 + 17 * static_cast<double>(i);
+      out += fmt::format(
+          "<line x1=\"{0}\" y1=\"{1}\" x2=\"{2}\" y2=\"{1}\" stroke=\"{3}\" stroke-width=\"3\"/>"
+          "<text x=\"{4}\" y=\"{5}\">{6}</text>\n",
+          kLeft + 10, y, kLeft + 30, kColours[i], kLeft + 36, y + 4,
+          escaped(panel_.series[i].name));
+    }
+    return out;
+  }
+
+  const PlotPanel& panel_;
+  double largest_x_ = 1e-9, largest_y_ = 1e-9;
+};
+
+}  // namespace
+
+std::string draw_svg(const std::vector<PlotPanel>& panels) {
+  const double width = kWidth * static_cast<double>(panels.size());
+  std::string out = fmt::format(
+      "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
+      "viewBox=\"0 0 {0} {1}\">\n",
+      width, kHeight);
+  out +=
+      "<style>\n"
+      "text { font: 12px sans-serif; fill: #222; }\n"
+      ".title { font-size: 14px; font-weight: bold; }\n"
+      ".note { font-size: 11px; fill: #555; }\n"
+      ".grid { stroke: #ddd; }\n"
+      ".mark { stroke: #888; stroke-dasharray: 4 3; }\n"
+      "</style>\n"
+      "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
+  for (size_t i = 0; i < panels.size(); ++i)
+    out += Panel(panels[i]).draw(kWidth * static_cast<double>(i));
+  return out + "</svg>\n";
+}
+
+}  // namespace fathom::bench

@@ -1,0 +1,13 @@
+// The subcommands of `fathom bench`, each in its own file.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace fathom::cli {
+
+void add_bench_cost_command(CLI::App& bench);
+void add_bench_dsa_command(CLI::App& bench);
+void add_bench_layer_command(CLI::App& bench);
+void add_bench_streams_command(CLI::App& bench);
+
+}  // namespace fathom::cli
