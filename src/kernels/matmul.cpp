@@ -46,26 +46,6 @@ struct BF16Rows {
   }
   BF16Rows from(int64_t j) const { return {data + j * stride, stride}; }
 };
-struct E4M3Rows {
-  const uint8_t* data;
-  int64_t stride;
-  const float* scale_inv;  // of the whole matrix
-  int64_t num_blocks;      // along K
-  int64_t row;             // in the whole matrix
-  float factor(int64_t j, int64_t k) const {
-    return scale_inv[(row + j) / kQuantGroup * num_blocks + k / kQuantGroup] * 256.0f;
-  }
-  F32x8 at(int64_t j, int64_t k) const { return load_e4m3(data + j * stride + k) * factor(j, k); }
-  F32x8 partial(int64_t j, int64_t k, int64_t count) const {
-    uint8_t bits[kLanes] = {};
-    std::memcpy(bits, data + j * stride + k, count);
-    return load_e4m3(bits) * factor(j, k);
-  }
-  E4M3Rows from(int64_t j) const {
-    return {data + j * stride, stride, scale_inv, num_blocks, row + j};
-  }
-};
-
 template <int kRows, int kCols, typename Rows>
 FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_size, float* y,
                             int64_t y_stride) {
@@ -121,9 +101,185 @@ KERNEL void dot_panel_bf16(View2<const float> x_MK, BF16Rows w, int64_t num_w, f
                            int64_t y_stride) {
   dot_all(x_MK, w, num_w, y, y_stride);
 }
-KERNEL void dot_panel_e4m3(View2<const float> x_MK, E4M3Rows w, int64_t num_w, float* y,
+// Products with e4m3 rows, which have one factor for each 128 columns of 128 rows. Conversion is
+// what a product with one row of x waits for, so it is made short: a byte shifted into a bf16 is
+// its number * 2^-120, widened to f32 by a zero beside it. That takes the columns of each 32 in
+// another order, so x is brought into the same order beforehand, times 2^64 to keep the products
+// from underflowing, and for each block of rows times their factors. What is summed is then the
+// same in the same order whether W is read as stored (few rows of x) or widened first (many).
+constexpr float kInputScale = 0x1p64f;
+constexpr float kBlockScale = 0x1p56f;  // undoes both
+constexpr int64_t kGroup = 4 * kLanes;
+
+// Where lane `lane` of the group's vector `part` stands in order.
+constexpr int64_t column_of(int64_t part, int64_t lane) {
+  return 4 * part + lane % 4 + (lane < 4 ? 0 : 16);
+}
+
+void order_inputs(const float* x, int64_t count, float* out) {
+  int64_t k = 0;
+  for (; k + kGroup <= count; k += kGroup)
+    for (int64_t part = 0; part < 4; ++part)
+      for (int64_t lane = 0; lane < kLanes; ++lane)
+        out[k + part * kLanes + lane] = x[k + column_of(part, lane)] * kInputScale;
+  for (; k < count; ++k) out[k] = x[k] * kInputScale;
+}
+
+// A group of 32, in the order of column_of.
+FATHOM_INLINE void load_group(const uint8_t* p, F32x8 (&out)[4]) {
+#if defined(__AVX2__)
+  typedef uint8_t U8x32 __attribute__((vector_size(32)));
+  typedef int16_t I16x16 __attribute__((vector_size(32)));
+  U8x32 bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  const U8x32 zeros{};
+  const I16x16 none{};
+  const auto low = __builtin_shufflevector(
+      zeros, bytes, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,  //
+      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55);
+  const auto high = __builtin_shufflevector(
+      zeros, bytes, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,  //
+      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
+  int part = 0;
+  for (const U8x32 half : {low, high}) {
+    const I16x16 bf16 = std::bit_cast<I16x16>(half) >> 4 & static_cast<int16_t>(0x87f0);
+    out[part] = std::bit_cast<F32x8>(__builtin_shufflevector(none, bf16, 0, 16, 1, 17, 2, 18, 3, 19,
+                                                             8, 24, 9, 25, 10, 26, 11, 27));
+    out[part + 1] = std::bit_cast<F32x8>(__builtin_shufflevector(
+        none, bf16, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31));
+    part += 2;
+  }
+#else
+  for (int part = 0; part < 4; ++part)
+    for (int64_t lane = 0; lane < kLanes; ++lane)
+      out[part][lane] = from_e4m3(p[column_of(part, lane)]) * 0x1p-120f;
+#endif
+}
+
+// ordered[k] times the factor of k's block of columns.
+KERNEL void scale_blocks(const float* ordered, int64_t count, const float* factors, float* out) {
+  for (int64_t k = 0; k < count; k += kQuantGroup) {
+    const float factor = factors[k / kQuantGroup] * kBlockScale;
+    for (int64_t i = k; i < std::min(k + kQuantGroup, count); ++i) out[i] = ordered[i] * factor;
+  }
+}
+
+// Rows of W: as stored, or `wide`, as load_group gives them.
+struct E4M3Panel {
+  const uint8_t* bits;
+  const float* wide;
+  int64_t stride;
+};
+
+FATHOM_INLINE void widen_groups(const uint8_t* bits, int64_t count, float* out) {
+  for (int64_t k = 0; k + kGroup <= count; k += kGroup) {
+    F32x8 group[4];
+    load_group(bits + k, group);
+    for (int part = 0; part < 4; ++part) store(out + k + part * kLanes, group[part]);
+  }
+}
+
+// sum[i][j] += the products of the first `end` columns, as far as they are whole groups.
+template <int kRows, int kCols, bool kIsWide>
+FATHOM_INLINE void add_columns(const float* x, int64_t x_stride, const E4M3Panel& w, int64_t j0,
+                               int64_t end, F32x8 (&sum)[kRows][kCols]) {
+  int64_t k = 0;
+  for (; k + kGroup <= end; k += kGroup) {
+    if constexpr (kIsWide) {
+      for (int part = 0; part < 4; ++part) {
+        F32x8 weight[kCols];
+        for (int j = 0; j < kCols; ++j)
+          weight[j] = load(w.wide + (j0 + j) * w.stride + k + part * kLanes);
+        for (int i = 0; i < kRows; ++i) {
+          const F32x8 input = load(x + i * x_stride + k + part * kLanes);
+          for (int j = 0; j < kCols; ++j) sum[i][j] += input * weight[j];
+        }
+      }
+    } else {
+      for (int j = 0; j < kCols; ++j) {
+        F32x8 weight[4];
+        const uint8_t* const bits = w.bits + (j0 + j) * w.stride + k;
+        __builtin_prefetch(bits + kCols * w.stride, 0, 2);  // what is read after this tile
+        load_group(bits, weight);
+        for (int i = 0; i < kRows; ++i)
+          for (int part = 0; part < 4; ++part)
+            sum[i][j] += load(x + i * x_stride + k + part * kLanes) * weight[part];
+      }
+    }
+  }
+}
+
+// y[M, num_w] for a few rows of x, weights as stored.
+template <int kRows, int kCols>
+FATHOM_INLINE void dot_stored_tile(const float* x, int64_t x_stride, const E4M3Panel& w, int64_t j0,
+                                   int64_t k_size, float* y, int64_t y_stride) {
+  F32x8 sum[kRows][kCols];
+  zero<kRows, kCols>(sum);
+  add_columns<kRows, kCols, false>(x, x_stride, w, j0, k_size, sum);
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kCols; ++j) y[i * y_stride + j0 + j] = horizontal_sum(sum[i][j]);
+}
+
+template <int kRows>
+FATHOM_INLINE void dot_stored_rows(const float* x, int64_t x_stride, const E4M3Panel& w,
+                                   int64_t num_w, int64_t k_size, float* y, int64_t y_stride) {
+  // One row of x: six sums, so that none waits for its last product.
+  constexpr int kCols = kRows == 1 ? 6 : kTileN;
+  int64_t n = 0;
+  for (; n + kCols <= num_w; n += kCols)
+    dot_stored_tile<kRows, kCols>(x, x_stride, w, n, k_size, y, y_stride);
+  for (; n < num_w; ++n) dot_stored_tile<kRows, 1>(x, x_stride, w, n, k_size, y, y_stride);
+}
+
+KERNEL void dot_panel_e4m3(View2<const float> x_MK, const E4M3Panel& w, int64_t num_w, float* y,
                            int64_t y_stride) {
-  dot_all(x_MK, w, num_w, y, y_stride);
+  int64_t m = 0;
+  for (; m + kTileM <= x_MK.rows; m += kTileM)
+    dot_stored_rows<kTileM>(x_MK[m], x_MK.stride, w, num_w, x_MK.cols, y + m * y_stride, y_stride);
+  for (; m < x_MK.rows; ++m)
+    dot_stored_rows<1>(x_MK[m], x_MK.stride, w, num_w, x_MK.cols, y + m * y_stride, y_stride);
+}
+
+// Many rows of x: columns, rows of x and rows of W at once. Their sums, the scaled x and the
+// widened W stay in an L2 cache together.
+constexpr int64_t kChunkK = 4 * kQuantGroup;
+constexpr int64_t kChunkM = 64;
+constexpr int64_t kItemRows = 64;  // divides 128: one factor a block of columns
+
+// sums[i][j] (eight lanes each, rows of kItemRows) go on over a chunk's columns.
+template <int kRows, int kCols>
+FATHOM_INLINE void add_chunk_tile(const float* x, int64_t x_stride, const E4M3Panel& w, int64_t j0,
+                                  int64_t k_size, float* sums) {
+  F32x8 sum[kRows][kCols];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kCols; ++j) sum[i][j] = load(sums + (i * kItemRows + j0 + j) * kLanes);
+  add_columns<kRows, kCols, true>(x, x_stride, w, j0, k_size, sum);
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kCols; ++j) store(sums + (i * kItemRows + j0 + j) * kLanes, sum[i][j]);
+}
+
+template <int kRows>
+FATHOM_INLINE void add_chunk_rows(const float* x, int64_t x_stride, const E4M3Panel& w,
+                                  int64_t num_w, int64_t k_size, float* sums) {
+  int64_t n = 0;
+  for (; n + kTileN <= num_w; n += kTileN)
+    add_chunk_tile<kRows, kTileN>(x, x_stride, w, n, k_size, sums);
+  for (; n < num_w; ++n) add_chunk_tile<kRows, 1>(x, x_stride, w, n, k_size, sums);
+}
+
+KERNEL void add_chunk(View2<const float> x_MK, const E4M3Panel& w, int64_t num_w, float* sums) {
+  int64_t m = 0;
+  for (; m + kTileM <= x_MK.rows; m += kTileM)
+    add_chunk_rows<kTileM>(x_MK[m], x_MK.stride, w, num_w, x_MK.cols,
+                           sums + m * kItemRows * kLanes);
+  for (; m < x_MK.rows; ++m)
+    add_chunk_rows<1>(x_MK[m], x_MK.stride, w, num_w, x_MK.cols, sums + m * kItemRows * kLanes);
+}
+
+KERNEL void widen_panel_groups(const uint8_t* bits, int64_t stride, int64_t num_rows, int64_t count,
+                               float* out, int64_t out_stride) {
+  for (int64_t j = 0; j < num_rows; ++j)
+    widen_groups(bits + j * stride, count, out + j * out_stride);
 }
 
 KERNEL void widen_e4m3_row(const uint8_t* bits, int64_t count, const float* scale_inv, float* out) {
@@ -275,6 +431,12 @@ void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out) {
 
 namespace {
 
+// Below a million multiplications a thread, waking it costs more than it brings, and far more where
+// something else wants its core.
+int64_t grain_of(int64_t work) {
+  return std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(work, 1));
+}
+
 // Rows [begin, end) of W as stored. False: the format has to be widened first.
 bool dot_stored(View2<const float> x_MK, const WeightView& w, int64_t begin, int64_t end,
                 View2<float> y_MN) {
@@ -285,14 +447,94 @@ bool dot_stored(View2<const float> x_MK, const WeightView& w, int64_t begin, int
                    y_MN.stride);
     return true;
   }
-  if (w.format == WeightFormat::kE4M3) {
-    const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
-    dot_panel_e4m3(
-        x_MK, {static_cast<const uint8_t*>(w.data) + offset, w.cols, w.scale_inv, num_blocks, row},
-        end - begin, y, y_MN.stride);
-    return true;
-  }
   return false;
+}
+
+// Rows of W that share their factors, for a block of x's rows (ordered).
+struct E4M3Item {
+  View2<const float> x_MK;
+  E4M3Panel w;
+  int64_t num_w;
+  const float* factors;  // of the blocks of columns
+};
+
+// Adds the columns beyond whole groups, in order.
+void add_rest(const E4M3Item& item, float* y, int64_t y_stride) {
+  const int64_t cols = item.x_MK.cols, begin = cols / kGroup * kGroup;
+  if (begin == cols) return;
+  const float factor = item.factors[begin / kQuantGroup] * kBlockScale;
+  for (int64_t m = 0; m < item.x_MK.rows; ++m)
+    for (int64_t n = 0; n < item.num_w; ++n)
+      for (int64_t k = begin; k < cols; ++k)
+        y[m * y_stride + n] +=
+            item.x_MK[m][k] * factor * (from_e4m3(item.w.bits[n * item.w.stride + k]) * 0x1p-120f);
+}
+
+void few_rows(const E4M3Item& item, float* y, int64_t y_stride) {
+  static thread_local std::vector<float> scaled;
+  const int64_t rows = item.x_MK.rows, cols = item.x_MK.cols;
+  scaled.resize(rows * cols);
+  for (int64_t m = 0; m < rows; ++m)
+    scale_blocks(item.x_MK[m], cols, item.factors, scaled.data() + m * cols);
+  dot_panel_e4m3({scaled.data(), rows, cols}, item.w, item.num_w, y, y_stride);
+  add_rest(item, y, y_stride);
+}
+
+void many_rows(const E4M3Item& item, float* y, int64_t y_stride) {
+  static thread_local std::vector<float> scaled, wide, sums;
+  const int64_t rows = item.x_MK.rows, cols = item.x_MK.cols;
+  scaled.resize(rows * kChunkK);
+  wide.resize(kPanelN * kChunkK);
+  sums.assign(rows * kItemRows * kLanes, 0.0f);
+  for (int64_t k = 0; k < cols; k += kChunkK) {
+    const int64_t count = std::min(kChunkK, cols - k);
+    for (int64_t m = 0; m < rows; ++m)
+      scale_blocks(item.x_MK[m] + k, count, item.factors + k / kQuantGroup,
+                   scaled.data() + m * count);
+    for (int64_t n = 0; n < item.num_w; n += kPanelN) {
+      const int64_t num_w = std::min(kPanelN, item.num_w - n);
+      widen_panel_groups(item.w.bits + n * item.w.stride + k, item.w.stride, num_w, count,
+                         wide.data(), kChunkK);
+      add_chunk({scaled.data(), rows, count}, {nullptr, wide.data(), kChunkK}, num_w,
+                sums.data() + n * kLanes);
+    }
+  }
+  for (int64_t m = 0; m < rows; ++m)
+    for (int64_t n = 0; n < item.num_w; ++n)
+      y[m * y_stride + n] = horizontal_sum(load(sums.data() + (m * kItemRows + n) * kLanes));
+  add_rest(item, y, y_stride);
+}
+
+// Items are cut at multiples of kItemRows of the whole matrix.
+void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
+  static thread_local std::vector<float> buffer;
+  buffer.resize(x_MK.rows * x_MK.cols);
+  for (int64_t m = 0; m < x_MK.rows; ++m)
+    order_inputs(x_MK[m], x_MK.cols, buffer.data() + m * x_MK.cols);
+  const View2<const float> ordered(buffer.data(), x_MK.rows, x_MK.cols);
+  const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
+  const int64_t first = w.first_row / kItemRows;
+  const int64_t num_items = (w.first_row + w.rows + kItemRows - 1) / kItemRows - first;
+  const int64_t num_m_blocks = (x_MK.rows + kChunkM - 1) / kChunkM;
+  const int64_t work = std::min(x_MK.rows, kChunkM) * kItemRows * w.cols;
+  base::parallel_for(num_items * num_m_blocks, grain_of(work), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t m = at / num_items * kChunkM;
+      const int64_t row = std::max((first + at % num_items) * kItemRows, w.first_row);
+      const int64_t row_end =
+          std::min((first + at % num_items + 1) * kItemRows, w.first_row + w.rows);
+      const auto* bits = static_cast<const uint8_t*>(w.data) + row * w.cols;
+      const E4M3Item item{ordered.slice_rows(m, std::min(m + kChunkM, x_MK.rows)),
+                          {bits, nullptr, w.cols},
+                          row_end - row,
+                          w.scale_inv + row / kQuantGroup * num_blocks};
+      float* const y = y_MN[m] + (row - w.first_row);
+      if (x_MK.rows <= kTileM)
+        few_rows(item, y, y_MN.stride);
+      else
+        many_rows(item, y, y_MN.stride);
+    }
+  });
 }
 
 }  // namespace
@@ -301,12 +543,14 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   CHECK_EQ(x_MK.cols, w.cols);
   CHECK_EQ(y_MN.rows, x_MK.rows);
   CHECK_EQ(y_MN.cols, w.rows);
+  if (w.format == WeightFormat::kE4M3) {
+    linear_e4m3(x_MK, w, y_MN);
+    return;
+  }
   const int64_t num_panels = (w.rows + kPanelN - 1) / kPanelN;
   const int64_t num_m_blocks = (x_MK.rows + kBlockM - 1) / kBlockM;
-  // Below a million multiplications a thread, waking it costs more than it brings, and far more
-  // where something else wants its core.
   const int64_t panel_work = std::min(x_MK.rows, kBlockM) * kPanelN * w.cols;
-  const int64_t grain = std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(panel_work, 1));
+  const int64_t grain = grain_of(panel_work);
   base::parallel_for(num_panels * num_m_blocks, grain, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<float> panel;
     for (int64_t item = begin; item < end; ++item) {
