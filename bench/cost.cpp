@@ -106,6 +106,7 @@ Json measure_cost(const CostOptions& options) {
   Curve prefill_masked{"prefill, DSA as a mask (MHA)", true, Form::kMha, false};
   Curve prefill_dsa{"prefill, DSA gathered (MQA)", true, Form::kMqa, false};
   model::KvCache cache(config, model::CacheFormat::kFP8);
+  const int64_t resident_before = resident_bytes();
   for (const int64_t position : options.positions) {
     if (position < cache.num_tokens()) fail("--positions: expected ascending ones");
     fill(cache, position - cache.num_tokens());
@@ -118,12 +119,16 @@ Json measure_cost(const CostOptions& options) {
                                              options.repeats));
     }
   }
+  const int64_t resident_growth = resident_bytes() - resident_before;
   const MachinePeaks peaks = measure_machine();
   Json result = {
       {"model", options.model.empty() ? "one V3.2 layer" : options.model.filename().string()},
       {"threads", base::num_threads()},
       {"chunk", options.chunk},
       {"index_topk", config.index_topk},
+      {"cache_bytes_per_token", cache.layout().bytes_per_token()},
+      {"cache_bytes", cache.layout().bytes_per_token() * cache.num_tokens()},
+      {"resident_growth_bytes", resident_growth},
       {"machine",
        {{"f32_gflop_per_s", peaks.f32_gflop_per_s}, {"read_gbyte_per_s", peaks.read_gbyte_per_s}}},
       {"decode", {{"dense", as_json(decode_dense)}, {"dsa", as_json(decode_dsa)}}},

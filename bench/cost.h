@@ -20,11 +20,12 @@ struct CostOptions {
   std::filesystem::path svg;  // where to draw; empty: nowhere
 };
 
-// For each position milliseconds a token, the best of several runs, FP8 cache: decode and prefill,
-// dense and with DSA; prefill with DSA in both forms, gathered (MQA) and as a mask (MHA, up to
-// 16,384 keys). Marked: index_topk, and the positions from which DSA is cheaper than dense
-// attention and gathering is cheaper than masking, interpolated (absent where the lines do not
-// cross).
+// Also what the cache takes at the last position, as computed and as the process grew (the cache,
+// and scratch of the passes). For each position milliseconds a token, the best of several runs, FP8
+// cache: decode and prefill, dense and with DSA; prefill with DSA in both forms, gathered (MQA) and
+// as a mask (MHA, up to 16,384 keys). Marked: index_topk, and the positions from which DSA is
+// cheaper than dense attention and gathering is cheaper than masking, interpolated (absent where
+// the lines do not cross).
 Json measure_cost(const CostOptions& options);
 
 }  // namespace fathom::bench

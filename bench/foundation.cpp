@@ -1,10 +1,8 @@
 #include "bench/foundation.h"
 
 #include <torch/csrc/autograd/grad_mode.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <functional>
 #include <future>
 
@@ -34,14 +32,6 @@ double median_seconds(const std::function<void()>& run) {
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds[1];
-}
-
-int64_t resident_bytes() {
-  long pages = 0, resident = 0;
-  std::FILE* file = std::fopen("/proc/self/statm", "r");
-  if (file && std::fscanf(file, "%ld %ld", &pages, &resident) != 2) resident = 0;
-  if (file) std::fclose(file);
-  return resident * ::sysconf(_SC_PAGESIZE);
 }
 
 Tensor random_tokens(int64_t count, int64_t vocab_size) {

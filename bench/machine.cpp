@@ -1,6 +1,9 @@
 #include "bench/machine.h"
 
+#include <unistd.h>
+
 #include <atomic>
+#include <cstdio>
 #include <vector>
 
 #include "base/parallel.h"
@@ -64,6 +67,14 @@ MachinePeaks measure_machine() {
   });
   return {static_cast<double>(threads * kRounds * kChains * 16) / compute_s * 1e-9,
           static_cast<double>(kBufferFloats * sizeof(float)) / read_s * 1e-9};
+}
+
+int64_t resident_bytes() {
+  long pages = 0, resident = 0;
+  std::FILE* file = std::fopen("/proc/self/statm", "r");
+  if (file && std::fscanf(file, "%ld %ld", &pages, &resident) != 2) resident = 0;
+  if (file) std::fclose(file);
+  return resident * ::sysconf(_SC_PAGESIZE);
 }
 
 }  // namespace fathom::bench

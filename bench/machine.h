@@ -13,4 +13,7 @@ struct MachinePeaks {
 // About half a second; allocates 256 MiB. Runs on base::num_threads() threads.
 MachinePeaks measure_machine();
 
+// Of this process, as the system counts it; 0 where it does not say.
+int64_t resident_bytes();
+
 }  // namespace fathom::bench

@@ -34,6 +34,8 @@ void add_serve_command(CLI::App& app) {
                     "Draft tokens with the MTP layer; the answers stay the same");
   command->add_flag("--strict-reasoning", options->is_strict_reasoning,
                     "Refuse tool turns without reasoning_content, as DeepSeek does");
+  command->add_flag("--verify", options->verify,
+                    "First check every weight, and SHA256SUMS where the folder has it");
   add_threads_option(*command, options->num_threads);
   command->callback([options] { server::serve(*options); });
 }

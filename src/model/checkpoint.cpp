@@ -10,6 +10,7 @@
 #include "kernels/fp8.h"
 #include "model/ops.h"
 #include "model/safetensors.h"
+#include "model/verify.h"
 
 namespace fathom::model {
 namespace {
@@ -177,9 +178,10 @@ DType file_dtype(torch::Dtype dtype) {
   return dtype == torch::kBFloat16 ? DType::kBF16 : DType::kF32;
 }
 
-// Saves `tensors` as one file, or as shards with an index.
-void save_tensors(const std::vector<NamedTensor>& tensors, const std::filesystem::path& folder,
-                  uint64_t max_shard_bytes) {
+// Saves `tensors` as one file, or as shards with an index; returns the files' names.
+std::vector<std::string> save_tensors(const std::vector<NamedTensor>& tensors,
+                                      const std::filesystem::path& folder,
+                                      uint64_t max_shard_bytes) {
   std::vector<std::vector<NamedTensor>> shards(1);
   uint64_t shard_bytes = 0, total_bytes = 0;
   for (const NamedTensor& tensor : tensors) {
@@ -195,15 +197,19 @@ void save_tensors(const std::vector<NamedTensor>& tensors, const std::filesystem
   const std::map<std::string, std::string> metadata = {{"format", "pt"}};
   if (shards.size() == 1) {
     write_safetensors(folder / "model.safetensors", shards[0], metadata);
-    return;
+    return {"model.safetensors"};
   }
   Json index = {{"metadata", {{"total_size", total_bytes}}}, {"weight_map", Json::object()}};
+  std::vector<std::string> names;
   for (size_t i = 0; i < shards.size(); ++i) {
     const auto name = fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     write_safetensors(folder / name, shards[i], metadata);
+    names.push_back(name);
     for (const NamedTensor& tensor : shards[i]) index["weight_map"][tensor.name] = name;
   }
   base::write_file_atomically(folder / "model.safetensors.index.json", index.dump(2) + "\n");
+  names.emplace_back("model.safetensors.index.json");
+  return names;
 }
 
 }  // namespace
@@ -254,12 +260,16 @@ void save_checkpoint(const Model& model, const std::filesystem::path& folder, to
                        {file_dtype(kept.back().scalar_type()), slot.shape,
                         static_cast<const std::byte*>(kept.back().data_ptr())}});
   }
-  save_tensors(tensors, folder, max_shard_bytes);
+  // Sums of what was there before are none of what is being written.
+  std::filesystem::remove(folder / kChecksumFile);
+  std::vector<std::string> names = save_tensors(tensors, folder, max_shard_bytes);
   Config config = model.config;
   config.has_fp8_weights = false;
   Json json = to_json(config);
   json["torch_dtype"] = dtype == torch::kBFloat16 ? "bfloat16" : "float32";
   base::write_file_atomically(folder / "config.json", json.dump(2) + "\n");
+  names.emplace_back("config.json");
+  write_checksums(folder, names);
 }
 
 std::shared_ptr<const Model> load_model(const std::filesystem::path& folder) {

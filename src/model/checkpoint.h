@@ -14,8 +14,8 @@ Model load_checkpoint(const std::filesystem::path& folder);
 Model load_checkpoint_for_training(const std::filesystem::path& folder);
 
 // Writes config.json and model.safetensors (shards of at most max_shard_bytes, with an index, where
-// one file would be larger) into `folder`, each by rename, config.json last. Matrices, embeddings
-// and norms become `dtype` (kBF16 or kF32); the expert bias stays f32.
+// one file would be larger) into `folder`, each by rename, then SHA256SUMS of them. Matrices,
+// embeddings and norms become `dtype` (kBF16 or kF32); the expert bias stays f32.
 void save_checkpoint(const Model& model, const std::filesystem::path& folder, torch::Dtype dtype,
                      uint64_t max_shard_bytes = 4ULL << 30);
 

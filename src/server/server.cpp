@@ -8,6 +8,7 @@
 
 #include "base/parallel.h"
 #include "base/progress.h"
+#include "model/verify.h"
 #include "server/api_error.h"
 #include "server/api_request.h"
 #include "server/api_response.h"
@@ -261,6 +262,7 @@ void serve(const ServerOptions& options) {
   httplib::Server http;
   disable_address_sharing(http);
   const int port = bind(options, http);
+  if (options.verify) model::verify_checkpoint(options.model);
   TextModel model = load_text_model(options.model);
   const std::string name = std::filesystem::weakly_canonical(options.model).filename().string();
   fmt::print("{}: {:.2f} M parameters, context {} tokens\n", options.model.string(),

@@ -20,6 +20,7 @@ struct ServerOptions {
   int64_t cache_mib = 1024;                                     // all KV caches together
   bool speculate = false;                                       // draft tokens with the MTP layer
   bool is_strict_reasoning = false;
+  bool verify = false;  // read and check every weight first
   int num_threads = 0;  // 0: one a core
 };
 

@@ -18,6 +18,38 @@ test('the port is in use', async (t) => {
   await server.stop();
 });
 
+test('a damaged file of weights is found by --verify', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'fathom-verify-'));
+  t.after(() => rmSync(folder, {recursive: true}));
+  cpSync(model, folder, {recursive: true});
+  const file = join(folder, 'model.safetensors');
+  const bytes = readFileSync(file);
+  bytes[bytes.length - 3] ^= 4;
+  writeFileSync(file, bytes);
+  const {code, stderr} = await run(['serve', '--model', folder, '--port', '0', '--verify']);
+  assert.equal(code, 1);
+  assert.match(stderr, /^fathom: .*model\.safetensors: its SHA-256 is [0-9a-f]{64}, SHA256SUMS says/);
+});
+
+test('the load generator loads this machine only, and counts what fails', async (t) => {
+  const far = await run(['bench', 'serve', '--url', 'http://192.0.2.1:80']);
+  assert.equal(far.code, 1);
+  assert.match(far.stderr, /expected a loopback address/);
+  const server = await startServer();
+  t.after(() => server.child.kill('SIGKILL'));
+  const load = (...more) => run(['bench', 'serve', '--url', server.url, '--requests', '12',
+                                 '--concurrency', '4', '--max-tokens', '5', '--json', ...more]);
+  const good = JSON.parse((await load()).stdout);
+  assert.equal(good.answered, 12);
+  assert.deepEqual(good.failures, {});
+  assert.ok(good.ttft_ms.p99 >= good.ttft_ms.p50 && good.ttft_ms.p50 > 0);
+  assert.ok(good.request_ms.p50 >= good.ttft_ms.p50);
+  const long = JSON.parse((await load('--prompt-tokens', '5000', '--rate', '100')).stdout);
+  assert.equal(long.answered, 0);
+  assert.deepEqual(long.failures, {'status 400': 12});  // beyond the context
+  await server.stop();
+});
+
 test('SIGTERM ends a running stream cleanly and exits 0', async (t) => {
   const server = await startServer();
   t.after(() => server.child.kill('SIGKILL'));

@@ -1,0 +1,123 @@
+#include "model/verify.h"
+
+#include <fmt/format.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <sstream>
+#include <string>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "model/safetensors.h"
+
+namespace fathom::model {
+namespace {
+
+std::string sha256(const std::filesystem::path& path) {
+  const auto file = base::MappedFile::open(path);
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned int size = 0;
+  CHECK(EVP_Digest(file->bytes().data(), file->bytes().size(), digest, &size, EVP_sha256(),
+                   nullptr) == 1);
+  std::string hex;
+  for (unsigned int i = 0; i < size; ++i) hex += fmt::format("{:02x}", digest[i]);
+  return hex;
+}
+
+// The names that the list holds.
+std::set<std::string> check_sums(const std::filesystem::path& folder) {
+  const auto list = folder / kChecksumFile;
+  std::set<std::string> names;
+  std::istringstream lines(base::read_file(list));
+  int number = 0;
+  for (std::string line; std::getline(lines, line);) {
+    ++number;
+    const bool is_good = line.size() > 66 && line.find_first_not_of("0123456789abcdef") == 64 &&
+                         line[64] == ' ' && (line[65] == ' ' || line[65] == '*') &&
+                         line.find('/') == std::string::npos;
+    if (!is_good)
+      fail("{}: line {} is not 64 hex digits, two spaces and a file name", list.string(), number);
+    const std::string expected = line.substr(0, 64), name = line.substr(66);
+    const std::string found = sha256(folder / name);
+    if (found != expected)
+      fail("{}: its SHA-256 is {}, {} says {}; the file is damaged or was changed, get it again",
+           (folder / name).string(), found, kChecksumFile, expected);
+    names.insert(name);
+  }
+  return names;
+}
+
+template <typename Bits>
+bool are_finite(const TensorView& view, Bits exponent) {
+  for (int64_t i = 0; i < view.num_elements(); ++i) {
+    Bits bits;
+    std::memcpy(&bits, view.data + i * static_cast<int64_t>(sizeof bits), sizeof bits);
+    if ((bits & exponent) == exponent) return false;
+  }
+  return true;
+}
+
+bool is_sound(const TensorView& view) {
+  switch (view.dtype) {
+    case DType::kF32:
+      return are_finite<uint32_t>(view, 0x7F800000);
+    case DType::kF16:
+      return are_finite<uint16_t>(view, 0x7C00);
+    case DType::kBF16:
+      return are_finite<uint16_t>(view, 0x7F80);
+    case DType::kF8E4M3:
+      return are_finite<uint8_t>(view, 0x7F);  // its only NaN
+    default:
+      return true;
+  }
+}
+
+bool are_positive(const TensorView& view) {
+  if (view.dtype != DType::kF32) return true;
+  for (int64_t i = 0; i < view.num_elements(); ++i) {
+    float value;
+    std::memcpy(&value, view.data + i * 4, sizeof value);
+    if (!(value > 0)) return false;
+  }
+  return true;
+}
+
+void check_values(const std::filesystem::path& path) {
+  const auto file = Safetensors::open(path);
+  for (const auto& [name, view] : file.tensors()) {
+    if (!is_sound(view))
+      fail("{}: tensor {} holds values that are not finite; the file is damaged, get it again",
+           path.string(), name);
+    if (name.ends_with("_scale_inv") && !are_positive(view))
+      fail("{}: tensor {} holds factors that are not positive; the file is damaged, get it again",
+           path.string(), name);
+  }
+}
+
+}  // namespace
+
+void verify_checkpoint(const std::filesystem::path& folder) {
+  const bool has_list = std::filesystem::exists(folder / kChecksumFile);
+  const std::set<std::string> listed = has_list ? check_sums(folder) : std::set<std::string>();
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.ends_with(".safetensors")) continue;
+    if (has_list && !listed.contains(name))
+      fail("{}: is not in {}; expected every file of weights there", entry.path().string(),
+           kChecksumFile);
+    check_values(entry.path());
+  }
+}
+
+void write_checksums(const std::filesystem::path& folder, std::span<const std::string> names) {
+  std::string list;
+  for (const std::string& name : names) list += sha256(folder / name) + "  " + name + "\n";
+  base::write_file_atomically(folder / kChecksumFile, list);
+}
+
+}  // namespace fathom::model
