@@ -6,7 +6,7 @@ MODEL ?= models/nano
 
 NPM_STAMP := tests/clients/node_modules/.package-lock.json
 
-.PHONY: setup setup-build build build-tests build-sanitize run test format
+.PHONY: setup setup-build build build-tests build-sanitize run test test-threads format
 .DEFAULT_GOAL := build
 
 setup: $(NPM_STAMP)
@@ -37,6 +37,14 @@ run: build
 # The tests of build/ include those of build-sanitize/: one run, one summary.
 test: build-tests build-sanitize
 	ctest --test-dir build -j $(JOBS) --output-on-failure
+
+# The engine's threads under ThreadSanitizer. It knows nothing of OpenMP's threads, so there is one
+# processor, and it does not stand functions compiled twice.
+test-threads: setup
+	@cmake -S . -B build-threads -G Ninja -DCMAKE_CXX_FLAGS=-fsanitize=thread \
+	  -DFATHOM_KERNEL_ARCH=x86-64 --log-level=WARNING
+	cmake --build build-threads -j $(JOBS) --target engine_test
+	taskset -c 0 build-threads/src/engine/engine_test --gtest_filter=-*OnAnyThreads*
 
 format:
 	@scripts/setup.sh test
