@@ -108,7 +108,7 @@ KERNEL void dot_panel_bf16(View2<const float> x_MK, BF16Rows w, int64_t num_w, f
 // from underflowing, and for each block of rows times their factors. What is summed is then the
 // same in the same order whether W is read as stored (few rows of x) or widened first (many).
 constexpr float kInputScale = 0x1p64f;
-constexpr float kBlockScale = 0x1p56f;  // undoes both
+constexpr float kOutputScale = 0x1p56f;  // of a sum: undoes both
 constexpr int64_t kGroup = 4 * kLanes;
 
 // Where lane `lane` of the group's vector `part` stands in order.
@@ -159,7 +159,7 @@ FATHOM_INLINE void load_group(const uint8_t* p, F32x8 (&out)[4]) {
 // ordered[k] times the factor of k's block of columns.
 KERNEL void scale_blocks(const float* ordered, int64_t count, const float* factors, float* out) {
   for (int64_t k = 0; k < count; k += kQuantGroup) {
-    const float factor = factors[k / kQuantGroup] * kBlockScale;
+    const float factor = factors[k / kQuantGroup];
     for (int64_t i = k; i < std::min(k + kQuantGroup, count); ++i) out[i] = ordered[i] * factor;
   }
 }
@@ -217,7 +217,8 @@ FATHOM_INLINE void dot_stored_tile(const float* x, int64_t x_stride, const E4M3P
   zero<kRows, kCols>(sum);
   add_columns<kRows, kCols, false>(x, x_stride, w, j0, k_size, sum);
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kCols; ++j) y[i * y_stride + j0 + j] = horizontal_sum(sum[i][j]);
+    for (int j = 0; j < kCols; ++j)
+      y[i * y_stride + j0 + j] = horizontal_sum(sum[i][j]) * kOutputScale;
 }
 
 template <int kRows>
@@ -462,12 +463,13 @@ struct E4M3Item {
 void add_rest(const E4M3Item& item, float* y, int64_t y_stride) {
   const int64_t cols = item.x_MK.cols, begin = cols / kGroup * kGroup;
   if (begin == cols) return;
-  const float factor = item.factors[begin / kQuantGroup] * kBlockScale;
+  const float factor = item.factors[begin / kQuantGroup];
   for (int64_t m = 0; m < item.x_MK.rows; ++m)
     for (int64_t n = 0; n < item.num_w; ++n)
       for (int64_t k = begin; k < cols; ++k)
-        y[m * y_stride + n] +=
-            item.x_MK[m][k] * factor * (from_e4m3(item.w.bits[n * item.w.stride + k]) * 0x1p-120f);
+        y[m * y_stride + n] += item.x_MK[m][k] * factor *
+                               (from_e4m3(item.w.bits[n * item.w.stride + k]) * 0x1p-120f) *
+                               kOutputScale;
 }
 
 void few_rows(const E4M3Item& item, float* y, int64_t y_stride) {
@@ -501,7 +503,8 @@ void many_rows(const E4M3Item& item, float* y, int64_t y_stride) {
   }
   for (int64_t m = 0; m < rows; ++m)
     for (int64_t n = 0; n < item.num_w; ++n)
-      y[m * y_stride + n] = horizontal_sum(load(sums.data() + (m * kItemRows + n) * kLanes));
+      y[m * y_stride + n] =
+          horizontal_sum(load(sums.data() + (m * kItemRows + n) * kLanes)) * kOutputScale;
   add_rest(item, y, y_stride);
 }
 

@@ -56,6 +56,26 @@ TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
   }
 }
 
+// E4m3 products are computed at other powers of two than their operands have.
+TEST(Linear, E4M3KeepsItsPrecisionForInputsOfAnyMagnitude) {
+  TestWeight weight(WeightFormat::kE4M3, 70, 270);
+  for (const float magnitude : {1e-14f, 1e-6f, 1e4f, 1e14f}) {
+    for (const float factor : {1e-4f, 1.0f, 100.0f}) {
+      std::fill(weight.scale_inv.begin(), weight.scale_inv.end(), factor);
+      for (const int64_t m : {1, 4, 6}) {
+        TestMatrix x(m, 270, 1);
+        for (int64_t i = 0; i < m; ++i)
+          for (int64_t k = 0; k < 270; ++k) x.view[i][k] *= magnitude;
+        TestMatrix y(m, 70, 2), expected(m, 70, 3);
+        linear(x.view, weight.view, y.view);
+        reference::linear(x.view, weight.view, expected.view);
+        EXPECT_LE(max_difference(y.view, expected.view), 1e-4 * magnitude * factor)
+            << magnitude << " " << factor << " " << m;
+      }
+    }
+  }
+}
+
 TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   const TestMatrix x(301, 200, 5);
   for (const auto format :
