@@ -16,6 +16,8 @@ using Sequence = Grammar::Sequence;
 
 Grammar::Symbol derived(Rule rule) { return {rule, {}}; }
 
+constexpr int kMostLevels = 16;  // of alternatives within a parameter's alternatives
+
 std::string in_quotes(std::string_view text) { return "\"" + std::string(text) + "\""; }
 
 bool names_string(const Json& type) {
@@ -111,8 +113,9 @@ class CallGrammar {
   }
 
   // The ways to write a value of `schema`: its strings bare, everything else as JSON.
-  std::vector<Sequence> values(JsonSchemaGrammar& json, const Json& given,
-                               const std::string& where) {
+  std::vector<Sequence> values(JsonSchemaGrammar& json, const Json& given, const std::string& where,
+                               int level = 0) {
+    if (level > kMostLevels) fail("{}: leads deeper than {} levels, or in a circle", where, level);
     const Json& schema = json.resolved(given, where);
     std::vector<Sequence> all;
     if (!schema.is_object() ||
@@ -126,7 +129,7 @@ class CallGrammar {
     for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
       if (!schema.contains(keyword) || !schema.at(keyword).is_array()) continue;
       for (const Json& option : schema.at(keyword))
-        for (Sequence& way : values(json, option, where + "." + keyword))
+        for (Sequence& way : values(json, option, where + "." + keyword, level + 1))
           all.push_back(std::move(way));
       return all;
     }

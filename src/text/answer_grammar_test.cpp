@@ -125,6 +125,9 @@ TEST(AnswerGrammar, StrictToolsRefuseWhatCannotBeHeld) {
         "out, or set \"strict\" to false");
   }
   EXPECT_THROW(answer_grammar({.kind = Kind::kCalls}), Error);
+  const Json circle = Json::parse(R"([{"type": "function", "function": {"name": "f", "parameters":
+      {"properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}, {"type": "null"}]}}}}}])");
+  EXPECT_THROW(answer_grammar({.kind = Kind::kCalls, .tools = circle}), Error);
 }
 
 }  // namespace

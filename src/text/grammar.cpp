@@ -11,6 +11,15 @@ namespace {
 using Symbol = Grammar::Symbol;
 using Sequence = Grammar::Sequence;
 
+constexpr size_t kMostRules = 1 << 18;
+constexpr size_t kMostSymbols = 1 << 20;
+
+[[noreturn]] void fail_too_large() {
+  fail(
+      "the answer's grammar is too large; ask for fewer parts, shorter lists of values, lower "
+      "bounds");
+}
+
 // Which rules derive the empty text; grows until nothing changes.
 std::vector<bool> nullable_rules(const Grammar& grammar, Grammar::Rule num_rules) {
   std::vector<bool> nullable(num_rules, false);
@@ -49,11 +58,14 @@ std::vector<Grammar::Rule> leading_rules(const Grammar& grammar, Grammar::Rule r
 }  // namespace
 
 Grammar::Rule Grammar::add_rule() {
+  if (rules_.size() >= kMostRules) fail_too_large();
   rules_.emplace_back();
   return static_cast<Rule>(rules_.size()) - 1;
 }
 
 void Grammar::add_alternative(Rule rule, Sequence sequence) {
+  num_symbols_ += sequence.size() + 1;
+  if (num_symbols_ > kMostSymbols) fail_too_large();
   rules_.at(rule).push_back(static_cast<int32_t>(sequences_.size()));
   sequences_.push_back(std::move(sequence));
 }
@@ -155,7 +167,7 @@ Grammar::Rule bytes_without(Grammar& grammar, std::string_view marker) {
 GrammarMatcher::GrammarMatcher(std::shared_ptr<const Grammar> grammar)
     : grammar_(std::move(grammar)) {
   Stacks stacks;
-  std::vector<Frame> seen;
+  Seen seen;
   for (const int32_t alternative : grammar_->alternatives(Grammar::kStart))
     expand({alternative, 0, kBottom}, seen, stacks);
   start_ = state_number(std::move(stacks));
@@ -176,9 +188,8 @@ int32_t GrammarMatcher::frame_number(const Frame& frame) {
 
 // Adds the stacks that `frame` stands for: those that wait for a byte once all rules are opened and
 // all ended sequences left.
-void GrammarMatcher::expand(const Frame& frame, std::vector<Frame>& seen, Stacks& stacks) {
-  if (std::find(seen.begin(), seen.end(), frame) != seen.end()) return;
-  seen.push_back(frame);
+void GrammarMatcher::expand(const Frame& frame, Seen& seen, Stacks& stacks) {
+  if (!seen.insert(frame).second) return;
   const Sequence& sequence = grammar_->sequence(frame.alternative);
   if (frame.position == std::ssize(sequence)) {
     if (frame.below == kBottom)
@@ -220,7 +231,7 @@ GrammarMatcher::State GrammarMatcher::state_number(Stacks stacks) {
 
 GrammarMatcher::State GrammarMatcher::find_next(State state, uint8_t byte) {
   Stacks stacks;
-  std::vector<Frame> seen;
+  Seen seen;
   for (const int32_t top : states_[state].tops) {
     const Frame frame = frames_[top];
     if (!grammar_->sequence(frame.alternative)[frame.position].bytes.test(byte)) continue;

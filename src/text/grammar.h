@@ -8,6 +8,7 @@
 #include <memory>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace fathom::text {
@@ -23,7 +24,8 @@ class Grammar {
   };
   using Sequence = std::vector<Symbol>;
 
-  // A rule without alternatives derives nothing.
+  // A rule without alternatives derives nothing. Both throw Error where the grammar grows beyond
+  // 2^18 rules or 2^20 symbols: it may come from a request.
   Rule add_rule();
   void add_alternative(Rule rule, Sequence sequence);
   // Where derivation begins: the first rule that was added.
@@ -39,6 +41,7 @@ class Grammar {
  private:
   std::vector<std::vector<int32_t>> rules_;
   std::vector<Sequence> sequences_;
+  size_t num_symbols_ = 0;
 };
 
 // Pieces that grammars are made of.
@@ -95,7 +98,8 @@ class GrammarMatcher {
   };
 
   int32_t frame_number(const Frame& frame);
-  void expand(const Frame& frame, std::vector<Frame>& seen, Stacks& stacks);
+  using Seen = std::unordered_set<Frame, FrameHash>;
+  void expand(const Frame& frame, Seen& seen, Stacks& stacks);
   State state_number(Stacks stacks);
   State find_next(State state, uint8_t byte);
   int32_t copy_frame(const GrammarMatcher& from, int32_t number);

@@ -13,6 +13,7 @@ using Sequence = Grammar::Sequence;
 
 constexpr int64_t kMostDigits = 16;
 constexpr int64_t kMostIndent = 20;
+constexpr size_t kMostSchemas = 1000;
 constexpr int64_t kMostRepeats = 4096;  // of minItems, maxItems, minLength, maxLength
 
 Grammar::Symbol derived(Rule rule) { return {rule, {}}; }
@@ -202,6 +203,9 @@ const Json& JsonSchemaGrammar::resolved(const Json& schema, const std::string& w
 Rule JsonSchemaGrammar::schema(const Json& schema, const std::string& where) {
   const Json& found = resolved(schema, where);
   if (const auto it = of_schema_.find(&found); it != of_schema_.end()) return it->second;
+  // They are read by recursion, and followed by it where they begin with one another.
+  if (of_schema_.size() >= kMostSchemas)
+    fail("{}: the schema has more than {} parts", where, kMostSchemas);
   const Rule rule = of_schema_[&found] = grammar_.add_rule();  // first: it may contain itself
   define_schema(rule, found, where);
   return rule;

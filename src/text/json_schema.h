@@ -5,6 +5,7 @@
 // anyOf), allOf of one schema, $ref within the document, true. Objects give their properties in the
 // schema's order and no others; numbers have at most 16 digits before and behind the point; white
 // space is at most one space, or a new line and 20 spaces.
+// At most 1,000 parts (schemas within the schema).
 // Annotations (title, description, default, format, ...) are passed over.
 #pragma once
 

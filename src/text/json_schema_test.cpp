@@ -118,5 +118,36 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
   EXPECT_EQ(error("3"), "schema is 3; expected an object");
 }
 
+// What a request can ask for without the server's stack or memory giving way.
+TEST(JsonSchema, RefusesSchemasOfExcessiveSize) {
+  const auto error = [](const Json& schema) {
+    try {
+      json_schema_grammar(schema, UnheldKeywords::kIgnored);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  Json chain = {{"$ref", "#/$defs/0"}, {"$defs", Json::object()}};
+  Json wide = {{"type", "object"}, {"properties", Json::object()}};
+  for (int i = 0; i < 5000; ++i) {
+    const std::string next = "#/$defs/" + std::to_string(i + 1);
+    chain["$defs"][std::to_string(i)] = {{"anyOf", {{{"$ref", next}}, {{"type", "null"}}}}};
+    wide["properties"]["p" + std::to_string(i)] = true;
+  }
+  chain["$defs"]["5000"] = {{"type", "null"}};
+  EXPECT_NE(error(chain).find("has more than 1000 parts"), std::string::npos) << error(chain);
+  EXPECT_NE(error(wide).find("has more than 1000 parts"), std::string::npos) << error(wide);
+  Json bounds = {{"type", "object"}, {"properties", Json::object()}};
+  for (int i = 0; i < 200; ++i)
+    bounds["properties"]["p" + std::to_string(i)] = {{"type", "string"}, {"maxLength", 4000}};
+  EXPECT_NE(error(bounds).find("too large"), std::string::npos) << error(bounds);
+
+  // As wide as can be asked for: followed at once.
+  Json most = {{"type", "object"}, {"properties", Json::object()}};
+  for (int i = 0; i < 900; ++i) most["properties"]["p" + std::to_string(i)] = true;
+  EXPECT_TRUE(derives(json_schema_grammar(most, UnheldKeywords::kRefused), R"({"p899": 1})"));
+}
+
 }  // namespace
 }  // namespace fathom::text
