@@ -46,13 +46,12 @@ struct BF16Rows {
   }
   BF16Rows from(int64_t j) const { return {data + j * stride, stride}; }
 };
+
+// sum[i][j] += the products of the columns up to k_size, as far as they are whole vectors.
 template <int kRows, int kCols, typename Rows>
-FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_size, float* y,
-                            int64_t y_stride) {
-  F32x8 sum[kRows][kCols];
-  zero<kRows, kCols>(sum);
-  int64_t k = 0;
-  for (; k + kLanes <= k_size; k += kLanes) {
+FATHOM_INLINE void add_products(const float* x, int64_t x_stride, Rows w, int64_t k_size,
+                                F32x8 (&sum)[kRows][kCols]) {
+  for (int64_t k = 0; k + kLanes <= k_size; k += kLanes) {
     F32x8 weight[kCols];
     for (int j = 0; j < kCols; ++j) weight[j] = w.at(j, k);
     for (int i = 0; i < kRows; ++i) {
@@ -60,6 +59,15 @@ FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_
       for (int j = 0; j < kCols; ++j) sum[i][j] += input * weight[j];
     }
   }
+}
+
+template <int kRows, int kCols, typename Rows>
+FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_size, float* y,
+                            int64_t y_stride) {
+  F32x8 sum[kRows][kCols];
+  zero<kRows, kCols>(sum);
+  add_products(x, x_stride, w, k_size, sum);
+  const int64_t k = k_size / kLanes * kLanes;
   if (k < k_size) {
     for (int i = 0; i < kRows; ++i) {
       const F32x8 input = load_partial(x + i * x_stride + k, k_size - k);
@@ -101,6 +109,7 @@ KERNEL void dot_panel_bf16(View2<const float> x_MK, BF16Rows w, int64_t num_w, f
                            int64_t y_stride) {
   dot_all(x_MK, w, num_w, y, y_stride);
 }
+
 // Products with e4m3 rows, which have one factor for each 128 columns of 128 rows. Conversion is
 // what a product with one row of x waits for, so it is made short: a byte shifted into a bf16 is
 // its number * 2^-120, widened to f32 by a zero beside it. That takes the columns of each 32 in
@@ -128,26 +137,15 @@ void order_inputs(const float* x, int64_t count, float* out) {
 // A group of 32, in the order of column_of.
 FATHOM_INLINE void load_group(const uint8_t* p, F32x8 (&out)[4]) {
 #if defined(__AVX2__)
-  typedef uint8_t U8x32 __attribute__((vector_size(32)));
-  typedef int16_t I16x16 __attribute__((vector_size(32)));
-  U8x32 bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  const U8x32 zeros{};
+  I16x16 top[2];
+  load_top_bytes(p, top);
   const I16x16 none{};
-  const auto low = __builtin_shufflevector(
-      zeros, bytes, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,  //
-      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55);
-  const auto high = __builtin_shufflevector(
-      zeros, bytes, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,  //
-      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
-  int part = 0;
-  for (const U8x32 half : {low, high}) {
-    const I16x16 bf16 = std::bit_cast<I16x16>(half) >> 4 & static_cast<int16_t>(0x87f0);
-    out[part] = std::bit_cast<F32x8>(__builtin_shufflevector(none, bf16, 0, 16, 1, 17, 2, 18, 3, 19,
-                                                             8, 24, 9, 25, 10, 26, 11, 27));
-    out[part + 1] = std::bit_cast<F32x8>(__builtin_shufflevector(
+  for (int i = 0; i < 2; ++i) {
+    const I16x16 bf16 = top[i] >> 4 & static_cast<int16_t>(0x87f0);
+    out[2 * i] = std::bit_cast<F32x8>(__builtin_shufflevector(none, bf16, 0, 16, 1, 17, 2, 18, 3,
+                                                              19, 8, 24, 9, 25, 10, 26, 11, 27));
+    out[2 * i + 1] = std::bit_cast<F32x8>(__builtin_shufflevector(
         none, bf16, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31));
-    part += 2;
   }
 #else
   for (int part = 0; part < 4; ++part)
@@ -164,10 +162,8 @@ KERNEL void scale_blocks(const float* ordered, int64_t count, const float* facto
   }
 }
 
-// Rows of W: as stored, or `wide`, as load_group gives them.
-struct E4M3Panel {
+struct E4M3Rows {
   const uint8_t* bits;
-  const float* wide;
   int64_t stride;
 };
 
@@ -179,50 +175,30 @@ FATHOM_INLINE void widen_groups(const uint8_t* bits, int64_t count, float* out) 
   }
 }
 
-// sum[i][j] += the products of the first `end` columns, as far as they are whole groups.
-template <int kRows, int kCols, bool kIsWide>
-FATHOM_INLINE void add_columns(const float* x, int64_t x_stride, const E4M3Panel& w, int64_t j0,
-                               int64_t end, F32x8 (&sum)[kRows][kCols]) {
-  int64_t k = 0;
-  for (; k + kGroup <= end; k += kGroup) {
-    if constexpr (kIsWide) {
-      for (int part = 0; part < 4; ++part) {
-        F32x8 weight[kCols];
-        for (int j = 0; j < kCols; ++j)
-          weight[j] = load(w.wide + (j0 + j) * w.stride + k + part * kLanes);
-        for (int i = 0; i < kRows; ++i) {
-          const F32x8 input = load(x + i * x_stride + k + part * kLanes);
-          for (int j = 0; j < kCols; ++j) sum[i][j] += input * weight[j];
-        }
-      }
-    } else {
-      for (int j = 0; j < kCols; ++j) {
-        F32x8 weight[4];
-        const uint8_t* const bits = w.bits + (j0 + j) * w.stride + k;
-        __builtin_prefetch(bits + kCols * w.stride, 0, 2);  // what is read after this tile
-        load_group(bits, weight);
-        for (int i = 0; i < kRows; ++i)
-          for (int part = 0; part < 4; ++part)
-            sum[i][j] += load(x + i * x_stride + k + part * kLanes) * weight[part];
-      }
-    }
-  }
-}
-
 // y[M, num_w] for a few rows of x, weights as stored.
 template <int kRows, int kCols>
-FATHOM_INLINE void dot_stored_tile(const float* x, int64_t x_stride, const E4M3Panel& w, int64_t j0,
+FATHOM_INLINE void dot_stored_tile(const float* x, int64_t x_stride, const E4M3Rows& w, int64_t j0,
                                    int64_t k_size, float* y, int64_t y_stride) {
   F32x8 sum[kRows][kCols];
   zero<kRows, kCols>(sum);
-  add_columns<kRows, kCols, false>(x, x_stride, w, j0, k_size, sum);
+  for (int64_t k = 0; k + kGroup <= k_size; k += kGroup) {
+    for (int j = 0; j < kCols; ++j) {
+      F32x8 weight[4];
+      const uint8_t* const bits = w.bits + (j0 + j) * w.stride + k;
+      __builtin_prefetch(bits + kCols * w.stride, 0, 2);  // what is read after this tile
+      load_group(bits, weight);
+      for (int i = 0; i < kRows; ++i)
+        for (int part = 0; part < 4; ++part)
+          sum[i][j] += load(x + i * x_stride + k + part * kLanes) * weight[part];
+    }
+  }
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kCols; ++j)
       y[i * y_stride + j0 + j] = horizontal_sum(sum[i][j]) * kOutputScale;
 }
 
 template <int kRows>
-FATHOM_INLINE void dot_stored_rows(const float* x, int64_t x_stride, const E4M3Panel& w,
+FATHOM_INLINE void dot_stored_rows(const float* x, int64_t x_stride, const E4M3Rows& w,
                                    int64_t num_w, int64_t k_size, float* y, int64_t y_stride) {
   // One row of x: six sums, so that none waits for its last product.
   constexpr int kCols = kRows == 1 ? 6 : kTileN;
@@ -232,7 +208,7 @@ FATHOM_INLINE void dot_stored_rows(const float* x, int64_t x_stride, const E4M3P
   for (; n < num_w; ++n) dot_stored_tile<kRows, 1>(x, x_stride, w, n, k_size, y, y_stride);
 }
 
-KERNEL void dot_panel_e4m3(View2<const float> x_MK, const E4M3Panel& w, int64_t num_w, float* y,
+KERNEL void dot_panel_e4m3(View2<const float> x_MK, const E4M3Rows& w, int64_t num_w, float* y,
                            int64_t y_stride) {
   int64_t m = 0;
   for (; m + kTileM <= x_MK.rows; m += kTileM)
@@ -249,26 +225,26 @@ constexpr int64_t kItemRows = 64;  // divides 128: one factor a block of columns
 
 // sums[i][j] (eight lanes each, rows of kItemRows) go on over a chunk's columns.
 template <int kRows, int kCols>
-FATHOM_INLINE void add_chunk_tile(const float* x, int64_t x_stride, const E4M3Panel& w, int64_t j0,
+FATHOM_INLINE void add_chunk_tile(const float* x, int64_t x_stride, F32Rows w, int64_t j0,
                                   int64_t k_size, float* sums) {
   F32x8 sum[kRows][kCols];
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kCols; ++j) sum[i][j] = load(sums + (i * kItemRows + j0 + j) * kLanes);
-  add_columns<kRows, kCols, true>(x, x_stride, w, j0, k_size, sum);
+  add_products(x, x_stride, w.from(j0), k_size / kGroup * kGroup, sum);
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kCols; ++j) store(sums + (i * kItemRows + j0 + j) * kLanes, sum[i][j]);
 }
 
 template <int kRows>
-FATHOM_INLINE void add_chunk_rows(const float* x, int64_t x_stride, const E4M3Panel& w,
-                                  int64_t num_w, int64_t k_size, float* sums) {
+FATHOM_INLINE void add_chunk_rows(const float* x, int64_t x_stride, F32Rows w, int64_t num_w,
+                                  int64_t k_size, float* sums) {
   int64_t n = 0;
   for (; n + kTileN <= num_w; n += kTileN)
     add_chunk_tile<kRows, kTileN>(x, x_stride, w, n, k_size, sums);
   for (; n < num_w; ++n) add_chunk_tile<kRows, 1>(x, x_stride, w, n, k_size, sums);
 }
 
-KERNEL void add_chunk(View2<const float> x_MK, const E4M3Panel& w, int64_t num_w, float* sums) {
+KERNEL void add_chunk(View2<const float> x_MK, F32Rows w, int64_t num_w, float* sums) {
   int64_t m = 0;
   for (; m + kTileM <= x_MK.rows; m += kTileM)
     add_chunk_rows<kTileM>(x_MK[m], x_MK.stride, w, num_w, x_MK.cols,
@@ -454,7 +430,7 @@ bool dot_stored(View2<const float> x_MK, const WeightView& w, int64_t begin, int
 // Rows of W that share their factors, for a block of x's rows (ordered).
 struct E4M3Item {
   View2<const float> x_MK;
-  E4M3Panel w;
+  E4M3Rows w;
   int64_t num_w;
   const float* factors;  // of the blocks of columns
 };
@@ -497,7 +473,7 @@ void many_rows(const E4M3Item& item, float* y, int64_t y_stride) {
       const int64_t num_w = std::min(kPanelN, item.num_w - n);
       widen_panel_groups(item.w.bits + n * item.w.stride + k, item.w.stride, num_w, count,
                          wide.data(), kChunkK);
-      add_chunk({scaled.data(), rows, count}, {nullptr, wide.data(), kChunkK}, num_w,
+      add_chunk({scaled.data(), rows, count}, {wide.data(), kChunkK}, num_w,
                 sums.data() + n * kLanes);
     }
   }
@@ -512,9 +488,10 @@ void many_rows(const E4M3Item& item, float* y, int64_t y_stride) {
 void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   static thread_local std::vector<float> buffer;
   buffer.resize(x_MK.rows * x_MK.cols);
-  for (int64_t m = 0; m < x_MK.rows; ++m)
-    order_inputs(x_MK[m], x_MK.cols, buffer.data() + m * x_MK.cols);
-  const View2<const float> ordered(buffer.data(), x_MK.rows, x_MK.cols);
+  const View2<float> ordered(buffer.data(), x_MK.rows, x_MK.cols);
+  base::parallel_for(x_MK.rows, grain_of(x_MK.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) order_inputs(x_MK[m], x_MK.cols, ordered[m]);
+  });
   const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
   const int64_t first = w.first_row / kItemRows;
   const int64_t num_items = (w.first_row + w.rows + kItemRows - 1) / kItemRows - first;
@@ -527,8 +504,9 @@ void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
       const int64_t row_end =
           std::min((first + at % num_items + 1) * kItemRows, w.first_row + w.rows);
       const auto* bits = static_cast<const uint8_t*>(w.data) + row * w.cols;
-      const E4M3Item item{ordered.slice_rows(m, std::min(m + kChunkM, x_MK.rows)),
-                          {bits, nullptr, w.cols},
+      const auto x_block = ordered.slice_rows(m, std::min(m + kChunkM, x_MK.rows));
+      const E4M3Item item{{x_block.data, x_block.rows, x_block.cols},
+                          {bits, w.cols},
                           row_end - row,
                           w.scale_inv + row / kQuantGroup * num_blocks};
       float* const y = y_MN[m] + (row - w.first_row);

@@ -107,29 +107,36 @@ FATHOM_INLINE F32x8 load_e4m3(const uint8_t* p) {
 #endif
 }
 
-// Thirty-two of them in order, at about half the instructions a number.
-FATHOM_INLINE void load_e4m3(const uint8_t* p, F32x8 (&out)[4]) {
-#if defined(__F16C__) && defined(__AVX2__)
+#if defined(__AVX2__)
+typedef int16_t I16x16 __attribute__((vector_size(32)));
+
+// Thirty-two bytes, each moved to the top of a 16-bit lane, at one instruction a register. The
+// halves of a register hold eight consecutive bytes each: 0 to 7 and 16 to 23, then 8 to 15 and 24
+// to 31.
+FATHOM_INLINE void load_top_bytes(const uint8_t* p, I16x16 (&out)[2]) {
   typedef uint8_t U8x32 __attribute__((vector_size(32)));
-  typedef int16_t I16x16 __attribute__((vector_size(32)));
   U8x32 bytes;
   std::memcpy(&bytes, p, sizeof bytes);
   const U8x32 zeros{};
-  // Within each half of the register, so that the halves hold eight consecutive numbers each.
-  const auto low = __builtin_shufflevector(
+  out[0] = std::bit_cast<I16x16>(__builtin_shufflevector(
       zeros, bytes, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,  //
-      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55);
-  const auto high = __builtin_shufflevector(
+      16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55));
+  out[1] = std::bit_cast<I16x16>(__builtin_shufflevector(
       zeros, bytes, 8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,  //
-      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63);
-  int part = 0;
-  for (const U8x32 halves : {low, high}) {
-    const I16x16 f16 = std::bit_cast<I16x16>(halves) >> 1 & static_cast<int16_t>(0xbf80);
-    out[part] =
-        __builtin_ia32_vcvtph2ps256(__builtin_shufflevector(f16, f16, 0, 1, 2, 3, 4, 5, 6, 7));
-    out[part + 2] = __builtin_ia32_vcvtph2ps256(
+      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63));
+}
+#endif
+
+// Thirty-two of them in order, at about half the instructions a number.
+FATHOM_INLINE void load_e4m3(const uint8_t* p, F32x8 (&out)[4]) {
+#if defined(__F16C__) && defined(__AVX2__)
+  I16x16 top[2];
+  load_top_bytes(p, top);
+  for (int i = 0; i < 2; ++i) {
+    const I16x16 f16 = top[i] >> 1 & static_cast<int16_t>(0xbf80);
+    out[i] = __builtin_ia32_vcvtph2ps256(__builtin_shufflevector(f16, f16, 0, 1, 2, 3, 4, 5, 6, 7));
+    out[i + 2] = __builtin_ia32_vcvtph2ps256(
         __builtin_shufflevector(f16, f16, 8, 9, 10, 11, 12, 13, 14, 15));
-    ++part;
   }
 #else
   for (int part = 0; part < 4; ++part) out[part] = load_e4m3(p + part * kLanes);
