@@ -22,6 +22,15 @@ TEST(Sampler, GreedyTakesTheBestAndTheLowerIdInTies) {
   EXPECT_EQ(draw(std::vector<float>{1, 3, 3, 2}, {.temperature = 0}, random).id, 1);
 }
 
+TEST(Sampler, TheSmallestTemperaturesAreNearlyGreedy) {
+  base::Random random(1);
+  const std::vector<float> logits = {1, 3, 2.9f};
+  for (const double temperature : {1e-3, 1e-40, 1e-310}) {
+    EXPECT_EQ(draw(logits, {.temperature = temperature}, random).id, 1) << temperature;
+    EXPECT_EQ(draw(logits, {.temperature = temperature, .top_p = 0.9}, random).id, 1);
+  }
+}
+
 TEST(Sampler, FrequenciesFollowTheSoftmax) {
   base::Random random(1);
   const std::vector<float> logits = {0, std::log(2.0f), std::log(5.0f)};

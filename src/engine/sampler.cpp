@@ -17,7 +17,9 @@ class Weights {
   Weights(std::span<const float> logits, double temperature)
       : logits_(logits),
         best_(kernels::max_row(logits.data(), std::ssize(logits))),
-        per_nat_(static_cast<float>(1 / temperature)),
+        // Bounded: times the best's distance, which is 0, an infinity would be no number.
+        per_nat_(static_cast<float>(
+            std::min<double>(1 / temperature, std::numeric_limits<float>::max()))),
         weights_(logits.size()),
         mass_(kernels::exp_row(logits.data(), std::ssize(logits), best_, per_nat_,
                                weights_.data())) {}
