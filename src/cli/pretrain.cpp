@@ -1,54 +1,58 @@
+#include <map>
 #include <memory>
 
 #include "base/parallel.h"
 #include "cli/commands.h"
 #include "cli/threads_option.h"
-#include "pretrain/dense_stage.h"
+#include "pretrain/training_run.h"
 
 namespace fathom::cli {
 namespace {
 
 struct PretrainFlags {
-  std::string stage = "dense";
+  pretrain::Stage stage = pretrain::Stage::kDense;
   std::filesystem::path recipe;
   std::vector<std::string> overrides;
   std::optional<int64_t> steps;
   int num_threads = 0;
-  pretrain::DenseStageOptions dense;
+  pretrain::TrainingRunOptions run;
 };
 
 void pretrain_model(PretrainFlags& flags) {
   if (flags.num_threads > 0) base::set_num_threads(flags.num_threads);
   if (flags.steps) flags.overrides.push_back("training.steps=" + std::to_string(*flags.steps));
-  flags.dense.recipe = pretrain::read_recipe(flags.recipe, flags.overrides);
-  pretrain::prepare_data(flags.dense.recipe, flags.recipe);
-  pretrain::run_dense_stage(flags.dense);
+  flags.run.recipe = pretrain::read_recipe(flags.recipe, flags.overrides, flags.stage);
+  pretrain::prepare_data(flags.run.recipe, flags.recipe);
+  pretrain::run_training(flags.run);
 }
 
 }  // namespace
 
 void add_pretrain_command(CLI::App& app) {
   auto flags = std::make_shared<PretrainFlags>();
+  const std::map<std::string, pretrain::Stage> stages(std::begin(pretrain::kStages),
+                                                      std::end(pretrain::kStages));
   CLI::App* command = app.add_subcommand("pretrain", "Train a model from a recipe, or resume it");
   command->add_option("--stage", flags->stage, "Stage of training")
-      ->check(CLI::IsMember({"dense"}))
-      ->capture_default_str();
+      ->transform(CLI::CheckedTransformer(stages, CLI::ignore_case))
+      ->default_str("dense");
   command->add_option("--recipe", flags->recipe, "Recipe file, for example recipes/nano.json")
       ->required();
   command
-      ->add_option("--run", flags->dense.run,
-                   "Folder for checkpoints and metrics; resumed if there")
+      ->add_option("--run", flags->run.run, "Folder for checkpoints and metrics; resumed if there")
       ->capture_default_str();
+  command->add_option("--init", flags->run.init,
+                      "Checkpoint folder whose model a new run begins with");
   command->add_option("--set", flags->overrides, "Override a value: section.key=value");
   command->add_option("--steps", flags->steps, "The same as --set training.steps=N");
-  command->add_option("--minutes", flags->dense.minutes, "Finish after so many minutes of training")
+  command->add_option("--minutes", flags->run.minutes, "Finish after so many minutes of training")
       ->check(CLI::Range(0.01, 1e7));
   command
-      ->add_option("--stop-after-step", flags->dense.stop_after_step,
+      ->add_option("--stop-after-step", flags->run.stop_after_step,
                    "Save and end at this step; the same command goes on later")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
   add_threads_option(*command, flags->num_threads);
-  command->add_option("--export", flags->dense.export_folder,
+  command->add_option("--export", flags->run.export_folder,
                       "Folder for the finished model, in BF16 with its tokenizer");
   command->callback([flags] { pretrain_model(*flags); });
 }

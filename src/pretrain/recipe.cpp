@@ -1,5 +1,6 @@
 #include "pretrain/recipe.h"
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <type_traits>
@@ -103,27 +104,66 @@ void check(const Recipe& r, std::string_view source) {
                   r.tokenizer.vocab_size, r.model.vocab_size));
 }
 
-void apply_override(const std::string& assignment, Json& json) {
+void apply_override(const std::string& assignment, Stage stage, Json& json) {
   const size_t equals = assignment.find('='), dot = assignment.find('.');
   if (equals == std::string::npos || dot == std::string::npos || dot > equals)
     fail("--set {}: expected section.key=value", assignment);
   const std::string section = assignment.substr(0, dot);
   const std::string key = assignment.substr(dot + 1, equals - dot - 1);
-  json[section][key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
+  const bool is_of_stage = stage != Stage::kDense &&
+                           (section == "model" || section == "optimizer" || section == "training");
+  Json& sections = is_of_stage ? json["stages"][std::string(name_of(stage))] : json;
+  sections[section][key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
+}
+
+// The recipe of one stage: its own values in place of the dense stage's. The dense stage's recipe
+// is the file without "stages".
+Json with_stage(Json json, Stage stage, std::string_view source) {
+  const Json stages = json.contains("stages") ? json["stages"] : Json::object();
+  json.erase("stages");
+  if (stage == Stage::kDense) return json;
+  const std::string name(name_of(stage));
+  if (!stages.contains(name))
+    fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise", source, name);
+  json["stage"] = name;
+  for (const auto& [section, values] : stages[name].items())
+    for (const auto& [key, value] : values.items()) json[section][key] = value;
+  return json;
+}
+
+void check_stages(const Json& json, std::string_view source) {
+  if (!json.contains("stages")) return;
+  if (!json["stages"].is_object()) fail("{}: \"stages\" must be an object", source);
+  for (const auto& [name, sections] : json["stages"].items()) {
+    const bool is_known = std::any_of(std::begin(kStages) + 1, std::end(kStages),
+                                      [&](const auto& stage) { return stage.first == name; });
+    if (!is_known)
+      fail("{}: \"stages.{}\" is not a known stage; expected extend, warmup or sparse", source,
+           name);
+    if (!sections.is_object()) fail("{}: \"stages.{}\" must be an object", source, name);
+    for (const auto& [section, values] : sections.items())
+      if ((section != "model" && section != "optimizer" && section != "training") ||
+          !values.is_object())
+        fail("{}: \"stages.{}.{}\" is not known; expected objects model, optimizer or training",
+             source, name, section);
+  }
 }
 
 }  // namespace
 
-Recipe parse_recipe(const Json& json, std::string_view source) {
-  if (!json.is_object()) fail("{}: a recipe is a JSON object", source);
-  for (const auto& [key, value] : json.items())
+Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
+  if (!file.is_object()) fail("{}: a recipe is a JSON object", source);
+  for (const auto& [key, value] : file.items())
     if (key != "corpus" && key != "data" && key != "tokenizer" && key != "model" &&
-        key != "optimizer" && key != "training")
+        key != "optimizer" && key != "training" && key != "stages")
       fail(
-          "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer or "
-          "training",
+          "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
+          "training or stages",
           source, key);
+  check_stages(file, source);
+  const Json json = with_stage(file, stage, source);
   Recipe r;
+  r.stage = stage;
   if (!json.contains("data") || !json["data"].is_string())
     fail("{}: \"data\" is missing; expected the folder for corpus and tokens", source);
   if (!json.contains("model")) fail("{}: \"model\" is missing; expected a model's config", source);
@@ -164,10 +204,11 @@ Recipe parse_recipe(const Json& json, std::string_view source) {
   return r;
 }
 
-Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                   Stage stage) {
   Json json = base::read_json_file(path);
-  for (const std::string& assignment : overrides) apply_override(assignment, json);
-  return parse_recipe(json, path.string());
+  for (const std::string& assignment : overrides) apply_override(assignment, stage, json);
+  return parse_recipe(json, path.string(), stage);
 }
 
 }  // namespace fathom::pretrain

@@ -1,4 +1,6 @@
-// A training recipe: one JSON file that says everything a run needs, from corpus to schedule.
+// A training recipe: one JSON file that says everything a run needs, from corpus to schedule. Its
+// "stages" say by name what each later stage does otherwise: keys of "model", "optimizer" and
+// "training" that replace those of the dense stage.
 // Unknown keys, wrong types and impossible values are refused before anything starts.
 #pragma once
 
@@ -9,6 +11,7 @@
 
 #include "base/json.h"
 #include "model/config.h"
+#include "pretrain/stage.h"
 
 namespace fathom::pretrain {
 
@@ -48,16 +51,19 @@ struct TrainingRecipe {
 };
 
 struct Recipe {
+  Stage stage = Stage::kDense;
   std::filesystem::path data;  // corpus, tokenizer and tokens are kept under it
   TokenizerRecipe tokenizer;
   model::Config model;
   OptimizerRecipe optimizer;
   TrainingRecipe training;
-  Json source;  // as read
+  Json source;  // as read, with the stage's own values in their places
 };
 
-Recipe parse_recipe(const Json& json, std::string_view source);
-// `overrides` are "section.key=value" with JSON values: "training.steps=100".
-Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides);
+Recipe parse_recipe(const Json& json, std::string_view source, Stage stage = Stage::kDense);
+// `overrides` are "section.key=value" with JSON values: "training.steps=100"; they
+// come last.
+Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides,
+                   Stage stage = Stage::kDense);
 
 }  // namespace fathom::pretrain

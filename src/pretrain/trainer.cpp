@@ -3,7 +3,9 @@
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include <cmath>
+#include <utility>
 
+#include "base/check.h"
 #include "model/checkpoint.h"
 #include "pretrain/schedule.h"
 
@@ -37,18 +39,41 @@ std::vector<Tensor> expert_biases(const model::Weights& weights) {
   return biases;
 }
 
+// What a stage may change of its model's config.
+void check_same_shape(const model::Config& found, const model::Config& wanted,
+                      const std::filesystem::path& folder) {
+  const Json is = model::to_json(found), should_be = model::to_json(wanted);
+  for (const auto& [key, value] : should_be.items()) {
+    if (key == "max_position_embeddings" || key == "rope_scaling" || key == "index_topk" ||
+        key == "initializer_range")
+      continue;
+    if (!is.contains(key) || is[key] != value)
+      fail("{}: {} is {}; the recipe's model has {}", folder.string(), key,
+           is.contains(key) ? is[key].dump() : "missing", value.dump());
+  }
+}
+
 }  // namespace
 
-Trainer::Trainer(const Recipe& recipe)
+Trainer::Trainer(const Recipe& recipe, model::Model model)
     : recipe_(recipe),
-      model_(model::initialise(recipe.model, recipe.training.seed)),
+      model_(std::move(model)),
       optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer) {}
 
-Trainer::Trainer(const Recipe& recipe, const std::filesystem::path& checkpoint)
-    : recipe_(recipe),
-      model_(model::load_checkpoint_for_training(checkpoint)),
-      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer) {
-  optimizer_.restore(RunFolder::load_optimizer(checkpoint));
+Trainer::Trainer(const Recipe& recipe)
+    : Trainer(recipe, model::initialise(recipe.model, recipe.training.seed)) {}
+
+Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder) {
+  model::Model model = model::load_checkpoint_for_training(folder);
+  check_same_shape(model.config, recipe.model, folder);
+  model.config = recipe.model;
+  return Trainer(recipe, std::move(model));
+}
+
+Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint) {
+  Trainer trainer = begin_with(recipe, checkpoint);
+  trainer.optimizer_.restore(RunFolder::load_optimizer(checkpoint));
+  return trainer;
 }
 
 StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_steps) {

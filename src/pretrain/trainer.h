@@ -20,8 +20,11 @@ class Trainer {
  public:
   // A fresh model from the recipe's seed.
   explicit Trainer(const Recipe& recipe);
+  // The weights of any checkpoint folder, under the recipe's config, which may differ from the
+  // folder's in context, rotary scaling and top-k; an Error names what else differs.
+  static Trainer begin_with(const Recipe& recipe, const std::filesystem::path& folder);
   // Continues from a checkpoint of a RunFolder.
-  Trainer(const Recipe& recipe, const std::filesystem::path& checkpoint);
+  static Trainer resume(const Recipe& recipe, const std::filesystem::path& checkpoint);
 
   // Forward, backward and update on the batch of `step` (0-based).
   StepReport step(const TokenRows& rows, int64_t step, int64_t total_steps);
@@ -32,6 +35,7 @@ class Trainer {
   const Optimizer& optimizer() const { return optimizer_; }
 
  private:
+  Trainer(const Recipe& recipe, model::Model model);
   void balance_experts(const std::vector<torch::Tensor>& counts, StepReport& report);
 
   Recipe recipe_;

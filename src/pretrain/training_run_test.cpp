@@ -1,4 +1,4 @@
-#include "pretrain/dense_stage.h"
+#include "pretrain/training_run.h"
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -49,10 +49,10 @@ TEST(PrepareData, RefusesAVocabularyWithoutRoomForTheBytesBeforeItGathersText) {
   EXPECT_FALSE(fs::exists(folder / "data"));
 }
 
-class DenseStage : public testing::Test {
+class TrainingRun : public testing::Test {
  protected:
   // The folder is not emptied: a death test's child process passes here, too.
-  DenseStage() : folder_(fs::path(testing::TempDir()) / ("fathom_dense_" + this_test())) {
+  TrainingRun() : folder_(fs::path(testing::TempDir()) / ("fathom_training_" + this_test())) {
     json_ = tiny_recipe(folder_);
     base::set_num_threads(1);  // more would only wait for one another
   }
@@ -60,8 +60,8 @@ class DenseStage : public testing::Test {
     fs::remove_all(folder_);
     write_synthetic_tokens(folder_ / "tokens");
   }
-  DenseStageOptions options(const std::string& run) const {
-    DenseStageOptions options;
+  TrainingRunOptions options(const std::string& run) const {
+    TrainingRunOptions options;
     options.recipe = parse_recipe(json_, "test");
     options.run = folder_ / run;
     return options;
@@ -77,9 +77,9 @@ class DenseStage : public testing::Test {
   Json json_;
 };
 
-TEST_F(DenseStage, GoldenRun) {
+TEST_F(TrainingRun, GoldenRun) {
   start_anew();
-  run_dense_stage(options("run"));
+  run_training(options("run"));
   struct Row {
     double loss, mtp_loss;
   };
@@ -106,7 +106,7 @@ TEST_F(DenseStage, GoldenRun) {
 }
 
 // Ends this process as soon as a step's metrics are written, whatever it does by then.
-[[noreturn]] void train_until_killed(const DenseStageOptions& options, int64_t step) {
+[[noreturn]] void train_until_killed(const TrainingRunOptions& options, int64_t step) {
   std::thread([run = options.run, step] {
     for (;;) {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -115,12 +115,12 @@ TEST_F(DenseStage, GoldenRun) {
       if (text.find(fmt::format("{{\"step\":{},", step)) != std::string::npos) raise(SIGKILL);
     }
   }).detach();
-  run_dense_stage(options);
+  run_training(options);
   std::this_thread::sleep_for(std::chrono::seconds(10));
   abort();
 }
 
-TEST_F(DenseStage, ResumesToTheSameBitsAfterSigkill) {
+TEST_F(TrainingRun, ResumesToTheSameBitsAfterSigkill) {
   testing::FLAGS_gtest_death_test_style = "threadsafe";
   if (!testing::internal::InDeathTestChild()) start_anew();
   json_["training"]["steps"] = 40;
@@ -129,8 +129,8 @@ TEST_F(DenseStage, ResumesToTheSameBitsAfterSigkill) {
   const int64_t step = trainer_json(folder_ / "resumed")["step"];
   EXPECT_GE(step, 14);
   EXPECT_LT(step, 40);
-  run_dense_stage(options("resumed"));
-  run_dense_stage(options("straight"));
+  run_training(options("resumed"));
+  run_training(options("straight"));
   expect_equal_checkpoints("step-000040");
   const auto straight = read_metrics(folder_ / "straight", "loss");
   const auto resumed = read_metrics(folder_ / "resumed", "loss");
@@ -139,10 +139,10 @@ TEST_F(DenseStage, ResumesToTheSameBitsAfterSigkill) {
   for (size_t i = 0; i < straight.size(); ++i) EXPECT_EQ(straight[i]["loss"], resumed[i]["loss"]);
 }
 
-TEST_F(DenseStage, KeepsTheNewestCheckpointsAndNothingElse) {
+TEST_F(TrainingRun, KeepsTheNewestCheckpointsAndNothingElse) {
   start_anew();
   fs::create_directories(folder_ / "run/step-000099.tmp");
-  run_dense_stage(options("run"));
+  run_training(options("run"));
   std::set<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run"))
     names.insert(entry.path().filename());
@@ -150,28 +150,28 @@ TEST_F(DenseStage, KeepsTheNewestCheckpointsAndNothingElse) {
             (std::set<std::string>{"latest", "metrics.jsonl", "step-000008", "step-000010"}));
 }
 
-TEST_F(DenseStage, GoesOnWithMoreStepsButNotWithAnotherRecipe) {
+TEST_F(TrainingRun, GoesOnWithMoreStepsButNotWithAnotherRecipe) {
   start_anew();
-  DenseStageOptions early = options("run");
+  TrainingRunOptions early = options("run");
   early.stop_after_step = 3;
-  run_dense_stage(early);
+  run_training(early);
   EXPECT_EQ(trainer_json(folder_ / "run")["step"], 3);
   json_["training"]["sequence_length"] = 16;
-  EXPECT_THROW(run_dense_stage(options("run")), Error);
+  EXPECT_THROW(run_training(options("run")), Error);
   json_["training"]["sequence_length"] = 32;
   json_["training"]["validate_every"] = 1000;
-  run_dense_stage(options("run"));
+  run_training(options("run"));
   EXPECT_EQ(trainer_json(folder_ / "run")["step"], 10);
 }
 
-TEST_F(DenseStage, ATimeBudgetEndsTheRunWithItsDecay) {
+TEST_F(TrainingRun, ATimeBudgetEndsTheRunWithItsDecay) {
   start_anew();
   json_["training"]["steps"] = 1000000;
   json_["training"]["checkpoint_every"] = 1000000;
   json_["training"]["validate_every"] = 1000000;
-  DenseStageOptions timed = options("run");
+  TrainingRunOptions timed = options("run");
   timed.minutes = 0.03;
-  run_dense_stage(timed);
+  run_training(timed);
   const Json state = trainer_json(folder_ / "run");
   const int64_t steps = state["total_steps"];
   EXPECT_EQ(state["step"], steps);
@@ -190,16 +190,16 @@ TEST_F(DenseStage, ATimeBudgetEndsTheRunWithItsDecay) {
   ASSERT_NE(decaying, lines.end());
   EXPECT_GE(decaying->at("seconds"), (1 - training.decay_fraction) * 60 * *timed.minutes);
   timed.recipe.training.schedule = "cosine";
-  EXPECT_THROW(run_dense_stage(timed), Error);
+  EXPECT_THROW(run_training(timed), Error);
 }
 
-TEST_F(DenseStage, ALossThatIsNotFiniteEndsTheRun) {
+TEST_F(TrainingRun, ALossThatIsNotFiniteEndsTheRun) {
   start_anew();
   json_["optimizer"]["learning_rate"] = 1e30;
   json_["training"]["warmup_steps"] = 0;
   json_["training"]["checkpoint_every"] = 1;
   try {
-    run_dense_stage(options("run"));
+    run_training(options("run"));
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("not finite at step"), std::string::npos)
@@ -208,14 +208,14 @@ TEST_F(DenseStage, ALossThatIsNotFiniteEndsTheRun) {
   }
 }
 
-TEST_F(DenseStage, ExportsAModelThatOtherProgramsRead) {
+TEST_F(TrainingRun, ExportsAModelThatOtherProgramsRead) {
   start_anew();
   fs::create_directories(folder_ / "tokenizer");
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
     base::write_file_atomically(folder_ / "tokenizer" / name, "{}");
-  DenseStageOptions exporting = options("run");
+  TrainingRunOptions exporting = options("run");
   exporting.export_folder = folder_ / "model";
-  run_dense_stage(exporting);
+  run_training(exporting);
   const Json config = base::read_json_file(folder_ / "model/config.json");
   EXPECT_EQ(config["model_type"], "deepseek_v32");
   EXPECT_EQ(base::read_json_file(folder_ / "model/generation_config.json")["eos_token_id"], 1);

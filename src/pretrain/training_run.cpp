@@ -1,4 +1,4 @@
-#include "pretrain/dense_stage.h"
+#include "pretrain/training_run.h"
 
 #include <cmath>
 #include <numbers>
@@ -24,7 +24,7 @@ double bits_per_byte(double nats, const TokenRows& rows) {
 // Decides how many steps a time-budgeted run takes, once, when its decay must begin.
 class StepBudget {
  public:
-  StepBudget(const DenseStageOptions& options, TrainerState& state)
+  StepBudget(const TrainingRunOptions& options, TrainerState& state)
       : options_(options), state_(state) {}
 
   // True where it was decided just now.
@@ -41,12 +41,12 @@ class StepBudget {
   }
 
  private:
-  const DenseStageOptions& options_;
+  const TrainingRunOptions& options_;
   TrainerState& state_;
 };
 
 struct Run {
-  const DenseStageOptions& options;
+  const TrainingRunOptions& options;
   RunFolder folder;
   TrainerState state;
   TokenRows train, validation;
@@ -75,8 +75,9 @@ void report_step(Run& run, const StepReport& report, base::Progress& progress) {
 
 [[noreturn]] void fail_as_not_finite(const Run& run, std::string_view what) {
   const auto last = run.folder.latest();
-  fail("dense stage: {} is not finite at step {}; the last good checkpoint is {}", what,
-       run.state.step, last ? last->string() : "none (none was written yet)");
+  fail("{} stage: {} is not finite at step {}; the last good checkpoint is {}",
+       name_of(run.options.recipe.stage), what, run.state.step,
+       last ? last->string() : "none (none was written yet)");
 }
 
 void validate(Run& run, const Trainer& trainer) {
@@ -113,7 +114,7 @@ void train(Run& run, Trainer& trainer) {
   }
 }
 
-void export_model(const DenseStageOptions& options, const Trainer& trainer) {
+void export_model(const TrainingRunOptions& options, const Trainer& trainer) {
   const auto& folder = *options.export_folder;
   model::save_checkpoint(trainer.model(), folder, torch::kBFloat16);
   for (const char* name : {"tokenizer.json", "tokenizer_config.json"})
@@ -153,7 +154,7 @@ void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path
   tokenize_corpus({recipe.data / "text", tokenizer_folder(recipe), recipe.data / "tokens"});
 }
 
-void run_dense_stage(const DenseStageOptions& options) {
+void run_training(const TrainingRunOptions& options) {
   const Recipe& recipe = options.recipe;
   const auto tokens = recipe.data / "tokens";
   check_tokens_fit(tokens, recipe.model);
@@ -177,7 +178,12 @@ void run_dense_stage(const DenseStageOptions& options) {
     run.folder.truncate_metrics(run.state.step);
     fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
   }
-  Trainer trainer = checkpoint ? Trainer(recipe, *checkpoint) : Trainer(recipe);
+  if (!checkpoint && !options.init && recipe.stage != Stage::kDense)
+    fail("the {} stage begins with a trained model; name its folder with --init",
+         name_of(recipe.stage));
+  Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint)
+                    : options.init ? Trainer::begin_with(recipe, *options.init)
+                                   : Trainer(recipe);
   run.watch = {};
   train(run, trainer);
   if (options.export_folder && run.state.step >= run.state.total_steps)

@@ -1,0 +1,19 @@
+// The stages of the report's training, each of which begins with the model that the one before
+// left: dense pre-training and context extension (report of V3, sections 4.2 and 4.3), the
+// indexer's dense warm-up and sparse training (report of V3.2, section 2.1.1).
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+namespace fathom::pretrain {
+
+enum class Stage { kDense, kExtend, kWarmup, kSparse };
+inline constexpr std::pair<std::string_view, Stage> kStages[] = {{"dense", Stage::kDense},
+                                                                 {"extend", Stage::kExtend},
+                                                                 {"warmup", Stage::kWarmup},
+                                                                 {"sparse", Stage::kSparse}};
+
+inline std::string_view name_of(Stage stage) { return kStages[static_cast<int>(stage)].first; }
+
+}  // namespace fathom::pretrain
