@@ -16,14 +16,6 @@ constexpr int64_t kQueryBlock = 96;  // a multiple of gemm's 6 rows
 constexpr int64_t kKeyBlock = 128;   // and of its 16 columns
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-// Columns of head h.
-View2<const float> head(View2<const float> x, int64_t h, int64_t dim) {
-  return View2<const float>(x.data + h * dim, x.rows, dim, x.stride);
-}
-View2<float> head(View2<float> x, int64_t h, int64_t dim) {
-  return View2<float>(x.data + h * dim, x.rows, dim, x.stride);
-}
-
 Strided rows_of(View2<const float> x) { return {x.data, x.stride, 1}; }
 Strided transpose_of(View2<const float> x) { return {x.data, 1, x.stride}; }
 
@@ -84,8 +76,8 @@ void forward_query_block(const AttentionShape& shape, const AttentionForward& io
   static thread_local std::vector<float> scores;
   scores.resize(kQueryBlock * kKeyBlock);
   const int64_t offset = io.k.rows - io.q.rows;
-  const auto q = head(io.q, h, shape.qk_dim).slice_rows(t_begin, t_end);
-  const auto out = head(io.out, h, shape.v_dim).slice_rows(t_begin, t_end);
+  const auto q = head_columns(io.q, h, shape.qk_dim).slice_rows(t_begin, t_end);
+  const auto out = head_columns(io.out, h, shape.v_dim).slice_rows(t_begin, t_end);
   float maximum[kQueryBlock], sum[kQueryBlock];
   std::fill_n(maximum, q.rows, kMinusInfinity);
   std::fill_n(sum, q.rows, 0.0f);
@@ -93,8 +85,8 @@ void forward_query_block(const AttentionShape& shape, const AttentionForward& io
   const int64_t s_total = offset + t_end;
   for (int64_t s = 0; s < s_total; s += kKeyBlock) {
     const int64_t s_end = std::min(s + kKeyBlock, s_total);
-    const auto k = head(io.k, h, shape.qk_dim).slice_rows(s, s_end);
-    const auto v = head(io.v, h, shape.v_dim).slice_rows(s, s_end);
+    const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s_end);
+    const auto v = head_columns(io.v, h, shape.v_dim).slice_rows(s, s_end);
     const View2<float> tile(scores.data(), q.rows, k.rows, kKeyBlock);
     gemm_serial({q.rows, k.rows, shape.qk_dim}, rows_of(q), transpose_of(k), tile, false);
     for (int64_t t = 0; t < q.rows; ++t) {
@@ -119,10 +111,10 @@ struct BackwardScratch {
 void backward_tile(const AttentionShape& shape, const AttentionBackward& io, int64_t h, int64_t t,
                    int64_t s, View2<float> p, View2<float> ds, const float* delta) {
   const int64_t offset = io.k.rows - io.q.rows;
-  const auto q = head(io.q, h, shape.qk_dim).slice_rows(t, t + p.rows);
-  const auto k = head(io.k, h, shape.qk_dim).slice_rows(s, s + p.cols);
-  const auto v = head(io.v, h, shape.v_dim).slice_rows(s, s + p.cols);
-  const auto dout = head(io.dout, h, shape.v_dim).slice_rows(t, t + p.rows);
+  const auto q = head_columns(io.q, h, shape.qk_dim).slice_rows(t, t + p.rows);
+  const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s + p.cols);
+  const auto v = head_columns(io.v, h, shape.v_dim).slice_rows(s, s + p.cols);
+  const auto dout = head_columns(io.dout, h, shape.v_dim).slice_rows(t, t + p.rows);
   gemm_serial({p.rows, p.cols, shape.qk_dim}, rows_of(q), transpose_of(k), p, false);
   gemm_serial({p.rows, p.cols, shape.v_dim}, rows_of(dout), transpose_of(v), ds, false);
   for (int64_t row = 0; row < p.rows; ++row) {
@@ -138,9 +130,9 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
   scratch.p.resize(kQueryBlock * kKeyBlock);
   scratch.ds.resize(kQueryBlock * kKeyBlock);
   scratch.delta.resize(t_total);
-  const auto out = head(io.out, h, shape.v_dim), dout = head(io.dout, h, shape.v_dim);
-  const auto dq = head(io.dq, h, shape.qk_dim), dk = head(io.dk, h, shape.qk_dim);
-  const auto dv = head(io.dv, h, shape.v_dim);
+  const auto out = head_columns(io.out, h, shape.v_dim), dout = head_columns(io.dout, h, shape.v_dim);
+  const auto dq = head_columns(io.dq, h, shape.qk_dim), dk = head_columns(io.dk, h, shape.qk_dim);
+  const auto dv = head_columns(io.dv, h, shape.v_dim);
   for (int64_t t = 0; t < t_total; ++t) {
     float sum = 0;
     for (int64_t i = 0; i < shape.v_dim; ++i) sum += out[t][i] * dout[t][i];
@@ -157,8 +149,8 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
       const View2<float> p(scratch.p.data(), t_size, s_size, kKeyBlock);
       const View2<float> ds(scratch.ds.data(), t_size, s_size, kKeyBlock);
       backward_tile(shape, io, h, t, s, p, ds, scratch.delta.data());
-      const auto q = head(io.q, h, shape.qk_dim).slice_rows(t, t + t_size);
-      const auto k = head(io.k, h, shape.qk_dim).slice_rows(s, s + s_size);
+      const auto q = head_columns(io.q, h, shape.qk_dim).slice_rows(t, t + t_size);
+      const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s + s_size);
       const auto dout_block = dout.slice_rows(t, t + t_size);
       gemm_serial({s_size, shape.v_dim, t_size}, transpose_of(p), rows_of(dout_block), dv_block,
                   !is_first);

@@ -22,6 +22,12 @@ struct AttentionShape {
   float scale = 1;  // of q.k, before the softmax
 };
 
+// Columns of head h in rows that hold every head's `dim` elements one behind another.
+template <typename T>
+View2<T> head_columns(View2<T> x, int64_t h, int64_t dim) {
+  return View2<T>(x.data + h * dim, x.rows, dim, x.stride);
+}
+
 // One sequence. q_T[H*qk], k_S[H*qk], v_S[H*v], out_T[H*v]; query t stands at position S-T+t and
 // sees keys up to it. lse_HT: log-sum-exp of the scaled, masked scores, natural log. A query that
 // sees no key gets zeros and lse -inf. Serial over the sequence's heads [head_begin, head_end):

@@ -91,6 +91,28 @@ FATHOM_INLINE F32x8 exp(F32x8 x) {
   return x > 88.5f ? broadcast(__builtin_inff()) : (x == x ? finite : x);
 }
 
+// Natural logarithm to 2 ulp (absolute 1e-7 near 1) of normal numbers above 0; 0 gives about -87.
+// Cephes' logf: a mantissa in [sqrt(1/2), sqrt(2)) and a polynomial of degree 9.
+FATHOM_INLINE F32x8 log(F32x8 x) {
+  const I32x8 bits = std::bit_cast<I32x8>(max(x, broadcast(1.17549435e-38f)));
+  const F32x8 half_to_one = std::bit_cast<F32x8>((bits & 0x007fffff) | 0x3f000000);
+  const F32x8 exponent = __builtin_convertvector((bits >> 23) - 126, F32x8);
+  const F32x8 threshold = broadcast(0.707106781f);
+  const F32x8 e = half_to_one < threshold ? exponent - 1.0f : exponent;
+  const F32x8 m = (half_to_one < threshold ? half_to_one + half_to_one : half_to_one) - 1.0f;
+  F32x8 p = broadcast(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const F32x8 squared = m * m;
+  return m + (p * m * squared - 0.5f * squared + e * -2.12194440e-4f) + e * 0.693359375f;
+}
+
 // Eight e4m3 numbers * 2^-8: a byte moved to the top bits
 // of a half is its number * 2^-8, subnormals included. NaN reads as +-480 * 2^-8.
 FATHOM_INLINE F32x8 load_e4m3(const uint8_t* p) {

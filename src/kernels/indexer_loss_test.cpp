@@ -1,0 +1,178 @@
+#include "kernels/indexer_loss.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <numeric>
+
+#include "base/parallel.h"
+#include "kernels/test_data.h"
+#include "kernels/top_k.h"
+
+namespace fathom::kernels {
+namespace {
+
+constexpr int64_t kHeads = 3, kQk = 20, kIndexHeads = 5, kDim = 19;
+const AttentionShape kShape{kHeads, kQk, 1, 0.3f};
+
+struct Case {
+  int64_t tokens;
+  TestMatrix q, k, v, out, lse, q_TJX, w_TJ, k_TX, dq, dw, dk;
+  std::vector<std::vector<int32_t>> keys_T;  // empty: dense
+
+  explicit Case(int64_t tokens)
+      : tokens(tokens),
+        q(tokens, kHeads * kQk, 1, 1, 2),
+        k(tokens, kHeads * kQk, 2),
+        v(tokens, kHeads, 3),
+        out(tokens, kHeads, 4),
+        lse(kHeads, tokens, 5),
+        q_TJX(tokens, kIndexHeads * kDim, 6, 3, 1),
+        w_TJ(tokens, kIndexHeads, 7),
+        k_TX(tokens, kDim, 8),
+        dq(tokens, kIndexHeads * kDim, 9),
+        dw(tokens, kIndexHeads, 10),
+        dk(tokens, kDim, 11) {}
+
+  // As the sparse stage: the k best of some scores.
+  void select(int64_t count) {
+    keys_T.resize(tokens);
+    const TestMatrix scores(tokens, tokens, 12);
+    for (int64_t t = 0; t < tokens; ++t)
+      top_k({scores.view[t], static_cast<size_t>(t + 1)}, count, keys_T[t]);
+  }
+
+  IndexerLossInput input() {
+    if (keys_T.empty())
+      attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, {}}, 0, kHeads);
+    else
+      sparse_attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, keys_T}, 0,
+                               kHeads);
+    return {kShape, q.view, k.view, lse.view, q_TJX.view, w_TJ.view, k_TX.view, keys_T, 0};
+  }
+  IndexerLossOutput output() { return {0, 0, dq.view, dw.view, dk.view}; }
+};
+
+TEST(IndexerLoss, EqualsTheReferenceDenseAndSelected) {
+  for (int64_t tokens : {1, 2, 63, 64, 65, 200}) {
+    for (int64_t selected : {0, 1, 8, 300}) {
+      Case fast(tokens), slow(tokens);
+      if (selected > 0) {
+        fast.select(selected);
+        slow.select(selected);
+      }
+      auto out = fast.output(), expected = slow.output();
+      indexer_loss(fast.input(), out);
+      reference::indexer_loss(slow.input(), expected);
+      EXPECT_NEAR(out.loss, expected.loss, 1e-5 * (1 + expected.loss)) << tokens << " " << selected;
+      EXPECT_GE(out.loss, -1e-4);
+      EXPECT_LE(max_difference(fast.dq.view, slow.dq.view), 2e-5) << tokens << " " << selected;
+      EXPECT_LE(max_difference(fast.dw.view, slow.dw.view), 1e-4) << tokens << " " << selected;
+      EXPECT_LE(max_difference(fast.dk.view, slow.dk.view), 2e-4) << tokens << " " << selected;
+    }
+  }
+}
+
+// T1: the hand-written gradient against central differences of the double-precision loss.
+TEST(IndexerLoss, GradientsEqualCentralDifferencesOfTheReference) {
+  for (auto [tokens, selected] : {std::pair<int64_t, int64_t>{16, 8}, {32, 16}, {64, 32}, {40, 0}}) {
+    Case c(tokens);
+    if (selected > 0) c.select(selected);
+    auto out = c.output();
+    indexer_loss(c.input(), out);
+    Case scratch(tokens);
+    const auto expect_gradient = [&](TestMatrix& x, const TestMatrix& gradient) {
+      for (int64_t t = 0; t < tokens; t += 5)
+        for (int64_t i = t % 3; i < x.view.cols; i += 7) {
+          auto ignored = scratch.output();
+          float& element = x.view[t][i];
+          const float original = element, step = 1e-3f;
+          element = original + step;
+          reference::indexer_loss(c.input(), ignored);
+          const double above = ignored.loss;
+          element = original - step;
+          reference::indexer_loss(c.input(), ignored);
+          element = original;
+          const double difference = (above - ignored.loss) / (2 * step);
+          EXPECT_NEAR(gradient.view[t][i], difference, 2e-3 * (1 + std::abs(difference)))
+              << tokens << " " << selected << ": " << t << " " << i;
+        }
+    };
+    expect_gradient(c.q_TJX, c.dq);
+    expect_gradient(c.w_TJ, c.dw);
+    expect_gradient(c.k_TX, c.dk);
+  }
+}
+
+// T4: nothing to learn where indexer and attention agree: both are uniform when every score is 0.
+TEST(IndexerLoss, IsZeroWhereBothAreUniform) {
+  for (bool is_selected : {false, true}) {
+    Case c(70);
+    if (is_selected) c.select(16);
+    std::fill(c.q.storage.begin(), c.q.storage.end(), 0.0f);
+    std::fill(c.w_TJ.storage.begin(), c.w_TJ.storage.end(), 0.0f);
+    auto out = c.output();
+    indexer_loss(c.input(), out);
+    EXPECT_NEAR(out.loss / 70, 0, 1e-6);
+    for (float value : c.dw.storage) EXPECT_NEAR(value, 0, 1e-5);
+  }
+}
+
+// T5: a query without keys has no loss and finite, zero gradients.
+TEST(IndexerLoss, AQueryWithoutKeysCountsForNothing) {
+  Case with(40), without(40);
+  with.select(8);
+  without.select(8);
+  with.keys_T[13].clear();
+  without.keys_T[13].clear();
+  for (float& value : std::span(without.q_TJX.view[13], without.q_TJX.view.cols)) value = 1e6f;
+  auto first = with.output(), second = without.output();
+  indexer_loss(with.input(), first);
+  indexer_loss(without.input(), second);
+  EXPECT_TRUE(std::isfinite(first.loss));
+  EXPECT_EQ(first.loss, second.loss);
+  for (int64_t i = 0; i < with.dq.view.cols; ++i) EXPECT_EQ(with.dq.view[13][i], 0);
+  for (int64_t j = 0; j < kIndexHeads; ++j) EXPECT_EQ(with.dw.view[13][j], 0);
+  EXPECT_EQ(max_difference(with.dk.view, without.dk.view), 0);
+}
+
+TEST(IndexerLoss, BitsDoNotDependOnTheThreads) {
+  const int before = base::num_threads();
+  for (bool is_selected : {false, true}) {
+    Case one(700), two(700);
+    if (is_selected) {
+      one.select(30);
+      two.select(30);
+    }
+    auto first = one.output(), second = two.output();
+    base::set_num_threads(1);
+    indexer_loss(one.input(), first);
+    base::set_num_threads(2);
+    indexer_loss(two.input(), second);
+    EXPECT_EQ(first.loss, second.loss);
+    EXPECT_EQ(max_difference(one.dq.view, two.dq.view), 0);
+    EXPECT_EQ(max_difference(one.dw.view, two.dw.view), 0);
+    EXPECT_EQ(max_difference(one.dk.view, two.dk.view), 0);
+  }
+  base::set_num_threads(before);
+}
+
+TEST(IndexerLoss, RecallIsTheTeachersMassOnTheBestKeys) {
+  Case c(100);
+  auto input = c.input();
+  auto out = c.output();
+  input.recall_k = 100;
+  indexer_loss(input, out);
+  EXPECT_NEAR(out.recall, 100, 1e-3);  // all of it
+  // A uniform teacher: min(k, t + 1) of t + 1 keys, whichever they are.
+  std::fill(c.q.storage.begin(), c.q.storage.end(), 0.0f);
+  input = c.input();
+  input.recall_k = 10;
+  indexer_loss(input, out);
+  double expected = 0;
+  for (int64_t t = 0; t < 100; ++t) expected += std::min(1.0, 10.0 / static_cast<double>(t + 1));
+  EXPECT_NEAR(out.recall, expected, 1e-3);
+}
+
+}  // namespace
+}  // namespace fathom::kernels

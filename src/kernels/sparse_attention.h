@@ -1,0 +1,39 @@
+// Attention over each query's selected keys with keys and values expanded per head (the MHA form),
+// as the sparse stage trains it: report of V3.2, eq. (2). What serves is sparse_mla (the MQA form).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/array_view.h"
+#include "kernels/attention.h"
+
+namespace fathom::kernels {
+
+using SelectedKeys = std::span<const std::vector<int32_t>>;  // of each query, ascending
+
+// One sequence. q_T[H*qk], k_S[H*qk], v_S[H*v], out_T[H*v]; lse_HT: log-sum-exp of the scaled
+// scores of the selected keys, natural log. A query without keys gets zeros and lse -inf. Nothing
+// else is masked: a selection never holds later keys. Work and memory grow with the selections, not
+// with S^2. Serial over heads [head_begin, head_end), which callers run in parallel; bits depend on
+// a query's own keys. Oracle reference::attention with the selection as its mask, 2e-5.
+struct SparseAttentionForward {
+  View2<const float> q, k, v;
+  View2<float> out, lse_HT;
+  SelectedKeys keys_T;
+};
+void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io,
+                              int64_t head_begin, int64_t head_end);
+
+// Gradients, recomputing the scores. dq, dk, dv are overwritten for the given heads. No gradient
+// passes through the selection.
+struct SparseAttentionBackward {
+  View2<const float> q, k, v, out, dout, lse_HT;
+  View2<float> dq, dk, dv;
+  SelectedKeys keys_T;
+};
+void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io,
+                               int64_t head_begin, int64_t head_end);
+
+}  // namespace fathom::kernels

@@ -1,0 +1,97 @@
+#include "kernels/sparse_attention.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kernels/test_data.h"
+
+namespace fathom::kernels {
+namespace {
+
+constexpr int64_t kTokens = 75, kHeads = 3, kQk = 20, kV = 17;
+const AttentionShape kShape{kHeads, kQk, kV, 0.3f};
+
+// Some of the keys up to each query, itself always among them; the first query's list is empty.
+std::vector<std::vector<int32_t>> random_selection(int64_t tokens) {
+  base::Random random(7);
+  std::vector<std::vector<int32_t>> keys_T(tokens);
+  for (int32_t t = 1; t < tokens; ++t) {
+    for (int32_t s = 0; s < t; ++s)
+      if (random.below(3) == 0) keys_T[t].push_back(s);
+    keys_T[t].push_back(t);
+  }
+  return keys_T;
+}
+
+std::vector<uint8_t> as_mask(const std::vector<std::vector<int32_t>>& keys_T) {
+  std::vector<uint8_t> allowed(keys_T.size() * keys_T.size());
+  for (size_t t = 0; t < keys_T.size(); ++t)
+    for (int32_t s : keys_T[t]) allowed[t * keys_T.size() + s] = 1;
+  return allowed;
+}
+
+struct Case {
+  TestMatrix q{kTokens, kHeads * kQk, 1, 1, 2}, k{kTokens, kHeads * kQk, 2},
+      v{kTokens, kHeads * kV, 3}, out{kTokens, kHeads * kV, 4}, lse{kHeads, kTokens, 5};
+};
+
+double objective(Case& c, const std::vector<uint8_t>& allowed, const TestMatrix& cotangent) {
+  reference::attention(kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view,
+                                {allowed.data(), kTokens}});
+  double sum = 0;
+  for (int64_t t = 0; t < kTokens; ++t)
+    for (int64_t i = 0; i < kHeads * kV; ++i)
+      sum += static_cast<double>(c.out.view[t][i]) * cotangent.view[t][i];
+  return sum;
+}
+
+TEST(SparseAttention, EqualsTheMaskedReference) {
+  const auto keys_T = random_selection(kTokens);
+  const auto allowed = as_mask(keys_T);
+  Case fast, slow;
+  sparse_attention_forward(
+      kShape, {fast.q.view, fast.k.view, fast.v.view, fast.out.view, fast.lse.view, keys_T}, 0,
+      kHeads);
+  reference::attention(kShape, {slow.q.view, slow.k.view, slow.v.view, slow.out.view,
+                                slow.lse.view, {allowed.data(), kTokens}});
+  EXPECT_LE(max_difference(fast.out.view, slow.out.view), 2e-5);
+  for (int64_t h = 0; h < kHeads; ++h) {
+    EXPECT_EQ(fast.lse.view[h][0], -INFINITY);
+    for (int64_t t = 1; t < kTokens; ++t)
+      EXPECT_NEAR(fast.lse.view[h][t], slow.lse.view[h][t], 2e-5);
+  }
+}
+
+TEST(SparseAttention, GradientsEqualCentralDifferencesOfTheReference) {
+  const auto keys_T = random_selection(kTokens);
+  const auto allowed = as_mask(keys_T);
+  Case c;
+  const TestMatrix cotangent(kTokens, kHeads * kV, 9);
+  sparse_attention_forward(kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view, keys_T},
+                           0, kHeads);
+  TestMatrix dq(kTokens, kHeads * kQk, 6), dk(kTokens, kHeads * kQk, 7), dv(kTokens, kHeads * kV, 8);
+  sparse_attention_backward(kShape,
+                            {c.q.view, c.k.view, c.v.view, c.out.view, cotangent.view, c.lse.view,
+                             dq.view, dk.view, dv.view, keys_T},
+                            0, kHeads);
+  const auto expect_gradient = [&](TestMatrix& x, const TestMatrix& gradient) {
+    for (int64_t t = 0; t < kTokens; t += 7)
+      for (int64_t i = t % 5; i < x.view.cols; i += 11) {
+        float& element = x.view[t][i];
+        const float original = element, step = 1e-2f;
+        element = original + step;
+        const double above = objective(c, allowed, cotangent);
+        element = original - step;
+        const double below = objective(c, allowed, cotangent);
+        element = original;
+        EXPECT_NEAR(gradient.view[t][i], (above - below) / (2 * step), 3e-3) << t << " " << i;
+      }
+  };
+  expect_gradient(c.q, dq);
+  expect_gradient(c.k, dk);
+  expect_gradient(c.v, dv);
+}
+
+}  // namespace
+}  // namespace fathom::kernels
