@@ -66,7 +66,7 @@ void fail_sequence(Sequence& sequence, const std::string& error) {
 }
 
 // Rows [first, first + count) of the batch for the sequence's next record.
-void keep_routing(const model::ExpertStatistics& experts, int64_t first, int64_t count,
+void keep_routing(const model::ForwardStatistics& experts, int64_t first, int64_t count,
                   Sequence& sequence) {
   if (!sequence.request.record) return;
   for (int64_t row = first; row < first + count; ++row) {
@@ -110,7 +110,7 @@ struct Engine::State {
   int64_t reserved_pages() const;
   void step(const std::vector<Sequence*>& sequences);
   void take_tokens(const Batch& batch, const Tensor& logits_RV,
-                   const model::ExpertStatistics& experts, Statistics& step);
+                   const model::ForwardStatistics& experts, Statistics& step);
   void draft(const Batch& batch, const Tensor& hidden_ND);
   int64_t context_length() const {
     return std::min(model::config_of(*model).max_position_embeddings,
@@ -217,7 +217,7 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
   Batch batch = assemble(sequences);
   const bool records = std::any_of(sequences.begin(), sequences.end(),
                                    [](const Sequence* s) { return s->request.record; });
-  model::ExpertStatistics experts;
+  model::ForwardStatistics experts;
   const Tensor hidden = model::forward(*model, index_tensor(batch.tokens), batch.segments, {},
                                        nullptr, records ? &experts : nullptr);
   Statistics step;
@@ -239,7 +239,7 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
 
 // A draft counts if it is the token that is sampled anyway: speculation changes no token.
 void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV,
-                                const model::ExpertStatistics& experts, Statistics& step) {
+                                const model::ForwardStatistics& experts, Statistics& step) {
   const auto vocab = static_cast<size_t>(model::config_of(*model).vocab_size);
   const float* row = logits_RV.defined() ? logits_RV.data_ptr<float>() : nullptr;
   int64_t first = 0;

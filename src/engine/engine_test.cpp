@@ -216,7 +216,7 @@ std::vector<int32_t> expected_experts(const model::Model& model, std::vector<int
   const torch::NoGradGuard no_grad;
   model::KvCache cache(model.config, model::CacheFormat::kBF16);
   const model::Segment segment{std::ssize(tokens), 0, &cache};
-  model::ExpertStatistics experts;
+  model::ForwardStatistics experts;
   model::forward(model, torch::tensor(tokens), {&segment, 1}, {}, nullptr, &experts);
   std::vector<int32_t> expected;
   for (size_t position = 0; position < tokens.size(); ++position)

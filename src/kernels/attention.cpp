@@ -130,7 +130,8 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
   scratch.p.resize(kQueryBlock * kKeyBlock);
   scratch.ds.resize(kQueryBlock * kKeyBlock);
   scratch.delta.resize(t_total);
-  const auto out = head_columns(io.out, h, shape.v_dim), dout = head_columns(io.dout, h, shape.v_dim);
+  const auto out = head_columns(io.out, h, shape.v_dim),
+             dout = head_columns(io.dout, h, shape.v_dim);
   const auto dq = head_columns(io.dq, h, shape.qk_dim), dk = head_columns(io.dk, h, shape.qk_dim);
   const auto dv = head_columns(io.dv, h, shape.v_dim);
   for (int64_t t = 0; t < t_total; ++t) {

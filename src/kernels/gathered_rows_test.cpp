@@ -25,8 +25,8 @@ TEST(GatheredRows, EqualPlainLoopsOverOddSizes) {
       gathered_dots(x.view[0], rows.view, index, dots.data());
       gathered_sum(weight.view[0], rows.view, index, sum.data());
       scatter_add(weight.view[0], x.view[0], index, added.view);
-      std::vector<double> expected_sum(dim), expected_added(before.storage.begin(),
-                                                            before.storage.end());
+      std::vector<double> expected_sum(dim),
+          expected_added(before.storage.begin(), before.storage.end());
       for (int64_t i = 0; i < count; ++i) {
         double dot = 0;
         for (int64_t d = 0; d < dim; ++d) {

@@ -196,7 +196,7 @@ class BlockLoss {
   }
 
   void add_selected(int64_t t) {
-    const auto& keys = in_.keys_T[t];
+    const auto keys = in_.keys_T[t];
     const auto count = std::ssize(keys);
     if (count == 0) {
       std::fill_n(out_.dq_TJX[t], out_.dq_TJX.cols, 0.0f);
@@ -242,7 +242,7 @@ void check_shapes(const IndexerLossInput& in, const IndexerLossOutput& out) {
   CHECK_EQ(out.dq_TJX.cols, in.q_TJX.cols);
   CHECK_EQ(out.dw_TJ.cols, in.w_TJ.cols);
   CHECK_EQ(out.dk_TX.cols, in.k_TX.cols);
-  if (!in.keys_T.empty()) CHECK_EQ(std::ssize(in.keys_T), tokens);
+  if (!in.keys_T.empty()) CHECK_EQ(in.keys_T.num_queries, tokens);
 }
 
 }  // namespace
@@ -272,8 +272,7 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
     for (int64_t s = begin; s < end; ++s)
       for (int64_t x = 0; x < dim; ++x) {
         float sum = 0;
-        for (int64_t part = 0; part < num_parts; ++part)
-          sum += dk[(part * tokens + s) * dim + x];
+        for (int64_t part = 0; part < num_parts; ++part) sum += dk[(part * tokens + s) * dim + x];
         out.dk_TX[s][x] = sum;
       }
   });
@@ -293,16 +292,16 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   for (int64_t t = 0; t < tokens; ++t) {
     std::vector<int32_t> keys;
     for (int32_t s = 0; s <= t && in.keys_T.empty(); ++s) keys.push_back(s);
-    if (!in.keys_T.empty()) keys = in.keys_T[t];
+    if (!in.keys_T.empty()) keys.assign(in.keys_T[t].begin(), in.keys_T[t].end());
     std::vector<double> p(keys.size()), scores(keys.size());
     double sum = 0;
     for (size_t i = 0; i < keys.size(); ++i) {
       for (int64_t h = 0; h < heads; ++h)
-        p[i] += std::exp(in.shape.scale * dot(in.q[t] + h * in.shape.qk_dim,
-                                              in.k[keys[i]] + h * in.shape.qk_dim,
-                                              in.shape.qk_dim) -
-                         in.lse_HT[h][t]) /
-                static_cast<double>(heads);
+        p[i] +=
+            std::exp(in.shape.scale * dot(in.q[t] + h * in.shape.qk_dim,
+                                          in.k[keys[i]] + h * in.shape.qk_dim, in.shape.qk_dim) -
+                     in.lse_HT[h][t]) /
+            static_cast<double>(heads);
       for (int64_t j = 0; j < in.w_TJ.cols; ++j)
         scores[i] +=
             in.w_TJ[t][j] * std::max(dot(in.q_TJX[t] + j * dim, in.k_TX[keys[i]], dim), 0.0);

@@ -12,7 +12,7 @@
 
 #include "base/array_view.h"
 #include "kernels/attention.h"
-#include "kernels/sparse_attention.h"
+#include "kernels/selected_keys.h"
 
 namespace fathom::kernels {
 
@@ -34,9 +34,9 @@ struct IndexerLossOutput {
   View2<float> dq_TJX, dw_TJ, dk_TX;
 };
 
-// CHECKs shapes. Parallel over blocks of queries; bits do not depend on the threads. Scratch: blocks
-// of 64 query rows by all keys, and eight times dk: linear in T. Oracle reference::indexer_loss,
-// 1e-5.
+// CHECKs shapes. Parallel over blocks of queries; bits do not depend on the threads. Scratch:
+// blocks of 64 query rows by all keys, and eight times dk: linear in T. Oracle
+// reference::indexer_loss, 1e-5.
 void indexer_loss(const IndexerLossInput& input, IndexerLossOutput& output);
 
 namespace reference {

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "kernels/sparse_attention.h"
 #include "kernels/test_data.h"
 #include "kernels/top_k.h"
 
@@ -18,7 +19,8 @@ const AttentionShape kShape{kHeads, kQk, 1, 0.3f};
 struct Case {
   int64_t tokens;
   TestMatrix q, k, v, out, lse, q_TJX, w_TJ, k_TX, dq, dw, dk;
-  std::vector<std::vector<int32_t>> keys_T;  // empty: dense
+  std::vector<std::vector<int32_t>> lists_T;  // empty: dense
+  TestSelection selection;
 
   explicit Case(int64_t tokens)
       : tokens(tokens),
@@ -36,13 +38,15 @@ struct Case {
 
   // As the sparse stage: the k best of some scores.
   void select(int64_t count) {
-    keys_T.resize(tokens);
+    lists_T.resize(tokens);
     const TestMatrix scores(tokens, tokens, 12);
     for (int64_t t = 0; t < tokens; ++t)
-      top_k({scores.view[t], static_cast<size_t>(t + 1)}, count, keys_T[t]);
+      top_k({scores.view[t], static_cast<size_t>(t + 1)}, count, lists_T[t]);
   }
 
   IndexerLossInput input() {
+    selection = TestSelection(lists_T);
+    const SelectedKeys keys_T = selection.view();
     if (keys_T.empty())
       attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, {}}, 0, kHeads);
     else
@@ -75,7 +79,8 @@ TEST(IndexerLoss, EqualsTheReferenceDenseAndSelected) {
 
 // T1: the hand-written gradient against central differences of the double-precision loss.
 TEST(IndexerLoss, GradientsEqualCentralDifferencesOfTheReference) {
-  for (auto [tokens, selected] : {std::pair<int64_t, int64_t>{16, 8}, {32, 16}, {64, 32}, {40, 0}}) {
+  for (auto [tokens, selected] :
+       {std::pair<int64_t, int64_t>{16, 8}, {32, 16}, {64, 32}, {40, 0}}) {
     Case c(tokens);
     if (selected > 0) c.select(selected);
     auto out = c.output();
@@ -123,8 +128,8 @@ TEST(IndexerLoss, AQueryWithoutKeysCountsForNothing) {
   Case with(40), without(40);
   with.select(8);
   without.select(8);
-  with.keys_T[13].clear();
-  without.keys_T[13].clear();
+  with.lists_T[13].clear();
+  without.lists_T[13].clear();
   for (float& value : std::span(without.q_TJX.view[13], without.q_TJX.view.cols)) value = 1e6f;
   auto first = with.output(), second = without.output();
   indexer_loss(with.input(), first);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "kernels/gathered_rows.h"
 #include "kernels/simd.h"
@@ -28,7 +29,7 @@ void forward_head(const AttentionShape& shape, const SparseAttentionForward& io,
   const auto v = head_columns(io.v, h, shape.v_dim);
   const auto out = head_columns(io.out, h, shape.v_dim);
   for (int64_t t = 0; t < q.rows; ++t) {
-    const auto& keys = io.keys_T[t];
+    const auto keys = io.keys_T[t];
     const auto count = std::ssize(keys);
     if (count == 0) {
       std::fill_n(out[t], out.cols, 0.0f);
@@ -57,7 +58,7 @@ void backward_head(const AttentionShape& shape, const SparseAttentionBackward& i
     std::fill_n(dv[s], dv.cols, 0.0f);
   }
   for (int64_t t = 0; t < q.rows; ++t) {
-    const auto& keys = io.keys_T[t];
+    const auto keys = io.keys_T[t];
     const auto count = std::ssize(keys);
     p.resize(count);
     ds.resize(count);
@@ -75,14 +76,14 @@ void backward_head(const AttentionShape& shape, const SparseAttentionBackward& i
 
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io,
                               int64_t head_begin, int64_t head_end) {
-  CHECK_EQ(std::ssize(io.keys_T), io.q.rows);
+  CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
   for (int64_t h = head_begin; h < head_end; ++h) forward_head(shape, io, h);
 }
 
 void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io,
                                int64_t head_begin, int64_t head_end) {
-  CHECK_EQ(std::ssize(io.keys_T), io.q.rows);
+  CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   for (int64_t h = head_begin; h < head_end; ++h) backward_head(shape, io, h);
 }
 

@@ -3,15 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
-#include <vector>
 
 #include "base/array_view.h"
 #include "kernels/attention.h"
+#include "kernels/selected_keys.h"
 
 namespace fathom::kernels {
-
-using SelectedKeys = std::span<const std::vector<int32_t>>;  // of each query, ascending
 
 // One sequence. q_T[H*qk], k_S[H*qk], v_S[H*v], out_T[H*v]; lse_HT: log-sum-exp of the scaled
 // scores of the selected keys, natural log. A query without keys gets zeros and lse -inf. Nothing

@@ -32,13 +32,13 @@ std::vector<uint8_t> as_mask(const std::vector<std::vector<int32_t>>& keys_T) {
 }
 
 struct Case {
-  TestMatrix q{kTokens, kHeads * kQk, 1, 1, 2}, k{kTokens, kHeads * kQk, 2},
-      v{kTokens, kHeads * kV, 3}, out{kTokens, kHeads * kV, 4}, lse{kHeads, kTokens, 5};
+  TestMatrix q{kTokens, kHeads*kQk, 1, 1, 2}, k{kTokens, kHeads*kQk, 2}, v{kTokens, kHeads*kV, 3},
+      out{kTokens, kHeads*kV, 4}, lse{kHeads, kTokens, 5};
 };
 
 double objective(Case& c, const std::vector<uint8_t>& allowed, const TestMatrix& cotangent) {
-  reference::attention(kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view,
-                                {allowed.data(), kTokens}});
+  reference::attention(
+      kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view, {allowed.data(), kTokens}});
   double sum = 0;
   for (int64_t t = 0; t < kTokens; ++t)
     for (int64_t i = 0; i < kHeads * kV; ++i)
@@ -47,14 +47,20 @@ double objective(Case& c, const std::vector<uint8_t>& allowed, const TestMatrix&
 }
 
 TEST(SparseAttention, EqualsTheMaskedReference) {
-  const auto keys_T = random_selection(kTokens);
-  const auto allowed = as_mask(keys_T);
+  const auto lists_T = random_selection(kTokens);
+  const TestSelection selection(lists_T);
+  const auto allowed = as_mask(lists_T);
   Case fast, slow;
   sparse_attention_forward(
-      kShape, {fast.q.view, fast.k.view, fast.v.view, fast.out.view, fast.lse.view, keys_T}, 0,
+      kShape,
+      {fast.q.view, fast.k.view, fast.v.view, fast.out.view, fast.lse.view, selection.view()}, 0,
       kHeads);
-  reference::attention(kShape, {slow.q.view, slow.k.view, slow.v.view, slow.out.view,
-                                slow.lse.view, {allowed.data(), kTokens}});
+  reference::attention(kShape, {slow.q.view,
+                                slow.k.view,
+                                slow.v.view,
+                                slow.out.view,
+                                slow.lse.view,
+                                {allowed.data(), kTokens}});
   EXPECT_LE(max_difference(fast.out.view, slow.out.view), 2e-5);
   for (int64_t h = 0; h < kHeads; ++h) {
     EXPECT_EQ(fast.lse.view[h][0], -INFINITY);
@@ -64,16 +70,18 @@ TEST(SparseAttention, EqualsTheMaskedReference) {
 }
 
 TEST(SparseAttention, GradientsEqualCentralDifferencesOfTheReference) {
-  const auto keys_T = random_selection(kTokens);
-  const auto allowed = as_mask(keys_T);
+  const auto lists_T = random_selection(kTokens);
+  const TestSelection selection(lists_T);
+  const auto allowed = as_mask(lists_T);
   Case c;
   const TestMatrix cotangent(kTokens, kHeads * kV, 9);
-  sparse_attention_forward(kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view, keys_T},
-                           0, kHeads);
-  TestMatrix dq(kTokens, kHeads * kQk, 6), dk(kTokens, kHeads * kQk, 7), dv(kTokens, kHeads * kV, 8);
+  sparse_attention_forward(
+      kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view, selection.view()}, 0, kHeads);
+  TestMatrix dq(kTokens, kHeads * kQk, 6), dk(kTokens, kHeads * kQk, 7),
+      dv(kTokens, kHeads * kV, 8);
   sparse_attention_backward(kShape,
                             {c.q.view, c.k.view, c.v.view, c.out.view, cotangent.view, c.lse.view,
-                             dq.view, dk.view, dv.view, keys_T},
+                             dq.view, dk.view, dv.view, selection.view()},
                             0, kHeads);
   const auto expect_gradient = [&](TestMatrix& x, const TestMatrix& gradient) {
     for (int64_t t = 0; t < kTokens; t += 7)

@@ -8,6 +8,7 @@
 #include "base/array_view.h"
 #include "base/random.h"
 #include "kernels/paged_rows.h"
+#include "kernels/selected_keys.h"
 
 namespace fathom::kernels {
 
@@ -43,6 +44,21 @@ struct TestPages {
       store_row(layout, values[s], const_cast<std::byte*>(rows[s]));
   }
   TestPages(const TestPages&) = delete;
+};
+
+// Lists of keys as kernels take them.
+struct TestSelection {
+  std::vector<int32_t> keys;
+  std::vector<int64_t> begins = {0};
+
+  TestSelection() = default;
+  explicit TestSelection(const std::vector<std::vector<int32_t>>& keys_T) {
+    for (const auto& list : keys_T) {
+      keys.insert(keys.end(), list.begin(), list.end());
+      begins.push_back(std::ssize(keys));
+    }
+  }
+  SelectedKeys view() const { return {keys.data(), begins.data(), std::ssize(begins) - 1}; }
 };
 
 inline double max_difference(View2<const float> a, View2<const float> b) {

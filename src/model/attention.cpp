@@ -5,6 +5,7 @@
 #include "base/parallel.h"
 #include "kernels/fp8.h"
 #include "kernels/sparse_mla.h"
+#include "model/attention_ops.h"
 #include "model/indexer.h"
 #include "model/ops.h"
 
@@ -64,11 +65,28 @@ kernels::AttentionShape attention_shape(const Config& c) {
           static_cast<float>(c.softmax_scale())};
 }
 
-Tensor training_attention(const AttentionInput& in, const Projections& p) {
+Tensor training_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
   std::vector<int64_t> lengths;
   for (const Segment& segment : in.segments) lengths.push_back(segment.num_tokens);
+  const auto shape = attention_shape(in.config);
+  const bool has_loss = in.options.indexer_loss && in.statistics;
+  IndexerProjections indexer;
+  if (in.options.sparse || has_loss)
+    indexer = project_indexer(in.weights.indexer, in.config, x_ND.detach(), p.q_latent_NQ.detach(),
+                              in.rope, in.options);
+  ops::KeySelection selection;
+  if (in.options.sparse) selection = select_in_segments(indexer, lengths, in.config);
   const ExpandedKv kv = expand(in, p.latent_NC, p.k_rope_NR);
-  return ops::causal_attention(p.q_NHD, kv.k_SHD, kv.v_SHV, attention_shape(in.config), lengths);
+  const ops::Attended attended =
+      ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, lengths, selection);
+  if (has_loss) {
+    const auto loss = ops::indexer_loss({indexer.q_NJX, indexer.w_NJ, indexer.k_NX},
+                                        {p.q_NHD, kv.k_SHD, attended.lse_HN, shape}, lengths,
+                                        selection, in.config.index_topk);
+    in.statistics->indexer_loss.push_back(loss.loss);
+    in.statistics->indexer_recall.push_back(loss.recall);
+  }
+  return attended.out_NHV;
 }
 
 // Queries of one segment that select together: they share the tiles of keys.
@@ -266,8 +284,7 @@ Tensor mla_attention(const AttentionInput& in, const Tensor& x_ND) {
     const torch::NoGradGuard no_grad;
     out = cached_attention(in, p, x_ND);
   } else {
-    CHECK(!in.options.sparse, "sparse attention without a cache");
-    out = training_attention(in, p);
+    out = training_attention(in, p, x_ND);
   }
   return ops::linear(out, in.weights.o_proj,
                      {in.options.bf16_matmuls, in.options.mode == NumericMode::kDeploy});

@@ -15,11 +15,14 @@ struct AttentionInput {
   const RopeTable& rope;  // of every token
   const ForwardOptions& options;
   LayerTrace* trace = nullptr;
+  ForwardStatistics* statistics = nullptr;
 };
 
 // x_ND: the normed residual stream. Returns what attention adds to it.
-// Segments without a cache attend densely within themselves and are differentiable when
-// options.sparse is off; all others run without gradient.
+// Segments without a cache attend within themselves, in the MHA form, and are differentiable: how
+// training runs. With options.sparse, those longer than index_topk attend to what the indexer
+// selects. The indexer's input is detached (report of V3.2, section 2.1.1). Segments with a cache
+// run without gradient.
 torch::Tensor mla_attention(const AttentionInput& input, const torch::Tensor& x_ND);
 
 }  // namespace fathom::model

@@ -1,5 +1,6 @@
 #include "model/indexer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/fp8.h"
@@ -28,6 +29,18 @@ kernels::IndexerInput input_of(const IndexerProjections& projections, const Quer
   };
   return {rows(projections.q_NJX), rows(projections.w_NJ),
           tile.cache->index_keys(layer, tile.position + tile.count)};
+}
+
+// Lists of keys one behind another.
+ops::KeySelection joined(const std::vector<std::vector<int32_t>>& keys_N) {
+  const auto tokens = std::ssize(keys_N);
+  ops::KeySelection selection{{}, torch::zeros({tokens + 1}, torch::kLong)};
+  int64_t* const begins = selection.begins_N1.data_ptr<int64_t>();
+  for (int64_t n = 0; n < tokens; ++n) begins[n + 1] = begins[n] + std::ssize(keys_N[n]);
+  selection.keys = torch::empty({begins[tokens]}, torch::kInt);
+  for (int64_t n = 0; n < tokens; ++n)
+    std::copy(keys_N[n].begin(), keys_N[n].end(), selection.keys.data_ptr<int32_t>() + begins[n]);
+  return selection;
 }
 
 }  // namespace
@@ -61,6 +74,33 @@ IndexerProjections project_indexer(const IndexerWeights& weights, const Config& 
 void select_keys(const IndexerProjections& projections, const QueryTile& tile, int64_t layer,
                  const Config& config, std::span<std::vector<int32_t>> keys_T) {
   kernels::select_keys(input_of(projections, tile, layer), config.index_topk, keys_T);
+}
+
+ops::KeySelection select_in_segments(const IndexerProjections& projections,
+                                     std::span<const int64_t> segment_lengths,
+                                     const Config& config) {
+  const auto longest = std::max_element(segment_lengths.begin(), segment_lengths.end());
+  if (longest == segment_lengths.end() || *longest <= config.index_topk) return {};
+  const Tensor q = projections.q_NJX.detach().contiguous(),
+               w = projections.w_NJ.detach().contiguous(),
+               k = projections.k_NX.detach().contiguous();
+  std::vector<std::vector<int32_t>> keys_N(q.size(0));
+  const kernels::RowLayout layout{kernels::RowFormat::kF32, k.size(1), 0};
+  int64_t begin = 0;
+  for (int64_t length : segment_lengths) {
+    const int64_t end = begin + length;
+    if (length > config.index_topk) {
+      std::vector<const std::byte*> pages;
+      for (int64_t s = begin; s < end; s += kernels::kPageRows)
+        pages.push_back(reinterpret_cast<const std::byte*>(ops::view2(k)[s]));
+      kernels::select_keys({ops::view2(q).slice_rows(begin, end),
+                            ops::view2(w).slice_rows(begin, end),
+                            {layout, pages.data(), length}},
+                           config.index_topk, std::span(keys_N).subspan(begin, length));
+    }
+    begin = end;
+  }
+  return joined(keys_N);
 }
 
 Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile, int64_t layer) {

@@ -2,6 +2,7 @@
 // see.
 #pragma once
 
+#include "model/attention_ops.h"
 #include "model/rope.h"
 #include "model/transformer.h"
 
@@ -33,6 +34,12 @@ struct QueryTile {
 // 0..p. Where p < index_topk that is all of them.
 void select_keys(const IndexerProjections& projections, const QueryTile& tile, int64_t layer,
                  const Config& config, std::span<std::vector<int32_t>> keys_T);
+
+// The same without caches, for training: segments of the batch no longer than index_topk get no
+// lists, since they select everything.
+ops::KeySelection select_in_segments(const IndexerProjections& projections,
+                                     std::span<const int64_t> segment_lengths,
+                                     const Config& config);
 
 // [count, position + count] f32, -inf for later keys.
 torch::Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile,

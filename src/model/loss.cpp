@@ -21,32 +21,43 @@ Tensor targets_after_next(const TrainingBatch& batch) {
   return result;
 }
 
+void add_cross_entropies(const Model& model, const TrainingBatch& batch, const LossOptions& options,
+                         const Tensor& hidden, const Tensor& predicted, Losses& losses) {
+  const ops::LinearOptions linear{options.forward.bf16_matmuls, false};
+  losses.total = ops::linear_cross_entropy(hidden, model.weights.lm_head, batch.targets_N, linear);
+  losses.main = losses.total.item<double>();
+  if (!predicted.defined()) return;
+  const Tensor mtp = ops::linear_cross_entropy(predicted, model.weights.lm_head,
+                                               targets_after_next(batch), linear);
+  losses.mtp = mtp.item<double>();
+  losses.total = losses.total + options.mtp_weight * mtp;
+}
+
 }  // namespace
 
 Losses language_model_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options) {
   std::vector<Segment> segments;
   for (int64_t length : batch.segment_lengths) segments.push_back({length, 0, nullptr});
-  const ops::LinearOptions linear{options.forward.bf16_matmuls, false};
   Losses losses;
-  ExpertStatistics experts;
+  ForwardStatistics statistics;
   const Tensor hidden =
-      forward(model, batch.tokens_N, segments, options.forward, nullptr, &experts);
-  const Tensor main =
-      ops::linear_cross_entropy(hidden, model.weights.lm_head, batch.targets_N, linear);
-  losses.main = main.item<double>();
-  losses.total = main;
-  if (options.mtp_weight > 0 && model.weights.mtp) {
-    const Tensor predicted = forward_mtp(model, hidden, batch.targets_N.clamp_min(0), segments,
-                                         options.forward, &experts);
-    const Tensor mtp = ops::linear_cross_entropy(predicted, model.weights.lm_head,
-                                                 targets_after_next(batch), linear);
-    losses.mtp = mtp.item<double>();
-    losses.total = main + options.mtp_weight * mtp;
+      forward(model, batch.tokens_N, segments, options.forward, nullptr, &statistics);
+  Tensor predicted;
+  if (options.mtp_weight > 0 && model.weights.mtp)
+    predicted = forward_mtp(model, hidden, batch.targets_N.clamp_min(0), segments, options.forward,
+                            &statistics);
+  if (options.language_model) add_cross_entropies(model, batch, options, hidden, predicted, losses);
+  const bool trains = torch::GradMode::is_enabled();
+  if (options.language_model && options.balance_weight > 0 && trains && !statistics.balance.empty())
+    losses.total = losses.total + options.balance_weight * torch::stack(statistics.balance).mean();
+  for (const Tensor& loss : statistics.indexer_loss) losses.indexer.push_back(loss.item<double>());
+  if (!statistics.indexer_loss.empty()) {
+    const Tensor indexers = options.indexer_weight * torch::stack(statistics.indexer_loss).sum();
+    losses.total = losses.total.defined() ? losses.total + indexers : indexers;
   }
-  if (options.balance_weight > 0 && torch::GradMode::is_enabled() && !experts.balance.empty())
-    losses.total = losses.total + options.balance_weight * torch::stack(experts.balance).mean();
-  losses.expert_counts = experts.counts_E;
+  losses.indexer_recall = statistics.indexer_recall;
+  losses.expert_counts = statistics.counts_E;
   return losses;
 }
 

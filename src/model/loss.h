@@ -13,14 +13,22 @@ struct TrainingBatch {
 
 struct LossOptions {
   double mtp_weight = 0.3;    // 0 skips the MTP layer
-  double balance_weight = 0;  // of the mean of ExpertStatistics::balance
+  double balance_weight = 0;  // of the mean of ForwardStatistics::balance
+  double indexer_weight = 1;  // of the indexers' losses, where forward.indexer_loss is set
+  // False: the indexers' losses alone, the report's dense warm-up; head and cross-entropies are not
+  // computed.
+  bool language_model = true;
   ForwardOptions forward{.form = AttentionForm::kMha, .sparse = false, .bf16_matmuls = true};
 };
 
 struct Losses {
-  torch::Tensor total;                       // main + mtp_weight * mtp; call backward() on it
+  // main + mtp_weight * mtp + balance_weight * balance + indexer_weight * sum of the indexers'
+  // losses; call backward() on it. Undefined if it has no part.
+  torch::Tensor total;
   double main = 0;                           // mean cross-entropy in nats over targets >= 0
   double mtp = 0;                            // the same for the token after the next
+  std::vector<double> indexer;               // per layer (MTP's last), nats a token
+  std::vector<double> indexer_recall;        // per layer; 0 where attention is not dense
   std::vector<torch::Tensor> expert_counts;  // per MoE layer (MTP's last), [E] i64
 };
 

@@ -9,7 +9,7 @@ struct Routing {
   torch::Tensor expert_index_NK;   // i64, ascending in each row
   torch::Tensor expert_weight_NK;  // f32; differentiable
   torch::Tensor counts_E;          // i64
-  torch::Tensor balance;           // see ExpertStatistics; only where gradients are recorded
+  torch::Tensor balance;           // see ForwardStatistics; only where gradients are recorded
 };
 
 // Scores are sigmoid(gate x) in f32. Selection adds the correction bias: the topk_group groups with

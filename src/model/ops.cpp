@@ -149,66 +149,6 @@ struct RopeFunction : Function<RopeFunction> {
   }
 };
 
-// Runs body(segment's first token, its length, head) over all segments and heads.
-template <typename Body>
-void for_each_segment_head(std::span<const int64_t> lengths, int64_t num_heads, const Body& body) {
-  std::vector<int64_t> begins(lengths.size());
-  std::exclusive_scan(lengths.begin(), lengths.end(), begins.begin(), int64_t{0});
-  const auto count = static_cast<int64_t>(lengths.size()) * num_heads;
-  base::parallel_for(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t segment = item / num_heads;
-      body(begins[segment], lengths[segment], item % num_heads);
-    }
-  });
-}
-
-View2<float> rows(const Tensor& x, int64_t begin, int64_t count) {
-  return view2(x).slice_rows(begin, begin + count);
-}
-
-// lse is kept as [H, N]; a segment's part is a column range.
-View2<float> columns(const Tensor& x, int64_t begin, int64_t count) {
-  return View2<float>(x.data_ptr<float>() + begin, x.size(0), count, x.size(1));
-}
-
-struct AttentionFunction : Function<AttentionFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const kernels::AttentionShape& shape, std::vector<int64_t> lengths) {
-    Tensor out = torch::empty_like(v), lse = torch::empty({shape.num_heads, q.size(0)});
-    for_each_segment_head(lengths, shape.num_heads, [&](int64_t at, int64_t count, int64_t head) {
-      const kernels::AttentionForward io{rows(q, at, count),      rows(k, at, count),
-                                         rows(v, at, count),      rows(out, at, count),
-                                         columns(lse, at, count), {}};
-      kernels::attention_forward(shape, io, head, head + 1);
-    });
-    ctx->save_for_backward({q, k, v, out, lse});
-    ctx->saved_data["lengths"] = std::move(lengths);
-    ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim};
-    ctx->saved_data["scale"] = static_cast<double>(shape.scale);
-    return out;
-  }
-
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &lse = saved[4];
-    const auto dims = ctx->saved_data["shape"].toIntVector();
-    const kernels::AttentionShape shape{dims[0], dims[1], dims[2],
-                                        static_cast<float>(ctx->saved_data["scale"].toDouble())};
-    const Tensor dout = grads[0].contiguous();
-    Tensor dq = torch::empty_like(q), dk = torch::empty_like(k), dv = torch::empty_like(v);
-    const auto lengths = ctx->saved_data["lengths"].toIntVector();
-    for_each_segment_head(lengths, shape.num_heads, [&](int64_t at, int64_t count, int64_t head) {
-      const kernels::AttentionBackward io{
-          rows(q, at, count),   rows(k, at, count),    rows(v, at, count),
-          rows(out, at, count), rows(dout, at, count), columns(lse, at, count),
-          rows(dq, at, count),  rows(dk, at, count),   rows(dv, at, count)};
-      kernels::attention_backward(shape, io, head, head + 1);
-    });
-    return {dq, dk, dv, Tensor(), Tensor()};
-  }
-};
-
 Tensor gathered(const Tensor& x, const Tensor& index) {
   Tensor out = torch::empty({index.numel(), x.size(1)});
   kernels::gather_rows(view2(x), index.data_ptr<int64_t>(), view2(out));
@@ -365,14 +305,6 @@ Tensor sigmoid(const Tensor& x) { return SigmoidFunction::apply(x.contiguous());
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
   if (needs_gradient({x})) return RopeFunction::apply(x, cos, sin, options);
   return turned(x, cos, sin, options);
-}
-
-Tensor causal_attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                        const kernels::AttentionShape& shape,
-                        std::span<const int64_t> segment_lengths) {
-  return AttentionFunction::apply(
-      q.contiguous(), k.contiguous(), v.contiguous(), shape,
-      std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()));
 }
 
 ExpertPlan plan_experts(const Tensor& expert_index, int64_t num_experts) {

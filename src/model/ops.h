@@ -3,10 +3,8 @@
 // backward. Tests: model/ops_test.cpp, central differences in double precision.
 #pragma once
 
-#include <span>
 #include <vector>
 
-#include "kernels/attention.h"
 #include "kernels/matmul.h"
 #include "kernels/pointwise.h"
 #include "model/tensor.h"
@@ -30,12 +28,6 @@ torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
 torch::Tensor sigmoid(const torch::Tensor& x_ME);
 torch::Tensor rope(const torch::Tensor& x_MHD, const torch::Tensor& cos_MR2,
                    const torch::Tensor& sin_MR2, const kernels::Rope& options);
-
-// Dense causal attention within each segment; q, k [N, H*qk], v [N, H*v]. Parallel over segments
-// and heads.
-torch::Tensor causal_attention(const torch::Tensor& q, const torch::Tensor& k,
-                               const torch::Tensor& v, const kernels::AttentionShape& shape,
-                               std::span<const int64_t> segment_lengths);
 
 // Where the tokens of each expert lie when all (token, expert) pairs are sorted by expert.
 struct ExpertPlan {

@@ -31,7 +31,7 @@ struct LayerCall {
   const RopeTable& rope;
   const ForwardOptions& options;
   LayerTrace* trace;
-  ExpertStatistics* experts;
+  ForwardStatistics* statistics;
 };
 
 Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Tensor& x_ND) {
@@ -41,10 +41,10 @@ Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Te
     call.trace->gate_index_NK = routing.expert_index_NK;
     call.trace->gate_weight_NK = routing.expert_weight_NK;
   }
-  if (call.experts) {
-    call.experts->counts_E.push_back(routing.counts_E);
-    call.experts->index_NK.push_back(routing.expert_index_NK);
-    call.experts->balance.push_back(routing.balance);
+  if (call.statistics) {
+    call.statistics->counts_E.push_back(routing.counts_E);
+    call.statistics->index_NK.push_back(routing.expert_index_NK);
+    call.statistics->balance.push_back(routing.balance);
   }
   return moe(*weights.moe, x_ND, routing, call.options);
 }
@@ -52,7 +52,7 @@ Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Te
 Tensor run_layer(const LayerWeights& weights, const LayerCall& call, const Tensor& hidden_ND) {
   const double eps = call.config.rms_norm_eps;
   const AttentionInput attention{weights.self_attn, call.config,  call.layer, call.segments,
-                                 call.rope,         call.options, call.trace};
+                                 call.rope,         call.options, call.trace, call.statistics};
   const Tensor after_attention =
       hidden_ND + mla_attention(attention, ops::rms_norm(hidden_ND, weights.input_layernorm, eps));
   const Tensor normed = ops::rms_norm(after_attention, weights.post_attention_layernorm, eps);
@@ -78,7 +78,7 @@ void advance_caches(std::span<const Segment> segments) {
 }  // namespace
 
 Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segment> segments,
-               const ForwardOptions& options, Trace* trace, ExpertStatistics* experts) {
+               const ForwardOptions& options, Trace* trace, ForwardStatistics* statistics) {
   for (const Segment& segment : segments)
     if (segment.cache) CHECK_EQ(segment.position, segment.cache->num_tokens());
   const RopeTable rope = rope_of(model.config, segments);
@@ -89,7 +89,7 @@ Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segme
     LayerTrace* layer_trace = trace ? &trace->layers[i] : nullptr;
     if (layer_trace) prepare(*layer_trace, model.config, segments);
     const LayerCall call{
-        model.config, static_cast<int64_t>(i), segments, rope, options, layer_trace, experts};
+        model.config, static_cast<int64_t>(i), segments, rope, options, layer_trace, statistics};
     hidden = run_layer(model.weights.layers[i], call, hidden);
   }
   advance_caches(segments);
@@ -111,7 +111,7 @@ Tensor forward_layer(const Model& model, int64_t layer, const Tensor& hidden_ND,
 
 Tensor forward_mtp(const Model& model, const Tensor& hidden_ND, const Tensor& next_tokens_N,
                    std::span<const Segment> segments, const ForwardOptions& options,
-                   ExpertStatistics* experts) {
+                   ForwardStatistics* statistics) {
   CHECK(model.weights.mtp.has_value(), "the model has no MTP layer");
   const MtpWeights& mtp = *model.weights.mtp;
   const double eps = model.config.rms_norm_eps;
@@ -121,7 +121,7 @@ Tensor forward_mtp(const Model& model, const Tensor& hidden_ND, const Tensor& ne
   const Tensor joined = ops::linear(torch::cat({embedded, previous}, 1), mtp.eh_proj,
                                     {options.bf16_matmuls, options.mode == NumericMode::kDeploy});
   const LayerCall call{
-      model.config, model.config.num_hidden_layers, segments, rope, options, nullptr, experts};
+      model.config, model.config.num_hidden_layers, segments, rope, options, nullptr, statistics};
   return ops::rms_norm(run_layer(mtp.layer, call, joined), mtp.shared_head_norm, eps);
 }
 

@@ -41,7 +41,8 @@ struct Segment {
 struct ForwardOptions {
   NumericMode mode = NumericMode::kPlain;
   AttentionForm form = AttentionForm::kMqa;
-  bool sparse = true;  // false: dense attention, the indexer is not run (training's dense stage)
+  bool sparse = true;         // false: dense attention, the indexer selects nothing
+  bool indexer_loss = false;  // without caches: collect ForwardStatistics::indexer_loss
   bool bf16_matmuls = false;  // round both operands of every matmul to bf16 (accumulate in f32)
 };
 
@@ -58,21 +59,24 @@ struct Trace {
   std::vector<LayerTrace> layers;
 };
 
-// What training watches of the experts and sampling records of them, per MoE layer, MTP's last.
-struct ExpertStatistics {
+// What training watches and sampling records, MTP's layer last. Of the experts, per MoE layer:
+struct ForwardStatistics {
   std::vector<torch::Tensor> counts_E;  // i64: tokens that each expert got
   std::vector<torch::Tensor> index_NK;  // i64: the experts of each token, ascending
   // Differentiable: E / K * sum_e (share of the tokens routed to e) * (mean share of e in a token's
   // scores), 1 when balanced. The batch-wise form of the report of V3, section 2.1.2, eq. (17).
   std::vector<torch::Tensor> balance;
+  // Of the indexers, per layer, where options.indexer_loss is set. See model/attention_ops.
+  std::vector<torch::Tensor> indexer_loss;  // differentiable by the indexers' weights alone
+  std::vector<double> indexer_recall;       // of the top index_topk, where attention is dense
 };
 
 // Hidden states after the final norm, [N, hidden_size] f32; logits are logits(model, hidden).
 // tokens_N: i64. Differentiable with respect to the weights where they require gradients.
-// `trace` and `experts` (both optional) are filled.
+// `trace` and `statistics` (both optional) are filled.
 torch::Tensor forward(const Model& model, const torch::Tensor& tokens_N,
                       std::span<const Segment> segments, const ForwardOptions& options,
-                      Trace* trace = nullptr, ExpertStatistics* experts = nullptr);
+                      Trace* trace = nullptr, ForwardStatistics* statistics = nullptr);
 
 torch::Tensor logits(const Model& model, const torch::Tensor& hidden_ND,
                      const ForwardOptions& options);
@@ -86,7 +90,7 @@ torch::Tensor forward_layer(const Model& model, int64_t layer, const torch::Tens
 // states (after shared_head.norm) that predict the tokens after those.
 torch::Tensor forward_mtp(const Model& model, const torch::Tensor& hidden_ND,
                           const torch::Tensor& next_tokens_N, std::span<const Segment> segments,
-                          const ForwardOptions& options, ExpertStatistics* experts = nullptr);
+                          const ForwardOptions& options, ForwardStatistics* statistics = nullptr);
 
 // A fresh model with f32 weights that require gradients: normal(0, initializer_range) matrices,
 // ones for norms, zeros for biases. A function of (config, seed) alone.

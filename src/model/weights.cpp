@@ -102,6 +102,8 @@ LayerWeights empty_layer(const Config& config, bool is_moe) {
 
 }  // namespace
 
+bool is_indexer(const TensorSlot& slot) { return slot.name.find(".indexer.") != std::string::npos; }
+
 Weights empty_weights(const Config& config) {
   Weights weights;
   for (int64_t i = 0; i < config.num_hidden_layers; ++i)

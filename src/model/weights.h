@@ -89,6 +89,9 @@ struct TensorSlot {
   torch::Tensor* scale_inv;  // null where there can be none
 };
 
+// Whether it belongs to a lightning indexer, which trains by a loss of its own.
+bool is_indexer(const TensorSlot& slot);
+
 // A Weights with all layers and experts present and every tensor undefined.
 Weights empty_weights(const Config& config);
 // All slots of `weights`, in order of use.

@@ -70,11 +70,12 @@ Optimizer::Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recip
   for (auto& slot : slots) {
     if (!slot.tensor->requires_grad()) continue;
     const bool is_muon = slot.role == model::Role::kMatrix && recipe_.matrices == "muon";
-    slots_.push_back({std::move(slot), is_muon, {}, {}});
+    const bool is_indexer = model::is_indexer(slot);
+    slots_.push_back({std::move(slot), is_muon, is_indexer, {}, {}});
   }
 }
 
-double Optimizer::gradient_norm() const {
+Optimizer::Norms Optimizer::gradient_norms() const {
   std::vector<double> squares(slots_.size());
   base::parallel_for(static_cast<int64_t>(slots_.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -83,9 +84,10 @@ double Optimizer::gradient_norm() const {
         squares[i] = kernels::sum_of_squares(gradient.numel(), gradient.data_ptr<float>());
     }
   });
-  double total = 0;
-  for (double square : squares) total += square;
-  return std::sqrt(total);
+  Norms sums;
+  for (size_t i = 0; i < slots_.size(); ++i)
+    (slots_[i].is_indexer ? sums.indexer : sums.model) += squares[i];
+  return {std::sqrt(sums.model), std::sqrt(sums.indexer)};
 }
 
 void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
@@ -124,9 +126,12 @@ void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
   for (int64_t i = 0; i < count; ++i) w[i] -= rate * (size * direction[i] + decay * w[i]);
 }
 
-double Optimizer::step(double learning_rate, int64_t step) {
-  const double norm = gradient_norm();
-  const double scale = norm > recipe_.clip_norm ? recipe_.clip_norm / norm : 1.0;
+Optimizer::Norms Optimizer::step(double learning_rate, int64_t step) {
+  const Norms norms = gradient_norms();
+  const auto clip = [&](double norm) {
+    return norm > recipe_.clip_norm ? recipe_.clip_norm / norm : 1.0;
+  };
+  const double model_scale = clip(norms.model), indexer_scale = clip(norms.indexer);
   for (Slot& slot : slots_) {
     if (!slot.slot.tensor->grad().defined() || slot.first_moment.defined()) continue;
     slot.first_moment = torch::zeros(slot.slot.shape);
@@ -134,10 +139,11 @@ double Optimizer::step(double learning_rate, int64_t step) {
   }
   base::parallel_for(static_cast<int64_t>(slots_.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      if (slots_[i].slot.tensor->grad().defined()) update(slots_[i], learning_rate, step, scale);
+      if (slots_[i].slot.tensor->grad().defined())
+        update(slots_[i], learning_rate, step, slots_[i].is_indexer ? indexer_scale : model_scale);
   });
   for (Slot& slot : slots_) slot.slot.tensor->mutable_grad() = Tensor();
-  return norm;
+  return norms;
 }
 
 std::vector<Optimizer::State> Optimizer::state() const {

@@ -18,10 +18,15 @@ class Optimizer {
   // The slots' tensors must outlive the optimizer.
   Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe);
 
-  // Clips all gradients to the global norm, updates every tensor that has one and frees the
-  // gradients. `step` counts from 1. Returns the norm before clipping. Bits do not depend on the
-  // thread count.
-  double step(double learning_rate, int64_t step);
+  // Norms of all gradients of a step, before clipping.
+  struct Norms {
+    double model = 0;
+    double indexer = 0;
+  };
+  // Clips the gradients to the global norm, updates every tensor that has one and frees the
+  // gradients. The indexers' are clipped by their own norm: through a common one their loss would
+  // move the main model. `step` counts from 1. Bits do not depend on the thread count.
+  Norms step(double learning_rate, int64_t step);
 
   struct State {
     std::string name;
@@ -35,9 +40,10 @@ class Optimizer {
   struct Slot {
     model::TensorSlot slot;
     bool is_muon = false;
+    bool is_indexer = false;
     torch::Tensor first_moment, second_moment;  // undefined until the first update
   };
-  double gradient_norm() const;
+  Norms gradient_norms() const;
   void update(Slot& slot, double learning_rate, int64_t step, double gradient_scale) const;
 
   std::vector<Slot> slots_;

@@ -34,7 +34,7 @@ struct Weights {
   double step(double learning_rate, int64_t step) {
     matrix.mutable_grad() = random_tensor({12, 20}, 100 + step);
     norm.mutable_grad() = random_tensor({20}, 200 + step);
-    return optimizer->step(learning_rate, step);
+    return optimizer->step(learning_rate, step).model;
   }
 
   Tensor matrix = random_tensor({12, 20}, 1), norm = random_tensor({20}, 2),

@@ -84,8 +84,11 @@ void check(const Recipe& r, std::string_view source) {
   require(t.final_fraction >= 0 && t.final_fraction <= 1, source,
           "\"training.final_fraction\" must lie in 0..1");
   require(
-      t.mtp_weight >= 0 && t.expert_bias_rate >= 0 && t.balance_weight >= 0, source,
-      "\"training.mtp_weight\", \"balance_weight\" and \"expert_bias_rate\" must be at least 0");
+      t.mtp_weight >= 0 && t.expert_bias_rate >= 0 && t.balance_weight >= 0 &&
+          t.indexer_weight >= 0,
+      source,
+      "\"training.mtp_weight\", \"balance_weight\", \"indexer_weight\" and \"expert_bias_rate\" "
+      "must be at least 0");
   require(t.validate_every >= 1 && t.checkpoint_every >= 1 && t.keep_checkpoints >= 1, source,
           "\"training.validate_every\", \"checkpoint_every\" and \"keep_checkpoints\" must be at "
           "least 1");
@@ -193,6 +196,7 @@ Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
       .field("final_fraction", r.training.final_fraction)
       .field("mtp_weight", r.training.mtp_weight)
       .field("balance_weight", r.training.balance_weight)
+      .field("indexer_weight", r.training.indexer_weight)
       .field("expert_bias_rate", r.training.expert_bias_rate)
       .field("validate_every", r.training.validate_every)
       .field("checkpoint_every", r.training.checkpoint_every)

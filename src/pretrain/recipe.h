@@ -44,6 +44,7 @@ struct TrainingRecipe {
   double final_fraction = 0.05;  // of the peak learning rate, where either schedule ends
   double mtp_weight = 0.3;
   double balance_weight = 1e-3;    // of the balance loss, same section, eq. (17)
+  double indexer_weight = 1;       // of the indexers' losses: stages warmup and sparse
   double expert_bias_rate = 1e-3;  // gamma of the report of V3, section 2.1.2
   int64_t validate_every = 250;    // steps
   int64_t checkpoint_every = 250;

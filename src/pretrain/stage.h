@@ -16,4 +16,8 @@ inline constexpr std::pair<std::string_view, Stage> kStages[] = {{"dense", Stage
 
 inline std::string_view name_of(Stage stage) { return kStages[static_cast<int>(stage)].first; }
 
+inline bool trains_indexer(Stage stage) {
+  return stage == Stage::kWarmup || stage == Stage::kSparse;
+}
+
 }  // namespace fathom::pretrain

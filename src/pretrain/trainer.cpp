@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "base/check.h"
@@ -14,13 +15,31 @@ namespace {
 
 using torch::Tensor;
 
-model::LossOptions loss_options(const TrainingRecipe& recipe) {
+model::LossOptions loss_options(const Recipe& recipe) {
+  const TrainingRecipe& t = recipe.training;
   model::LossOptions options;
-  options.mtp_weight = recipe.mtp_weight;
-  options.balance_weight = recipe.balance_weight;
-  options.forward = {
-      .form = model::AttentionForm::kMha, .sparse = false, .bf16_matmuls = recipe.bf16_matmuls};
+  options.mtp_weight = t.mtp_weight;
+  options.balance_weight = t.balance_weight;
+  options.indexer_weight = t.indexer_weight;
+  options.language_model = recipe.stage != Stage::kWarmup;
+  options.forward = {.form = model::AttentionForm::kMha,
+                     .sparse = recipe.stage == Stage::kSparse,
+                     .indexer_loss = trains_indexer(recipe.stage),
+                     .bf16_matmuls = t.bf16_matmuls};
   return options;
+}
+
+// The warm-up trains nothing but the indexers.
+model::Model with_frozen_parts(model::Model model, Stage stage) {
+  for (const auto& slot : model::tensor_slots(model.weights, model.config))
+    if (stage == Stage::kWarmup && !model::is_indexer(slot)) slot.tensor->set_requires_grad(false);
+  return model;
+}
+
+double mean(const std::vector<double>& values) {
+  return values.empty() ? 0
+                        : std::accumulate(values.begin(), values.end(), 0.0) /
+                              static_cast<double>(values.size());
 }
 
 void add_counts(const std::vector<Tensor>& more, std::vector<Tensor>& total) {
@@ -28,6 +47,11 @@ void add_counts(const std::vector<Tensor>& more, std::vector<Tensor>& total) {
     total = more;
   else
     for (size_t i = 0; i < more.size(); ++i) total[i] = total[i] + more[i];
+}
+
+void add_scaled(const std::vector<double>& more, double factor, std::vector<double>& total) {
+  total.resize(more.size());
+  for (size_t i = 0; i < more.size(); ++i) total[i] += factor * more[i];
 }
 
 // The correction biases in the order of Losses::expert_counts.
@@ -57,7 +81,7 @@ void check_same_shape(const model::Config& found, const model::Config& wanted,
 
 Trainer::Trainer(const Recipe& recipe, model::Model model)
     : recipe_(recipe),
-      model_(std::move(model)),
+      model_(with_frozen_parts(std::move(model), recipe.stage)),
       optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer) {}
 
 Trainer::Trainer(const Recipe& recipe)
@@ -86,18 +110,22 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
     const std::vector<int64_t> part(indices.begin() + i * t.micro_batch_rows,
                                     indices.begin() + (i + 1) * t.micro_batch_rows);
     const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto losses = model::language_model_loss(model_, batch, loss_options(t));
+    const auto losses = model::language_model_loss(model_, batch, loss_options(recipe_));
     (losses.total / static_cast<double>(num_micro_batches)).backward();
     report.loss += losses.main / static_cast<double>(num_micro_batches);
     report.mtp_loss += losses.mtp / static_cast<double>(num_micro_batches);
+    report.indexer_loss += mean(losses.indexer) / static_cast<double>(num_micro_batches);
+    report.indexer_recall += mean(losses.indexer_recall) / static_cast<double>(num_micro_batches);
     add_counts(losses.expert_counts, counts);
   }
-  if (!std::isfinite(report.loss) || !std::isfinite(report.mtp_loss)) return report;
+  if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss)) return report;
   report.learning_rate =
       recipe_.optimizer.learning_rate * learning_rate_factor(t, step, total_steps);
   const torch::NoGradGuard no_grad;
-  report.gradient_norm = optimizer_.step(report.learning_rate, step + 1);
-  balance_experts(counts, report);
+  const auto norms = optimizer_.step(report.learning_rate, step + 1);
+  report.gradient_norm = norms.model;
+  report.indexer_gradient_norm = norms.indexer;
+  if (recipe_.stage != Stage::kWarmup) balance_experts(counts, report);
   return report;
 }
 
@@ -113,23 +141,38 @@ void Trainer::balance_experts(const std::vector<Tensor>& counts, StepReport& rep
   }
 }
 
-double Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
+Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   const torch::NoGradGuard no_grad;
-  model::LossOptions options = loss_options(recipe_.training);
+  const TrainingRecipe& t = recipe_.training;
+  model::LossOptions options = loss_options(recipe_);
   options.mtp_weight = 0;
-  double nats = 0, num_targets = 0;
+  options.language_model = true;
+  options.forward.sparse = trains_indexer(recipe_.stage);
+  options.forward.indexer_loss = false;
+  model::LossOptions indexer_options = options;
+  indexer_options.language_model = indexer_options.forward.sparse = false;
+  indexer_options.forward.indexer_loss = true;
+  Validation result;
+  double num_targets = 0, num_tokens = 0;
   const int64_t count = std::min(rows.num_rows(), max_rows);
-  for (int64_t begin = 0; begin < count; begin += recipe_.training.micro_batch_rows) {
-    std::vector<int64_t> part;
-    for (int64_t i = begin; i < std::min(begin + recipe_.training.micro_batch_rows, count); ++i)
-      part.push_back(i);
-    const auto batch =
-        make_batch(rows, part, model_.config.bos_token_id, recipe_.training.document_masking);
+  for (int64_t begin = 0; begin < count; begin += t.micro_batch_rows) {
+    std::vector<int64_t> part(std::min(t.micro_batch_rows, count - begin));
+    std::iota(part.begin(), part.end(), begin);
+    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
     const auto targets = (batch.targets_N >= 0).sum().item<double>();
-    nats += model::language_model_loss(model_, batch, options).main * targets;
+    result.loss += model::language_model_loss(model_, batch, options).main * targets;
     num_targets += targets;
+    if (!trains_indexer(recipe_.stage)) continue;
+    const auto losses = model::language_model_loss(model_, batch, indexer_options);
+    const auto tokens = static_cast<double>(batch.tokens_N.size(0));
+    add_scaled(losses.indexer, tokens, result.indexer_loss);
+    add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
+    num_tokens += tokens;
   }
-  return nats / num_targets;
+  result.loss /= num_targets;
+  for (double& loss : result.indexer_loss) loss /= num_tokens;
+  for (double& recall : result.indexer_recall) recall /= num_tokens;
+  return result;
 }
 
 }  // namespace fathom::pretrain

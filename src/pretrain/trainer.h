@@ -11,9 +11,18 @@ namespace fathom::pretrain {
 struct StepReport {
   double loss = 0;  // main cross-entropy, nats a token
   double mtp_loss = 0;
-  double gradient_norm = 0;
+  double indexer_loss = 0;    // mean over layers, nats a token; stages warmup and sparse
+  double indexer_recall = 0;  // of attention's mass by the top-k; dense attention only
+  double gradient_norm = 0;   // before clipping, without the indexers
+  double indexer_gradient_norm = 0;
   double learning_rate = 0;
   double max_violation = 0;  // greatest expert load over the mean, minus 1 (MaxVio)
+};
+
+struct Validation {
+  double loss = 0;                     // nats a token
+  std::vector<double> indexer_loss;    // stages warmup and sparse
+  std::vector<double> indexer_recall;  // of attention's mass by the top-k keys
 };
 
 class Trainer {
@@ -28,8 +37,10 @@ class Trainer {
 
   // Forward, backward and update on the batch of `step` (0-based).
   StepReport step(const TokenRows& rows, int64_t step, int64_t total_steps);
-  // Mean loss in nats over (at most max_rows of) the rows, without gradients.
-  double validate(const TokenRows& rows, int64_t max_rows = INT64_MAX) const;
+  // Mean over (at most max_rows of) the rows, without gradients. From the warm-up on the language
+  // model's loss is that of sparse attention; the indexer's are held against dense attention, per
+  // layer (MTP's is not run).
+  Validation validate(const TokenRows& rows, int64_t max_rows = INT64_MAX) const;
 
   const model::Model& model() const { return model_; }
   const Optimizer& optimizer() const { return optimizer_; }

@@ -36,7 +36,7 @@ TEST_F(TinyTrainer, MicroBatchesAddUpToTheBatch) {
     json_["training"]["micro_batch_rows"] = micro_batch_rows;
     Trainer t = trainer();
     reports.push_back(t.step(rows("train"), 0, 10));
-    after.push_back(t.validate(rows("validation")));
+    after.push_back(t.validate(rows("validation")).loss);
   }
   for (size_t i = 1; i < reports.size(); ++i) {
     EXPECT_NEAR(reports[i].loss, reports[0].loss, 1e-5);
@@ -85,8 +85,8 @@ TEST_F(TinyTrainer, BalancingUndoesACollapsedRouter) {
 TEST_F(TinyTrainer, ValidationLeavesNoTrace) {
   Trainer t = trainer();
   t.step(rows("train"), 0, 10);
-  const double first = t.validate(rows("validation"));
-  EXPECT_EQ(t.validate(rows("validation")), first);
+  const double first = t.validate(rows("validation")).loss;
+  EXPECT_EQ(t.validate(rows("validation")).loss, first);
   EXPECT_FALSE(t.model().weights.embed_tokens.grad().defined());
 }
 

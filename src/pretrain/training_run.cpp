@@ -3,6 +3,8 @@
 #include <cmath>
 #include <numbers>
 
+#include <fmt/ranges.h>
+
 #include "base/check.h"
 #include "base/file.h"
 #include "base/progress.h"
@@ -58,19 +60,32 @@ void report_step(Run& run, const StepReport& report, base::Progress& progress) {
   const auto& t = run.options.recipe.training;
   const double tokens = static_cast<double>(t.batch_rows * t.sequence_length);
   const auto done = static_cast<double>(run.state.step);
-  progress.update(
-      done * tokens,
-      fmt::format("step {}, loss {:.3f}, mtp {:.3f}, lr {:.2e}, norm {:.2f}, maxvio {:.2f}",
-                  run.state.step, report.loss, report.mtp_loss, report.learning_rate,
-                  report.gradient_norm, report.max_violation));
-  run.folder.append_metrics({{"step", run.state.step},
-                             {"tokens", done * tokens},
-                             {"loss", report.loss},
-                             {"mtp_loss", report.mtp_loss},
-                             {"learning_rate", report.learning_rate},
-                             {"gradient_norm", report.gradient_norm},
-                             {"max_violation", report.max_violation},
-                             {"seconds", run.state.seconds}});
+  const Stage stage = run.options.recipe.stage;
+  Json metrics = {{"step", run.state.step},
+                  {"tokens", done * tokens},
+                  {"learning_rate", report.learning_rate},
+                  {"seconds", run.state.seconds}};
+  std::string line = fmt::format("step {}, lr {:.2e}", run.state.step, report.learning_rate);
+  if (stage != Stage::kWarmup) {
+    line += fmt::format(", loss {:.3f}, mtp {:.3f}, norm {:.2f}, maxvio {:.2f}", report.loss,
+                        report.mtp_loss, report.gradient_norm, report.max_violation);
+    metrics.update({{"loss", report.loss},
+                    {"mtp_loss", report.mtp_loss},
+                    {"gradient_norm", report.gradient_norm},
+                    {"max_violation", report.max_violation}});
+  }
+  if (trains_indexer(stage)) {
+    line += fmt::format(", indexer {:.3f}, its norm {:.2f}", report.indexer_loss,
+                        report.indexer_gradient_norm);
+    metrics.update({{"indexer_loss", report.indexer_loss},
+                    {"indexer_gradient_norm", report.indexer_gradient_norm}});
+  }
+  if (stage == Stage::kWarmup) {
+    line += fmt::format(", recall {:.3f}", report.indexer_recall);
+    metrics["indexer_recall"] = report.indexer_recall;
+  }
+  progress.update(done * tokens, line);
+  run.folder.append_metrics(metrics);
 }
 
 [[noreturn]] void fail_as_not_finite(const Run& run, std::string_view what) {
@@ -81,13 +96,21 @@ void report_step(Run& run, const StepReport& report, base::Progress& progress) {
 }
 
 void validate(Run& run, const Trainer& trainer) {
-  const double nats = trainer.validate(run.validation);
+  const Validation validation = trainer.validate(run.validation);
+  const double nats = validation.loss;
   if (!std::isfinite(nats)) fail_as_not_finite(run, "validation loss");
   const double bits = bits_per_byte(nats, run.validation);
   fmt::print(stderr, "\nstep {}: validation {:.4f} nats a token, {:.4f} bits per byte\n",
              run.state.step, nats, bits);
-  run.folder.append_metrics(
-      {{"step", run.state.step}, {"validation_loss", nats}, {"validation_bits_per_byte", bits}});
+  Json metrics = {
+      {"step", run.state.step}, {"validation_loss", nats}, {"validation_bits_per_byte", bits}};
+  if (trains_indexer(run.options.recipe.stage)) {
+    fmt::print(stderr, "indexer by layer: KL {:.3f}, recall of attention's mass {:.3f}\n",
+               fmt::join(validation.indexer_loss, " "), fmt::join(validation.indexer_recall, " "));
+    metrics["validation_indexer_loss"] = validation.indexer_loss;
+    metrics["validation_indexer_recall"] = validation.indexer_recall;
+  }
+  run.folder.append_metrics(metrics);
 }
 
 void train(Run& run, Trainer& trainer) {
@@ -100,7 +123,8 @@ void train(Run& run, Trainer& trainer) {
   while (run.state.step < run.state.total_steps && run.state.step < stop) {
     const StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
     ++run.state.step;
-    if (!std::isfinite(report.loss + report.mtp_loss + report.gradient_norm))
+    if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss + report.gradient_norm +
+                       report.indexer_gradient_norm))
       fail_as_not_finite(run, "loss");
     run.state.seconds = run.seconds_before + run.watch.seconds();
     const bool is_total_new = budget.update();

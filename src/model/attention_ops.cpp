@@ -1,0 +1,171 @@
+#include "model/attention_ops.h"
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <numeric>
+#include <vector>
+
+#include "base/parallel.h"
+#include "kernels/indexer_loss.h"
+#include "kernels/sparse_attention.h"
+#include "model/ops.h"
+
+namespace fathom::model::ops {
+namespace {
+
+using torch::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+// One segment's tokens: rows [begin, begin + count) of the batch.
+struct Rows {
+  int64_t begin = 0;
+  int64_t count = 0;
+
+  View2<float> of(const Tensor& x) const { return view2(x).slice_rows(begin, begin + count); }
+  // [H, N]: the segment's part is a column range.
+  View2<float> columns_of(const Tensor& x) const {
+    return View2<float>(x.data_ptr<float>() + begin, x.size(0), count, x.size(1));
+  }
+  // Empty where the segment is attended to densely.
+  kernels::SelectedKeys of(const KeySelection& selection) const {
+    if (!selection.defined()) return {};
+    const int64_t* const begins = selection.begins_N1.data_ptr<int64_t>() + begin;
+    if (begins[0] == begins[count]) return {};
+    return {selection.keys.data_ptr<int32_t>(), begins, count};
+  }
+};
+
+std::vector<Rows> rows_of(std::span<const int64_t> lengths) {
+  std::vector<Rows> rows;
+  int64_t begin = 0;
+  for (int64_t length : lengths) {
+    rows.push_back({begin, length});
+    begin += length;
+  }
+  return rows;
+}
+
+// Runs body(segment, head) over all of them.
+template <typename Body>
+void for_each_segment_head(const std::vector<Rows>& segments, int64_t num_heads, const Body& body) {
+  base::parallel_for(std::ssize(segments) * num_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item)
+      body(segments[item / num_heads], item % num_heads);
+  });
+}
+
+struct AttentionFunction : Function<AttentionFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const kernels::AttentionShape& shape, std::vector<int64_t> lengths,
+                        const KeySelection& selection, Tensor* lse_HN) {
+    Tensor out = torch::empty_like(v), lse = torch::empty({shape.num_heads, q.size(0)});
+    for_each_segment_head(rows_of(lengths), shape.num_heads, [&](const Rows& at, int64_t head) {
+      const auto keys_T = at.of(selection);
+      if (keys_T.empty())
+        kernels::attention_forward(
+            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), {}}, head,
+            head + 1);
+      else
+        kernels::sparse_attention_forward(
+            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), keys_T}, head,
+            head + 1);
+    });
+    ctx->save_for_backward({q, k, v, out, lse, selection.keys, selection.begins_N1});
+    ctx->saved_data["lengths"] = std::move(lengths);
+    ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim};
+    ctx->saved_data["scale"] = static_cast<double>(shape.scale);
+    *lse_HN = lse;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3], &lse = saved[4];
+    const KeySelection selection{saved[5], saved[6]};
+    const auto dims = ctx->saved_data["shape"].toIntVector();
+    const kernels::AttentionShape shape{dims[0], dims[1], dims[2],
+                                        static_cast<float>(ctx->saved_data["scale"].toDouble())};
+    const Tensor dout = grads[0].contiguous();
+    Tensor dq = torch::empty_like(q), dk = torch::empty_like(k), dv = torch::empty_like(v);
+    const auto segments = rows_of(ctx->saved_data["lengths"].toIntVector());
+    for_each_segment_head(segments, shape.num_heads, [&](const Rows& at, int64_t head) {
+      const auto keys_T = at.of(selection);
+      if (keys_T.empty())
+        kernels::attention_backward(shape,
+                                    {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout),
+                                     at.columns_of(lse), at.of(dq), at.of(dk), at.of(dv)},
+                                    head, head + 1);
+      else
+        kernels::sparse_attention_backward(
+            shape,
+            {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout), at.columns_of(lse), at.of(dq),
+             at.of(dk), at.of(dv), keys_T},
+            head, head + 1);
+    });
+    return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+// The gradients of the loss, computed with it: backward only scales them.
+struct IndexerLossFunction : Function<IndexerLossFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q_NJX, const Tensor& w_NJ,
+                        const Tensor& k_NX, const IndexerLossTeacher& teacher,
+                        const std::vector<int64_t>& lengths, const KeySelection& selection,
+                        int64_t recall_k, double* recall) {
+    Tensor dq = torch::empty_like(q_NJX), dw = torch::empty_like(w_NJ),
+           dk = torch::empty_like(k_NX);
+    double loss = 0, mass = 0, num_dense = 0;
+    for (const Rows& at : rows_of(lengths)) {
+      const auto keys_T = at.of(selection);
+      kernels::IndexerLossOutput out{0, 0, at.of(dq), at.of(dw), at.of(dk)};
+      kernels::indexer_loss(
+          {teacher.shape, at.of(teacher.q), at.of(teacher.k), at.columns_of(teacher.lse_HN),
+           at.of(q_NJX), at.of(w_NJ), at.of(k_NX), keys_T, recall_k},
+          out);
+      loss += out.loss;
+      mass += out.recall;
+      if (keys_T.empty()) num_dense += static_cast<double>(at.count);
+    }
+    *recall = num_dense > 0 ? mass / num_dense : 0;
+    const double tokens = static_cast<double>(q_NJX.size(0));
+    ctx->save_for_backward({dq, dw, dk});
+    return torch::tensor(static_cast<float>(loss / tokens));
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const double factor = grads[0].item<double>() / static_cast<double>(saved[0].size(0));
+    return {saved[0] * factor, saved[1] * factor, saved[2] * factor, Tensor(),
+            Tensor(),          Tensor(),          Tensor(),          Tensor()};
+  }
+};
+
+}  // namespace
+
+Attended attend(const Tensor& q, const Tensor& k, const Tensor& v,
+                const kernels::AttentionShape& shape, std::span<const int64_t> segment_lengths,
+                const KeySelection& selection) {
+  Attended result;
+  result.out_NHV =
+      AttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), shape,
+                               std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()),
+                               selection, &result.lse_HN);
+  return result;
+}
+
+IndexerLoss indexer_loss(const IndexerLossStudent& student, const IndexerLossTeacher& teacher,
+                         std::span<const int64_t> segment_lengths, const KeySelection& selection,
+                         int64_t recall_k) {
+  IndexerLoss result;
+  const IndexerLossTeacher detached{teacher.q.detach().contiguous(),
+                                    teacher.k.detach().contiguous(), teacher.lse_HN, teacher.shape};
+  result.loss = IndexerLossFunction::apply(
+      student.q_NJX.contiguous(), student.w_NJ.contiguous(), student.k_NX.contiguous(), detached,
+      std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()), selection, recall_k,
+      &result.recall);
+  return result;
+}
+
+}  // namespace fathom::model::ops
