@@ -119,8 +119,8 @@ void apply_override(const std::string& assignment, Stage stage, Json& json) {
   sections[section][key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
 }
 
-// The recipe of one stage: its own values in place of the dense stage's. The dense stage's recipe
-// is the file without "stages".
+// The recipe of one stage: its own values in place of the dense stage's; its model is that of the
+// stages before it, with what it changes. The dense stage's recipe is the file without "stages".
 Json with_stage(Json json, Stage stage, std::string_view source) {
   const Json stages = json.contains("stages") ? json["stages"] : Json::object();
   json.erase("stages");
@@ -129,8 +129,13 @@ Json with_stage(Json json, Stage stage, std::string_view source) {
   if (!stages.contains(name))
     fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise", source, name);
   json["stage"] = name;
-  for (const auto& [section, values] : stages[name].items())
-    for (const auto& [key, value] : values.items()) json[section][key] = value;
+  for (const auto& [earlier, value] : kStages) {
+    const Json sections = stages.value(std::string(earlier), Json::object());
+    for (const auto& [section, values] : sections.items())
+      if (section == "model" || value == stage)
+        for (const auto& [key, changed] : values.items()) json[section][key] = changed;
+    if (value == stage) break;
+  }
   return json;
 }
 

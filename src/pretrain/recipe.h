@@ -1,6 +1,6 @@
 // A training recipe: one JSON file that says everything a run needs, from corpus to schedule. Its
-// "stages" say by name what each later stage does otherwise: keys of "model", "optimizer" and
-// "training" that replace those of the dense stage.
+// "stages" say by name what each later stage does otherwise: keys of "optimizer" and "training" in
+// place of the dense stage's, and of "model", which also holds for the stages after it.
 // Unknown keys, wrong types and impossible values are refused before anything starts.
 #pragma once
 

@@ -101,5 +101,58 @@ TEST(Recipe, EveryFaultIsNamed) {
   EXPECT_EQ(error_of(tiny_recipe("data/tiny")), "");
 }
 
+Json staged_recipe() {
+  Json json = tiny_recipe("data");
+  json["stages"] = {
+      {"extend",
+       {{"model", {{"max_position_embeddings", 256}}},
+        {"training", {{"sequence_length", 200}, {"steps", 3}}}}},
+      {"sparse", {{"model", {{"index_topk", 16}}}, {"optimizer", {{"learning_rate", 0.5}}}}}};
+  return json;
+}
+
+TEST(RecipeStages, ReplaceOwnValuesAndInheritTheModelOfTheStagesBefore) {
+  const Json json = staged_recipe();
+  const Recipe dense = parse_recipe(json, "r.json");
+  EXPECT_EQ(dense.model.max_position_embeddings, 128);
+  EXPECT_EQ(dense.source, tiny_recipe("data"));
+  const Recipe extend = parse_recipe(json, "r.json", Stage::kExtend);
+  EXPECT_EQ(extend.model.max_position_embeddings, 256);
+  EXPECT_EQ(extend.model.index_topk, 32);
+  EXPECT_EQ(extend.training.sequence_length, 200);
+  EXPECT_EQ(extend.optimizer.learning_rate, 0.01);
+  const Recipe sparse = parse_recipe(json, "r.json", Stage::kSparse);
+  EXPECT_EQ(sparse.model.max_position_embeddings, 256);
+  EXPECT_EQ(sparse.model.index_topk, 16);
+  EXPECT_EQ(sparse.training.sequence_length, 32);
+  EXPECT_EQ(sparse.optimizer.learning_rate, 0.5);
+}
+
+TEST(RecipeStages, RefuseWhatTheyDoNotKnow) {
+  const auto error_of = [](const Json& json, Stage stage) -> std::string {
+    try {
+      parse_recipe(json, "r.json", stage);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(error_of(staged_recipe(), Stage::kWarmup),
+            "r.json: \"stages.warmup\" is missing; expected what this stage does otherwise");
+  Json json = staged_recipe();
+  json["stages"]["sprase"] = Json::object();
+  EXPECT_EQ(error_of(json, Stage::kDense),
+            "r.json: \"stages.sprase\" is not a known stage; expected extend, warmup or sparse");
+  json = staged_recipe();
+  json["stages"]["extend"]["trainng"] = Json::object();
+  EXPECT_EQ(error_of(json, Stage::kDense),
+            "r.json: \"stages.extend.trainng\" is not known; expected objects model, optimizer or "
+            "training");
+  json = staged_recipe();
+  json["stages"]["sparse"]["training"]["stpes"] = 5;
+  EXPECT_EQ(error_of(json, Stage::kSparse),
+            "r.json: \"training.stpes\" is not a known key; check its spelling");
+}
+
 }  // namespace
 }  // namespace fathom::pretrain
