@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numbers>
 #include <set>
 #include <sstream>
@@ -11,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
+#include "model/safetensors.h"
 #include "pretrain/schedule.h"
 #include "pretrain/test_data.h"
 #include "pretrain/token_data.h"
@@ -222,6 +224,110 @@ TEST_F(TrainingRun, ExportsAModelThatOtherProgramsRead) {
   EXPECT_EQ(base::read_file(folder_ / "model/tokenizer.json"), "{}");
   const auto weights = model::Safetensors::open(folder_ / "model/model.safetensors");
   EXPECT_EQ(weights.at("model.embed_tokens.weight").dtype, model::DType::kBF16);
+}
+
+// The later stages, each from the checkpoint of the one before.
+class Stages : public TrainingRun {
+ protected:
+  void SetUp() override {
+    if (testing::internal::InDeathTestChild()) return;
+    start_anew();
+    json_["training"]["steps"] = 6;
+    const Json steps = {{"steps", 6},      {"sequence_length", 64}, {"warmup_steps", 1},
+                        {"batch_rows", 4}, {"micro_batch_rows", 2}, {"document_masking", false}};
+    json_["stages"] = {{"extend",
+                        {{"model",
+                          {{"rope_scaling",
+                            {{"type", "yarn"},
+                             {"factor", 4},
+                             {"original_max_position_embeddings", 32},
+                             {"beta_fast", 32},
+                             {"beta_slow", 1},
+                             {"mscale", 1.0},
+                             {"mscale_all_dim", 1.0}}}}},
+                         {"training", steps}}},
+                       {"warmup", {{"model", {{"index_topk", 16}}}, {"training", steps}}},
+                       {"sparse", {{"training", steps}}}};
+    run_training(options("dense"));
+  }
+  fs::path latest(const std::string& run) const {
+    std::string name = base::read_file(folder_ / run / "latest");
+    name.pop_back();
+    return folder_ / run / name;
+  }
+  TrainingRunOptions stage(Stage stage, const std::string& run, const std::string& init) const {
+    TrainingRunOptions options;
+    options.recipe = parse_recipe(json_, "test", stage);
+    options.run = folder_ / run;
+    options.init = latest(init);
+    return options;
+  }
+};
+
+// Bytes of every tensor of a checkpoint that changed between two of them.
+std::set<std::string> changed_tensors(const fs::path& before, const fs::path& after) {
+  const auto a = model::Safetensors::open(before / "model.safetensors");
+  const auto b = model::Safetensors::open(after / "model.safetensors");
+  std::set<std::string> changed;
+  for (const auto& [name, view] : a.tensors()) {
+    const auto& other = b.at(name);
+    if (std::memcmp(view.data, other.data, static_cast<size_t>(view.num_bytes())) != 0)
+      changed.insert(name);
+  }
+  return changed;
+}
+
+TEST_F(Stages, TheWarmUpTouchesNothingButTheIndexers) {
+  run_training(stage(Stage::kExtend, "extend", "dense"));
+  run_training(stage(Stage::kWarmup, "warmup", "extend"));
+  int num_indexer = 0;
+  for (const std::string& name : changed_tensors(latest("extend"), latest("warmup"))) {
+    EXPECT_NE(name.find(".indexer."), std::string::npos) << name;
+    ++num_indexer;
+  }
+  EXPECT_EQ(num_indexer, 3 * 5);  // three layers, every tensor of theirs
+  const auto lines = read_metrics(folder_ / "warmup", "indexer_loss");
+  ASSERT_EQ(lines.size(), 6u);
+  EXPECT_LT(lines.back()["indexer_loss"], lines.front()["indexer_loss"]);
+  EXPECT_FALSE(lines.back().contains("loss"));
+  const auto validations = read_metrics(folder_ / "warmup", "validation_indexer_recall");
+  ASSERT_FALSE(validations.empty());
+  EXPECT_EQ(validations.back()["validation_indexer_recall"].size(), 2u);
+}
+
+TEST_F(Stages, TheSparseStageTrainsEverythingAndResumesToTheSameBits) {
+  run_training(stage(Stage::kWarmup, "warmup", "dense"));
+  run_training(stage(Stage::kSparse, "straight", "warmup"));
+  TrainingRunOptions half = stage(Stage::kSparse, "resumed", "warmup");
+  half.stop_after_step = 3;
+  run_training(half);
+  run_training(stage(Stage::kSparse, "resumed", "warmup"));
+  expect_equal_checkpoints("step-000006");
+  const auto changed = changed_tensors(latest("warmup"), latest("straight"));
+  EXPECT_TRUE(changed.contains("model.layers.1.self_attn.indexer.wk.weight"));
+  EXPECT_TRUE(changed.contains("model.layers.1.self_attn.q_b_proj.weight"));
+  EXPECT_TRUE(changed.contains("model.embed_tokens.weight"));
+}
+
+TEST_F(Stages, AStageBeginsWithAModelOfItsShape) {
+  TrainingRunOptions without = stage(Stage::kSparse, "sparse", "dense");
+  without.init.reset();
+  try {
+    run_training(without);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "the sparse stage begins with a trained model; name its folder with --init");
+  }
+  json_["model"]["qk_nope_head_dim"] = 16;
+  try {
+    run_training(stage(Stage::kSparse, "sparse", "dense"));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("qk_nope_head_dim is 8; the recipe's model has 16"),
+              std::string::npos)
+        << error.what();
+  }
 }
 
 }  // namespace
