@@ -125,24 +125,25 @@ Tensor forward_mtp(const Model& model, const Tensor& hidden_ND, const Tensor& ne
   return ops::rms_norm(run_layer(mtp.layer, call, joined), mtp.shared_head_norm, eps);
 }
 
+torch::Tensor initial_value(const TensorSlot& slot, const Config& config, uint64_t seed,
+                            uint64_t stream) {
+  if (slot.role == Role::kNorm) return torch::ones(slot.shape);
+  if (slot.role == Role::kBias || slot.role == Role::kExpertBias) return torch::zeros(slot.shape);
+  Tensor tensor = torch::empty(slot.shape);
+  base::Random random(seed, stream);
+  float* data = tensor.data_ptr<float>();
+  for (int64_t i = 0; i < tensor.numel(); ++i)
+    data[i] = static_cast<float>(random.normal() * config.initializer_range);
+  return tensor;
+}
+
 Model initialise(const Config& config, uint64_t seed) {
   Model model{config, empty_weights(config)};
   uint64_t stream = 0;
   for (const TensorSlot& slot : tensor_slots(model.weights, config)) {
-    Tensor tensor = torch::empty(slot.shape);
-    if (slot.role == Role::kNorm) {
-      tensor.fill_(1.0);
-    } else if (slot.role == Role::kBias || slot.role == Role::kExpertBias) {
-      tensor.zero_();
-    } else {
-      base::Random random(seed, stream);
-      float* data = tensor.data_ptr<float>();
-      for (int64_t i = 0; i < tensor.numel(); ++i)
-        data[i] = static_cast<float>(random.normal() * config.initializer_range);
-    }
-    ++stream;
     // The expert bias is moved by the load balancing, not by gradients.
-    *slot.tensor = tensor.set_requires_grad(slot.role != Role::kExpertBias);
+    *slot.tensor = initial_value(slot, config, seed, stream++)
+                       .set_requires_grad(slot.role != Role::kExpertBias);
   }
   return model;
 }

@@ -92,6 +92,10 @@ torch::Tensor forward_mtp(const Model& model, const torch::Tensor& hidden_ND,
                           const torch::Tensor& next_tokens_N, std::span<const Segment> segments,
                           const ForwardOptions& options, ForwardStatistics* statistics = nullptr);
 
+// One tensor of a fresh model; its random numbers are a function of (seed, stream) alone.
+torch::Tensor initial_value(const TensorSlot& slot, const Config& config, uint64_t seed,
+                            uint64_t stream);
+
 // A fresh model with f32 weights that require gradients: normal(0, initializer_range) matrices,
 // ones for norms, zeros for biases. A function of (config, seed) alone.
 Model initialise(const Config& config, uint64_t seed);

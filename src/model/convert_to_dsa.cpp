@@ -1,0 +1,111 @@
+#include "model/convert_to_dsa.h"
+
+#include <torch/csrc/autograd/grad_mode.h>
+
+#include <set>
+#include <vector>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "model/checkpoint.h"
+#include "model/safetensors.h"
+#include "model/verify.h"
+
+namespace fathom::model {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kIndexerShard = "model-indexer.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+
+Json converted_config(const DsaConversion& options) {
+  const fs::path path = options.source / "config.json";
+  Json json = base::read_json_file(path);
+  const std::string type = json.is_object() ? json.value("model_type", Json()).dump() : "missing";
+  if (type == "\"deepseek_v32\"")
+    fail("{}: model_type is deepseek_v32, which has indexers already", path.string());
+  if (type != "\"deepseek_v3\"")
+    fail("{}: model_type is {}; expected \"deepseek_v3\"", path.string(), type);
+  json["model_type"] = "deepseek_v32";
+  json["architectures"] = {"DeepseekV32ForCausalLM"};
+  json["index_n_heads"] = options.index_n_heads;
+  json["index_head_dim"] = options.index_head_dim;
+  json["index_topk"] = options.index_topk;
+  json.erase("auto_map");  // names code of the model that it was
+  parse_config(json, path.string());
+  return json;
+}
+
+void link_or_copy(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  fs::create_hard_link(fs::canonical(from), to, error);
+  if (error) fs::copy_file(from, to);
+}
+
+// The source's shards by tensor name.
+Json weight_map(const fs::path& source) {
+  if (fs::exists(source / kIndexFile)) return base::read_json_file(source / kIndexFile);
+  Json index = {{"metadata", Json::object()}, {"weight_map", Json::object()}};
+  const auto shard = Safetensors::open(source / "model.safetensors");
+  for (const auto& [name, view] : shard.tensors()) index["weight_map"][name] = "model.safetensors";
+  return index;
+}
+
+std::set<std::string> write_indexers(const Config& config, uint64_t seed, const fs::path& shard) {
+  const torch::NoGradGuard no_grad;
+  Weights weights = empty_weights(config);
+  std::vector<torch::Tensor> kept;
+  std::vector<NamedTensor> tensors;
+  std::set<std::string> names;
+  uint64_t stream = 0;
+  for (const TensorSlot& slot : tensor_slots(weights, config)) {
+    ++stream;
+    if (!is_indexer(slot)) continue;
+    kept.push_back(initial_value(slot, config, seed, stream - 1).to(torch::kBFloat16));
+    tensors.push_back(
+        {slot.name,
+         {DType::kBF16, slot.shape, static_cast<const std::byte*>(kept.back().data_ptr())}});
+    names.insert(slot.name);
+  }
+  write_safetensors(shard, tensors, {{"format", "pt"}});
+  return names;
+}
+
+void write_target(const DsaConversion& options, const Json& config_json, const fs::path& target) {
+  Json index = weight_map(options.source);
+  for (const auto& entry : fs::directory_iterator(options.source)) {
+    const std::string name = entry.path().filename();
+    if (entry.is_regular_file() && name != "config.json" && name != kIndexFile &&
+        name != kChecksumFile)
+      link_or_copy(entry.path(), target / name);
+  }
+  const Config config = parse_config(config_json, "config.json");
+  for (const auto& name : write_indexers(config, options.seed, target / kIndexerShard))
+    index["weight_map"][name] = kIndexerShard;
+  index["metadata"].erase("total_size");
+  base::write_file_atomically(target / kIndexFile, index.dump(2) + "\n");
+  base::write_file_atomically(target / "config.json", config_json.dump(2) + "\n");
+  load_checkpoint(target);  // throws where a tensor is missing or has another shape
+}
+
+}  // namespace
+
+void convert_to_dsa(const DsaConversion& options) {
+  const Json config = converted_config(options);
+  if (fs::exists(options.target))
+    fail("{}: is there already; name a folder that is not", options.target.string());
+  fs::path temporary = options.target;
+  temporary += ".tmp";
+  fs::remove_all(temporary);
+  fs::create_directories(temporary);
+  try {
+    write_target(options, config, temporary);
+  } catch (...) {
+    fs::remove_all(temporary);
+    throw;
+  }
+  fs::rename(temporary, options.target);
+}
+
+}  // namespace fathom::model
