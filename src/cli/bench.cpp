@@ -25,6 +25,7 @@ void add_bench_command(CLI::App& app) {
   add_bench_layer_command(*command);
   add_bench_serve_command(*command);
   add_bench_streams_command(*command);
+  add_bench_train_command(*command);
   command->callback([command, options, is_json] {
     if (command->get_subcommands().empty())
       print_figures(bench::measure_foundation(*options), *is_json);

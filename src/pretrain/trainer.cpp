@@ -15,27 +15,6 @@ namespace {
 
 using torch::Tensor;
 
-model::LossOptions loss_options(const Recipe& recipe) {
-  const TrainingRecipe& t = recipe.training;
-  model::LossOptions options;
-  options.mtp_weight = t.mtp_weight;
-  options.balance_weight = t.balance_weight;
-  options.indexer_weight = t.indexer_weight;
-  options.language_model = recipe.stage != Stage::kWarmup;
-  options.forward = {.form = model::AttentionForm::kMha,
-                     .sparse = recipe.stage == Stage::kSparse,
-                     .indexer_loss = trains_indexer(recipe.stage),
-                     .bf16_matmuls = t.bf16_matmuls};
-  return options;
-}
-
-// The warm-up trains nothing but the indexers.
-model::Model with_frozen_parts(model::Model model, Stage stage) {
-  for (const auto& slot : model::tensor_slots(model.weights, model.config))
-    if (stage == Stage::kWarmup && !model::is_indexer(slot)) slot.tensor->set_requires_grad(false);
-  return model;
-}
-
 double mean(const std::vector<double>& values) {
   return values.empty() ? 0
                         : std::accumulate(values.begin(), values.end(), 0.0) /
@@ -79,9 +58,38 @@ void check_same_shape(const model::Config& found, const model::Config& wanted,
 
 }  // namespace
 
+model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
+  model::LossOptions options;
+  options.mtp_weight = recipe.mtp_weight;
+  options.balance_weight = recipe.balance_weight;
+  options.indexer_weight = recipe.indexer_weight;
+  options.language_model = stage != Stage::kWarmup;
+  options.forward = {.form = model::AttentionForm::kMha,
+                     .sparse = stage == Stage::kSparse,
+                     .indexer_loss = trains_indexer(stage),
+                     .bf16_matmuls = recipe.bf16_matmuls};
+  return options;
+}
+
+void freeze(model::Model& model, Stage stage) {
+  for (const auto& slot : model::tensor_slots(model.weights, model.config)) {
+    const bool is_trained = stage != Stage::kWarmup || model::is_indexer(slot);
+    slot.tensor->set_requires_grad(is_trained && slot.role != model::Role::kExpertBias);
+  }
+}
+
+namespace {
+
+model::Model frozen(model::Model model, Stage stage) {
+  freeze(model, stage);
+  return model;
+}
+
+}  // namespace
+
 Trainer::Trainer(const Recipe& recipe, model::Model model)
     : recipe_(recipe),
-      model_(with_frozen_parts(std::move(model), recipe.stage)),
+      model_(frozen(std::move(model), recipe.stage)),
       optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer) {}
 
 Trainer::Trainer(const Recipe& recipe)
@@ -110,7 +118,8 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
     const std::vector<int64_t> part(indices.begin() + i * t.micro_batch_rows,
                                     indices.begin() + (i + 1) * t.micro_batch_rows);
     const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto losses = model::language_model_loss(model_, batch, loss_options(recipe_));
+    const auto losses =
+        model::language_model_loss(model_, batch, loss_options(recipe_.stage, recipe_.training));
     (losses.total / static_cast<double>(num_micro_batches)).backward();
     report.loss += losses.main / static_cast<double>(num_micro_batches);
     report.mtp_loss += losses.mtp / static_cast<double>(num_micro_batches);
@@ -144,7 +153,7 @@ void Trainer::balance_experts(const std::vector<Tensor>& counts, StepReport& rep
 Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   const torch::NoGradGuard no_grad;
   const TrainingRecipe& t = recipe_.training;
-  model::LossOptions options = loss_options(recipe_);
+  model::LossOptions options = loss_options(recipe_.stage, recipe_.training);
   options.mtp_weight = 0;
   options.language_model = true;
   options.forward.sparse = trains_indexer(recipe_.stage);

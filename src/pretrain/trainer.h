@@ -8,6 +8,12 @@
 
 namespace fathom::pretrain {
 
+// What a stage computes: its attention and the parts of its loss.
+model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe);
+
+// The warm-up trains nothing but the indexers; all other stages whatever their losses reach.
+void freeze(model::Model& model, Stage stage);
+
 struct StepReport {
   double loss = 0;  // main cross-entropy, nats a token
   double mtp_loss = 0;

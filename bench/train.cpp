@@ -1,0 +1,118 @@
+#include "bench/train.h"
+
+#include <fmt/format.h>
+#include <malloc.h>
+
+#include <fstream>
+
+#include "base/check.h"
+#include "base/file.h"
+#include "base/parallel.h"
+#include "base/random.h"
+#include "bench/machine.h"
+#include "bench/plot.h"
+#include "bench/timing.h"
+#include "model/checkpoint.h"
+#include "pretrain/trainer.h"
+
+namespace fathom::bench {
+namespace {
+
+model::TrainingBatch random_batch(const model::Config& config, int64_t length) {
+  base::Random random(1, static_cast<uint64_t>(length));
+  const auto draw = [&] {
+    torch::Tensor tokens = torch::empty({length}, torch::kLong);
+    for (int64_t i = 0; i < length; ++i)
+      tokens.data_ptr<int64_t>()[i] =
+          static_cast<int64_t>(random.below(static_cast<uint64_t>(config.vocab_size)));
+    return tokens;
+  };
+  return {draw(), draw(), {length}};
+}
+
+// From here on /proc/self/status counts the peak anew (proc_pid_clear_refs(5)).
+void reset_peak() {
+  malloc_trim(0);
+  std::ofstream("/proc/self/clear_refs") << "5";
+}
+
+int64_t status_bytes(const std::string& key) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(key + ":")) return std::stoll(line.substr(key.size() + 1)) * 1024;
+  fail("/proc/self/status: no {}", key);
+}
+
+struct Curve {
+  std::string name;
+  pretrain::Stage stage;
+  PlotSeries seconds, megabytes;
+};
+
+struct Step {
+  double seconds = 0;
+  int64_t peak_bytes = 0;
+};
+
+Step measure_step(model::Model& model, const model::TrainingBatch& batch,
+                  const model::LossOptions& options, int repeats) {
+  Step step;
+  step.seconds = best_seconds({repeats, repeats, 0}, [&](int) {
+    reset_peak();
+    const int64_t before = resident_bytes();
+    model::language_model_loss(model, batch, options).total.backward();
+    step.peak_bytes = std::max(step.peak_bytes, status_bytes("VmHWM") - before);
+    for (const auto& slot : model::tensor_slots(model.weights, model.config))
+      slot.tensor->mutable_grad() = torch::Tensor();
+  });
+  return step;
+}
+
+}  // namespace
+
+Json measure_training(const TrainOptions& options) {
+  if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  model::Model model = model::load_checkpoint_for_training(options.model);
+  if (options.index_topk > 0) model.config.index_topk = options.index_topk;
+  model.config.max_position_embeddings = int64_t{1} << 24;
+  std::vector<Curve> curves = {
+      {"dense", pretrain::Stage::kDense, {"dense", {}}, {"dense", {}}},
+      {"warmup", pretrain::Stage::kWarmup, {"warm-up", {}}, {"warm-up", {}}},
+      {"sparse", pretrain::Stage::kSparse, {"sparse", {}}, {"sparse", {}}}};
+  Json rows = Json::array();
+  for (const int64_t length : options.lengths) {
+    const auto batch = random_batch(model.config, length);
+    Json row = {{"tokens", length}};
+    for (Curve& curve : curves) {
+      pretrain::freeze(model, curve.stage);
+      const Step step =
+          measure_step(model, batch, pretrain::loss_options(curve.stage, {}), options.repeats);
+      row[curve.name] = {{"seconds", step.seconds},
+                         {"tokens_per_s", static_cast<double>(length) / step.seconds},
+                         {"peak_bytes", step.peak_bytes}};
+      const auto x = static_cast<double>(length);
+      curve.seconds.points.emplace_back(x, step.seconds);
+      curve.megabytes.points.emplace_back(x, static_cast<double>(step.peak_bytes) / 1e6);
+    }
+    row["dense_over_sparse"] =
+        row["dense"]["seconds"].get<double>() / row["sparse"]["seconds"].get<double>();
+    rows.push_back(row);
+  }
+  if (!options.svg.empty()) {
+    PlotPanel time{"One step, forward and backward", "tokens of the sequence", "seconds", {}, {}};
+    PlotPanel memory{"Its memory at the peak", "tokens of the sequence", "MB", {}, {}};
+    for (const Curve& curve : curves) {
+      time.series.push_back(curve.seconds);
+      memory.series.push_back(curve.megabytes);
+    }
+    base::write_file_atomically(options.svg, draw_svg({time, memory}));
+  }
+  const MachinePeaks peaks = measure_machine();
+  return {{"model", options.model.filename().string()},
+          {"threads", base::num_threads()},
+          {"index_topk", model.config.index_topk},
+          {"machine", {{"f32_gflop_per_s", peaks.f32_gflop_per_s}}},
+          {"lengths", rows}};
+}
+
+}  // namespace fathom::bench

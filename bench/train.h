@@ -1,0 +1,27 @@
+// What a training step costs against the length of its sequence, dense and sparse.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <vector>
+
+#include "base/json.h"
+
+namespace fathom::bench {
+
+struct TrainOptions {
+  std::filesystem::path model;
+  std::vector<int64_t> lengths = {1024, 2048, 4096, 8192, 16384};
+  int64_t index_topk = 0;  // 0: the model's
+  int num_threads = 0;
+  int repeats = 3;
+  std::filesystem::path svg;  // where to draw; empty: nowhere
+};
+
+// For each length one sequence of random tokens, forward and backward, without the optimizer: in
+// the dense stage, the indexer's warm-up and the sparse stage (LM, MTP and indexer losses).
+// Seconds are the best of the runs; bytes are how far the process' resident memory rose above what
+// it held before the step.
+Json measure_training(const TrainOptions& options);
+
+}  // namespace fathom::bench
