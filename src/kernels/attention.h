@@ -9,10 +9,11 @@
 namespace fathom::kernels {
 
 // Which keys a query may see besides causality: row t of `allowed` holds S bytes, 0 = masked. Null
-// allows all (dense).
+// allows all (dense). Where the mask itself says what is causal (gathered keys), is_causal is off.
 struct AttentionMask {
   const uint8_t* allowed = nullptr;
   int64_t stride = 0;
+  bool is_causal = true;
 };
 
 struct AttentionShape {
@@ -41,11 +42,11 @@ struct AttentionForward {
 void attention_forward(const AttentionShape& shape, const AttentionForward& io, int64_t head_begin,
                        int64_t head_end);
 
-// Gradients, recomputing the tiles from lse. dq, dk, dv are overwritten for the given heads. Dense
-// only (training's masked form comes with the sparse stage).
+// Gradients, recomputing the tiles from lse. dq, dk, dv are overwritten for the given heads.
 struct AttentionBackward {
   View2<const float> q, k, v, out, dout, lse_HT;
   View2<float> dq, dk, dv;
+  AttentionMask mask = {};
 };
 void attention_backward(const AttentionShape& shape, const AttentionBackward& io,
                         int64_t head_begin, int64_t head_end);

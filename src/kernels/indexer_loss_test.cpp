@@ -50,8 +50,7 @@ struct Case {
     if (keys_T.empty())
       attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, {}}, 0, kHeads);
     else
-      sparse_attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, keys_T}, 0,
-                               kHeads);
+      sparse_attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, keys_T});
     return {kShape, q.view, k.view, lse.view, q_TJX.view, w_TJ.view, k_TX.view, keys_T, 0};
   }
   IndexerLossOutput output() { return {0, 0, dq.view, dw.view, dk.view}; }

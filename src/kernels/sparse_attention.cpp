@@ -1,90 +1,141 @@
 #include "kernels/sparse_attention.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
 
+#include "base/parallel.h"
 #include "kernels/gathered_rows.h"
-#include "kernels/simd.h"
-#include "kernels/softmax_row.h"
 
 namespace fathom::kernels {
 namespace {
 
-// ds = p * (dp - delta) * scale, in place of dp.
-KERNEL void score_gradients(const float* p, int64_t count, float delta, float scale, float* dp) {
-  for (int64_t i = 0; i < count; ++i) dp[i] = p[i] * (dp[i] - delta) * scale;
+constexpr int64_t kQueryBlock = 48;  // a multiple of gemm's 6 rows
+
+// Queries [begin, end) and the keys that any of them selects.
+struct Block {
+  int64_t begin = 0, end = 0;
+  std::vector<int32_t> keys;     // ascending
+  std::vector<uint8_t> allowed;  // [queries][keys]: which of them each query selects
+
+  AttentionMask mask() const { return {allowed.data(), std::ssize(keys), false}; }
+};
+
+// place[s]: where key s stands in block.keys; only of the block's keys.
+void join_selections(SelectedKeys keys_T, Block& block, std::vector<int32_t>& place) {
+  std::vector<uint8_t> is_selected(place.size());
+  for (int64_t t = block.begin; t < block.end; ++t)
+    for (int32_t s : keys_T[t]) is_selected[s] = 1;
+  for (size_t s = 0; s < is_selected.size(); ++s) {
+    if (!is_selected[s]) continue;
+    place[s] = static_cast<int32_t>(block.keys.size());
+    block.keys.push_back(static_cast<int32_t>(s));
+  }
+  block.allowed.resize((block.end - block.begin) * block.keys.size());
+  for (int64_t t = block.begin; t < block.end; ++t)
+    for (int32_t s : keys_T[t]) block.allowed[(t - block.begin) * block.keys.size() + place[s]] = 1;
 }
 
-float dot(const float* a, const float* b, int64_t count) {
-  float sum = 0;
-  for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
-  return sum;
-}
-
-void forward_head(const AttentionShape& shape, const SparseAttentionForward& io, int64_t h) {
-  static thread_local std::vector<float> p;
-  const auto q = head_columns(io.q, h, shape.qk_dim), k = head_columns(io.k, h, shape.qk_dim);
-  const auto v = head_columns(io.v, h, shape.v_dim);
-  const auto out = head_columns(io.out, h, shape.v_dim);
-  for (int64_t t = 0; t < q.rows; ++t) {
-    const auto keys = io.keys_T[t];
-    const auto count = std::ssize(keys);
-    if (count == 0) {
-      std::fill_n(out[t], out.cols, 0.0f);
-      io.lse_HT[h][t] = -std::numeric_limits<float>::infinity();
-      continue;
+std::vector<Block> blocks_of(SelectedKeys keys_T, int64_t num_keys) {
+  std::vector<Block> blocks((keys_T.num_queries + kQueryBlock - 1) / kQueryBlock);
+  base::parallel_for(std::ssize(blocks), 1, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> place(num_keys);
+    for (int64_t i = begin; i < end; ++i) {
+      blocks[i].begin = i * kQueryBlock;
+      blocks[i].end = std::min((i + 1) * kQueryBlock, keys_T.num_queries);
+      join_selections(keys_T, blocks[i], place);
     }
-    p.resize(count);
-    gathered_dots(q[t], k, keys, p.data());
-    const float maximum = max_row(p.data(), count);
-    const double sum = exp_row(p.data(), count, maximum, shape.scale, p.data());
-    gathered_sum(p.data(), v, keys, out[t]);
-    scale_row(out[t], out.cols, static_cast<float>(1 / sum));
-    io.lse_HT[h][t] = maximum * shape.scale + static_cast<float>(std::log(sum));
-  }
+  });
+  return blocks;
 }
 
-void backward_head(const AttentionShape& shape, const SparseAttentionBackward& io, int64_t h) {
-  static thread_local std::vector<float> p, ds;
-  const auto q = head_columns(io.q, h, shape.qk_dim), k = head_columns(io.k, h, shape.qk_dim);
-  const auto v = head_columns(io.v, h, shape.v_dim), out = head_columns(io.out, h, shape.v_dim);
-  const auto dout = head_columns(io.dout, h, shape.v_dim);
-  const auto dq = head_columns(io.dq, h, shape.qk_dim), dk = head_columns(io.dk, h, shape.qk_dim);
-  const auto dv = head_columns(io.dv, h, shape.v_dim);
-  for (int64_t s = 0; s < dk.rows; ++s) {
-    std::fill_n(dk[s], dk.cols, 0.0f);
-    std::fill_n(dv[s], dv.cols, 0.0f);
-  }
-  for (int64_t t = 0; t < q.rows; ++t) {
-    const auto keys = io.keys_T[t];
-    const auto count = std::ssize(keys);
-    p.resize(count);
-    ds.resize(count);
-    gathered_dots(q[t], k, keys, p.data());
-    exp_row(p.data(), count, io.lse_HT[h][t] / shape.scale, shape.scale, p.data());
-    gathered_dots(dout[t], v, keys, ds.data());
-    score_gradients(p.data(), count, dot(out[t], dout[t], out.cols), shape.scale, ds.data());
-    gathered_sum(ds.data(), k, keys, dq[t]);
-    scatter_add(ds.data(), q[t], keys, dk);
-    scatter_add(p.data(), dout[t], keys, dv);
-  }
+// One head's columns of the block's keys, one behind another.
+View2<float> gather(View2<const float> rows, const std::vector<int32_t>& keys,
+                    std::vector<float>& storage) {
+  storage.resize(keys.size() * rows.cols);
+  const View2<float> gathered(storage.data(), std::ssize(keys), rows.cols);
+  for (size_t i = 0; i < keys.size(); ++i)
+    std::copy_n(rows[keys[i]], rows.cols, gathered[static_cast<int64_t>(i)]);
+  return gathered;
+}
+
+// A head by itself: attention over one head's columns.
+AttentionShape one_head(const AttentionShape& shape) {
+  return {1, shape.qk_dim, shape.v_dim, shape.scale};
+}
+
+// Row h of lse_HT for the block's queries.
+template <typename T>
+View2<T> lse_of(View2<T> lse_HT, int64_t h, const Block& block) {
+  return View2<T>(lse_HT[h] + block.begin, 1, block.end - block.begin, lse_HT.stride);
+}
+
+void forward_block(const AttentionShape& shape, const SparseAttentionForward& io,
+                   const Block& block, int64_t h) {
+  static thread_local std::vector<float> k, v;
+  const auto rows = [&](auto x, int64_t dim) {
+    return head_columns(x, h, dim).slice_rows(block.begin, block.end);
+  };
+  attention_forward(
+      one_head(shape),
+      {rows(io.q, shape.qk_dim), gather(head_columns(io.k, h, shape.qk_dim), block.keys, k),
+       gather(head_columns(io.v, h, shape.v_dim), block.keys, v), rows(io.out, shape.v_dim),
+       lse_of(io.lse_HT, h, block), block.mask()},
+      0, 1);
+}
+
+void add_rows(View2<const float> more, const std::vector<int32_t>& keys, View2<float> total) {
+  const float one = 1;
+  for (size_t i = 0; i < keys.size(); ++i)
+    scatter_add(&one, more[static_cast<int64_t>(i)], {&keys[i], 1}, total);
+}
+
+void backward_block(const AttentionShape& shape, const SparseAttentionBackward& io,
+                    const Block& block, int64_t h) {
+  static thread_local std::vector<float> k, v, dk, dv;
+  const auto rows = [&](auto x, int64_t dim) {
+    return head_columns(x, h, dim).slice_rows(block.begin, block.end);
+  };
+  dk.resize(block.keys.size() * shape.qk_dim);
+  dv.resize(block.keys.size() * shape.v_dim);
+  const View2<float> dk_block(dk.data(), std::ssize(block.keys), shape.qk_dim);
+  const View2<float> dv_block(dv.data(), std::ssize(block.keys), shape.v_dim);
+  attention_backward(
+      one_head(shape),
+      {rows(io.q, shape.qk_dim), gather(head_columns(io.k, h, shape.qk_dim), block.keys, k),
+       gather(head_columns(io.v, h, shape.v_dim), block.keys, v), rows(io.out, shape.v_dim),
+       rows(io.dout, shape.v_dim), lse_of(io.lse_HT, h, block), rows(io.dq, shape.qk_dim), dk_block,
+       dv_block, block.mask()},
+      0, 1);
+  add_rows(dk_block, block.keys, head_columns(io.dk, h, shape.qk_dim));
+  add_rows(dv_block, block.keys, head_columns(io.dv, h, shape.v_dim));
+}
+
+void clear(View2<float> x) {
+  for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x[i], x.cols, 0.0f);
 }
 
 }  // namespace
 
-void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io,
-                              int64_t head_begin, int64_t head_end) {
+void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
-  for (int64_t h = head_begin; h < head_end; ++h) forward_head(shape, io, h);
+  const auto blocks = blocks_of(io.keys_T, io.k.rows);
+  base::parallel_for(std::ssize(blocks) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item)
+      forward_block(shape, io, blocks[item / shape.num_heads], item % shape.num_heads);
+  });
 }
 
-void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io,
-                               int64_t head_begin, int64_t head_end) {
+void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
-  for (int64_t h = head_begin; h < head_end; ++h) backward_head(shape, io, h);
+  const auto blocks = blocks_of(io.keys_T, io.k.rows);
+  base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t h = begin; h < end; ++h) {
+      clear(head_columns(io.dk, h, shape.qk_dim));
+      clear(head_columns(io.dv, h, shape.v_dim));
+      for (const Block& block : blocks) backward_block(shape, io, block, h);
+    }
+  });
 }
 
 }  // namespace fathom::kernels

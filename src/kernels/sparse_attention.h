@@ -12,25 +12,26 @@ namespace fathom::kernels {
 
 // One sequence. q_T[H*qk], k_S[H*qk], v_S[H*v], out_T[H*v]; lse_HT: log-sum-exp of the scaled
 // scores of the selected keys, natural log. A query without keys gets zeros and lse -inf. Nothing
-// else is masked: a selection never holds later keys. Work and memory grow with the selections, not
-// with S^2. Serial over heads [head_begin, head_end), which callers run in parallel; bits depend on
-// a query's own keys. Oracle reference::attention with the selection as its mask, 2e-5.
+// else is masked: a selection never holds later keys.
+//
+// Neighbouring queries select much the same keys, so blocks of 48 share one gathered copy of all
+// that any of them selects, and dense attention over it masks each query's own: work and memory
+// grow with these unions, not with S^2. Parallel over blocks and heads; bits do not depend on the
+// threads. Oracle reference::attention with the selection as its mask, 2e-5.
 struct SparseAttentionForward {
   View2<const float> q, k, v;
   View2<float> out, lse_HT;
   SelectedKeys keys_T;
 };
-void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io,
-                              int64_t head_begin, int64_t head_end);
+void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io);
 
-// Gradients, recomputing the scores. dq, dk, dv are overwritten for the given heads. No gradient
-// passes through the selection.
+// Gradients, recomputing the scores. dq, dk, dv are overwritten. No gradient passes through the
+// selection. Parallel over heads.
 struct SparseAttentionBackward {
   View2<const float> q, k, v, out, dout, lse_HT;
   View2<float> dq, dk, dv;
   SelectedKeys keys_T;
 };
-void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io,
-                               int64_t head_begin, int64_t head_end);
+void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io);
 
 }  // namespace fathom::kernels

@@ -51,10 +51,8 @@ TEST(SparseAttention, EqualsTheMaskedReference) {
   const TestSelection selection(lists_T);
   const auto allowed = as_mask(lists_T);
   Case fast, slow;
-  sparse_attention_forward(
-      kShape,
-      {fast.q.view, fast.k.view, fast.v.view, fast.out.view, fast.lse.view, selection.view()}, 0,
-      kHeads);
+  sparse_attention_forward(kShape, {fast.q.view, fast.k.view, fast.v.view, fast.out.view,
+                                    fast.lse.view, selection.view()});
   reference::attention(kShape, {slow.q.view,
                                 slow.k.view,
                                 slow.v.view,
@@ -76,13 +74,11 @@ TEST(SparseAttention, GradientsEqualCentralDifferencesOfTheReference) {
   Case c;
   const TestMatrix cotangent(kTokens, kHeads * kV, 9);
   sparse_attention_forward(
-      kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view, selection.view()}, 0, kHeads);
+      kShape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view, selection.view()});
   TestMatrix dq(kTokens, kHeads * kQk, 6), dk(kTokens, kHeads * kQk, 7),
       dv(kTokens, kHeads * kV, 8);
-  sparse_attention_backward(kShape,
-                            {c.q.view, c.k.view, c.v.view, c.out.view, cotangent.view, c.lse.view,
-                             dq.view, dk.view, dv.view, selection.view()},
-                            0, kHeads);
+  sparse_attention_backward(kShape, {c.q.view, c.k.view, c.v.view, c.out.view, cotangent.view,
+                                     c.lse.view, dq.view, dk.view, dv.view, selection.view()});
   const auto expect_gradient = [&](TestMatrix& x, const TestMatrix& gradient) {
     for (int64_t t = 0; t < kTokens; t += 7)
       for (int64_t i = t % 5; i < x.view.cols; i += 11) {

@@ -47,12 +47,16 @@ std::vector<Rows> rows_of(std::span<const int64_t> lengths) {
   return rows;
 }
 
-// Runs body(segment, head) over all of them.
+// Runs body(segment, head) for the segments that are attended to densely.
 template <typename Body>
-void for_each_segment_head(const std::vector<Rows>& segments, int64_t num_heads, const Body& body) {
-  base::parallel_for(std::ssize(segments) * num_heads, 1, [&](int64_t begin, int64_t end) {
+void for_each_dense_head(const std::vector<Rows>& segments, const KeySelection& selection,
+                         const kernels::AttentionShape& shape, const Body& body) {
+  std::vector<Rows> dense;
+  for (const Rows& at : segments)
+    if (at.of(selection).empty()) dense.push_back(at);
+  base::parallel_for(std::ssize(dense) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item)
-      body(segments[item / num_heads], item % num_heads);
+      body(dense[item / shape.num_heads], item % shape.num_heads);
   });
 }
 
@@ -61,17 +65,16 @@ struct AttentionFunction : Function<AttentionFunction> {
                         const kernels::AttentionShape& shape, std::vector<int64_t> lengths,
                         const KeySelection& selection, Tensor* lse_HN) {
     Tensor out = torch::empty_like(v), lse = torch::empty({shape.num_heads, q.size(0)});
-    for_each_segment_head(rows_of(lengths), shape.num_heads, [&](const Rows& at, int64_t head) {
-      const auto keys_T = at.of(selection);
-      if (keys_T.empty())
-        kernels::attention_forward(
-            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), {}}, head,
-            head + 1);
-      else
-        kernels::sparse_attention_forward(
-            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), keys_T}, head,
-            head + 1);
+    const auto segments = rows_of(lengths);
+    for_each_dense_head(segments, selection, shape, [&](const Rows& at, int64_t head) {
+      kernels::attention_forward(shape,
+                                 {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), {}},
+                                 head, head + 1);
     });
+    for (const Rows& at : segments)
+      if (const auto keys_T = at.of(selection); !keys_T.empty())
+        kernels::sparse_attention_forward(
+            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), keys_T});
     ctx->save_for_backward({q, k, v, out, lse, selection.keys, selection.begins_N1});
     ctx->saved_data["lengths"] = std::move(lengths);
     ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim};
@@ -90,20 +93,17 @@ struct AttentionFunction : Function<AttentionFunction> {
     const Tensor dout = grads[0].contiguous();
     Tensor dq = torch::empty_like(q), dk = torch::empty_like(k), dv = torch::empty_like(v);
     const auto segments = rows_of(ctx->saved_data["lengths"].toIntVector());
-    for_each_segment_head(segments, shape.num_heads, [&](const Rows& at, int64_t head) {
-      const auto keys_T = at.of(selection);
-      if (keys_T.empty())
-        kernels::attention_backward(shape,
-                                    {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout),
-                                     at.columns_of(lse), at.of(dq), at.of(dk), at.of(dv)},
-                                    head, head + 1);
-      else
-        kernels::sparse_attention_backward(
-            shape,
-            {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout), at.columns_of(lse), at.of(dq),
-             at.of(dk), at.of(dv), keys_T},
-            head, head + 1);
+    for_each_dense_head(segments, selection, shape, [&](const Rows& at, int64_t head) {
+      kernels::attention_backward(shape,
+                                  {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout),
+                                   at.columns_of(lse), at.of(dq), at.of(dk), at.of(dv)},
+                                  head, head + 1);
     });
+    for (const Rows& at : segments)
+      if (const auto keys_T = at.of(selection); !keys_T.empty())
+        kernels::sparse_attention_backward(
+            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout), at.columns_of(lse),
+                    at.of(dq), at.of(dk), at.of(dv), keys_T});
     return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
