@@ -13,6 +13,7 @@ namespace {
 constexpr double kWidth = 560, kHeight = 400;
 constexpr double kLeft = 64, kRight = 16, kTop = 36, kBottom = 48;
 constexpr double kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = kHeight - kTop - kBottom;
+constexpr size_t kMostCircles = 30;  // of a line; more would hide it
 // Told apart by readers who do not see all colours (Okabe and Ito).
 constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
                                     "#e69f00", "#56b4e9", "#882255", "#777777"};
@@ -26,21 +27,9 @@ double tick_step(double largest) {
 }
 
 std::string tick_label(double value) {
+  if (value >= 1e6) return fmt::format("{:g}M", value / 1e6);
   if (value >= 10000) return fmt::format("{:g}K", value / 1000);
   return fmt::format("{:g}", value);
-}
-
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    if (c == '<')
-      out += "&lt;";
-    else if (c == '&')
-      out += "&amp;";
-    else
-      out += c;
-  }
-  return out;
 }
 
 class Panel {
@@ -53,20 +42,28 @@ class Panel {
         largest_y_ = std::max(largest_y_, y);
       }
     }
-    largest_y_ *= 1.05;
+    double smallest = largest_y_;
+    for (const PlotSeries& series : panel.series)
+      for (const auto& [x, y] : series.points) smallest = std::min(smallest, y);
+    const double margin = (largest_y_ - (panel.is_from_zero ? 0 : smallest)) * 0.05;
+    largest_y_ += margin;
+    if (!panel.is_from_zero) smallest_y_ = std::max(0.0, smallest - margin);
+    if (largest_y_ - smallest_y_ < 1e-9) smallest_y_ = 0;
   }
 
   std::string draw(double offset) const {
     std::string out = fmt::format("<g transform=\"translate({},0)\">\n", offset);
     out += fmt::format("<text x=\"{}\" y=\"20\" class=\"title\">{}</text>\n", kLeft,
-                       escaped(panel_.title));
+                       escape_markup(panel_.title));
     out += axes() + marks() + lines() + legend();
     return out + "</g>\n";
   }
 
  private:
   double x_of(double x) const { return kLeft + x / largest_x_ * kPlotWidth; }
-  double y_of(double y) const { return kTop + (1 - y / largest_y_) * kPlotHeight; }
+  double y_of(double y) const {
+    return kTop + (largest_y_ - y) / (largest_y_ - smallest_y_) * kPlotHeight;
+  }
 
   std::string axes() const {
     std::string out;
@@ -76,16 +73,17 @@ class Panel {
           "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2}\" class=\"grid\"/>"
           "<text x=\"{0:.1f}\" y=\"{3}\" text-anchor=\"middle\">{4}</text>\n",
           x_of(x), kTop, bottom, bottom + 16, tick_label(x));
-    for (double y = 0; y <= largest_y_; y += tick_step(largest_y_))
+    const double step = tick_step(largest_y_ - smallest_y_);
+    for (double y = std::ceil(smallest_y_ / step) * step; y <= largest_y_; y += step)
       out += fmt::format(
           "<line x1=\"{0}\" y1=\"{1:.1f}\" x2=\"{2}\" y2=\"{1:.1f}\" class=\"grid\"/>"
           "<text x=\"{3}\" y=\"{4:.1f}\" text-anchor=\"end\">{5}</text>\n",
           kLeft, y_of(y), kLeft + kPlotWidth, kLeft - 6, y_of(y) + 4, tick_label(y));
     out += fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
-                       kLeft + kPlotWidth / 2, kHeight - 12, escaped(panel_.x_label));
+                       kLeft + kPlotWidth / 2, kHeight - 12, escape_markup(panel_.x_label));
     out += fmt::format(
         "<text transform=\"translate(14,{:.1f}) rotate(-90)\" text-anchor=\"middle\">{}</text>\n",
-        kTop + kPlotHeight / 2, escaped(panel_.y_label));
+        kTop + kPlotHeight / 2, escape_markup(panel_.y_label));
     return out;
   }
 
@@ -99,7 +97,7 @@ class Panel {
           "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2}\" class=\"mark\"/>"
           "<text x=\"{3:.1f}\" y=\"{4}\" text-anchor=\"{5}\" class=\"note\">{6}</text>\n",
           x_of(mark.x), kTop, kTop + kPlotHeight, x_of(mark.x) + (is_right ? -4 : 4), y,
-          is_right ? "end" : "start", escaped(mark.label));
+          is_right ? "end" : "start", escape_markup(mark.label));
       y -= 16;
     }
     return out;
@@ -111,6 +109,7 @@ class Panel {
       std::string points;
       for (const auto& [x, y] : panel_.series[i].points) {
         points += fmt::format("{:.1f},{:.1f} ", x_of(x), y_of(y));
+        if (panel_.series[i].points.size() > kMostCircles) continue;
         out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.5\" fill=\"{}\"/>\n", x_of(x),
                            y_of(y), kColours[i]);
       }
@@ -129,16 +128,29 @@ class Panel {
           "<line x1=\"{0}\" y1=\"{1}\" x2=\"{2}\" y2=\"{1}\" stroke=\"{3}\" stroke-width=\"3\"/>"
           "<text x=\"{4}\" y=\"{5}\">{6}</text>\n",
           kLeft + 10, y, kLeft + 30, kColours[i], kLeft + 36, y + 4,
-          escaped(panel_.series[i].name));
+          escape_markup(panel_.series[i].name));
     }
     return out;
   }
 
   const PlotPanel& panel_;
-  double largest_x_ = 1e-9, largest_y_ = 1e-9;
+  double largest_x_ = 1e-9, largest_y_ = 1e-9, smallest_y_ = 0;
 };
 
 }  // namespace
+
+std::string escape_markup(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '<')
+      out += "&lt;";
+    else if (c == '&')
+      out += "&amp;";
+    else
+      out += c;
+  }
+  return out;
+}
 
 std::string draw_svg(const std::vector<PlotPanel>& panels) {
   const double width = kWidth * static_cast<double>(panels.size());

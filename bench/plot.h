@@ -22,9 +22,13 @@ struct PlotPanel {
   std::string title, x_label, y_label;
   std::vector<PlotSeries> series;  // at most eight
   std::vector<PlotMark> marks;
+  bool is_from_zero = true;  // the y axis; otherwise from the smallest value
 };
 
-// Panels side by side on white, each with its own axes from zero on and its legend.
+// Panels side by side on white, each with its own axes and its legend; x begins at zero.
 std::string draw_svg(const std::vector<PlotPanel>& panels);
+
+// Text as SVG and HTML take it.
+std::string escape_markup(const std::string& text);
 
 }  // namespace fathom::bench

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   CLI::App app("fathom: the DeepSeek-V3.2 system");
   app.require_subcommand(1);
   using namespace fathom::cli;  // NOLINT: one line a command
+  add_report_command(app);
   add_serve_command(app);
   add_chat_command(app);
   add_generate_command(app);

@@ -19,21 +19,27 @@ class SlotWriter {
   void head(Linear& linear) {
     add("lm_head.weight", {c_.vocab_size, c_.hidden_size}, Role::kEmbedding, linear.weight);
   }
-  void matrix(const std::string& name, int64_t out, int64_t in, Linear& linear) {
-    slots_.push_back(
-        {name + ".weight", {out, in}, Role::kMatrix, true, &linear.weight, &linear.scale_inv});
+  void matrix(const std::string& name, int64_t out, int64_t in, Linear& linear,
+              int64_t num_heads = 1) {
+    slots_.push_back({name + ".weight",
+                      {out, in},
+                      Role::kMatrix,
+                      true,
+                      &linear.weight,
+                      &linear.scale_inv,
+                      num_heads});
   }
 
   void attention(const std::string& prefix, AttentionWeights& w) {
     const int64_t heads = c_.num_attention_heads;
     matrix(prefix + "q_a_proj", c_.q_lora_rank, c_.hidden_size, w.q_a_proj);
     norm(prefix + "q_a_layernorm.weight", c_.q_lora_rank, w.q_a_layernorm);
-    matrix(prefix + "q_b_proj", heads * c_.qk_head_dim(), c_.q_lora_rank, w.q_b_proj);
+    matrix(prefix + "q_b_proj", heads * c_.qk_head_dim(), c_.q_lora_rank, w.q_b_proj, heads);
     matrix(prefix + "kv_a_proj_with_mqa", c_.kv_lora_rank + c_.qk_rope_head_dim, c_.hidden_size,
            w.kv_a_proj_with_mqa);
     norm(prefix + "kv_a_layernorm.weight", c_.kv_lora_rank, w.kv_a_layernorm);
     matrix(prefix + "kv_b_proj", heads * (c_.qk_nope_head_dim + c_.v_head_dim), c_.kv_lora_rank,
-           w.kv_b_proj);
+           w.kv_b_proj, heads);
     matrix(prefix + "o_proj", c_.hidden_size, heads * c_.v_head_dim, w.o_proj);
     indexer(prefix + "indexer.", w.indexer);
   }

@@ -87,6 +87,7 @@ struct TensorSlot {
   bool may_be_fp8;  // the checkpoint may hold e4m3 with a scale beside it
   torch::Tensor* tensor;
   torch::Tensor* scale_inv;  // null where there can be none
+  int64_t num_heads = 1;     // rows are so many heads' one behind another
 };
 
 // Whether it belongs to a lightning indexer, which trains by a loss of its own.

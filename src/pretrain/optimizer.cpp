@@ -118,8 +118,11 @@ void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
     m[i] = momentum * m[i] + (1 - momentum) * g[i] * scale;
     direction[i] = momentum * m[i] + (1 - momentum) * g[i] * scale;  // Nesterov
   }
-  const int64_t rows = weight.size(0), cols = weight.size(1);
-  orthogonalise(rows, cols, direction.data());
+  // Each part is a matrix of its own: all of the weight, or one head's rows of it.
+  const int64_t num_parts = recipe_.muon_per_head ? slot.slot.num_heads : 1;
+  const int64_t rows = weight.size(0) / num_parts, cols = weight.size(1);
+  for (int64_t part = 0; part < num_parts; ++part)
+    orthogonalise(rows, cols, direction.data() + part * rows * cols);
   // 0.2 sqrt(max(rows, cols)) gives the update AdamW's usual size, so both share one learning rate
   // and decay (Liu et al. 2025).
   const float size = 0.2f * std::sqrt(static_cast<float>(std::max(rows, cols)));

@@ -113,6 +113,28 @@ TEST(Optimizer, StateRestoresToTheSameBits) {
   EXPECT_THROW(second.optimizer->restore({{"norm.first_moment", torch::zeros(2)}}), Error);
 }
 
+// Each head's rows get the update that they would get as a matrix of their own.
+TEST(Optimizer, MuonPerHeadIsMuonOfEachHead) {
+  const OptimizerRecipe recipe{
+      .matrices = "muon", .weight_decay = 0, .muon_per_head = true, .clip_norm = 1e9};
+  const auto updated = [&](Tensor weight, const Tensor& gradient, int64_t num_heads) {
+    weight = weight.clone().requires_grad_(true);
+    weight.mutable_grad() = gradient.clone();
+    model::TensorSlot slot{"w",      weight.sizes().vec(), Role::kMatrix, false, &weight, nullptr,
+                           num_heads};
+    Optimizer optimizer({slot}, recipe);
+    optimizer.step(0.1, 1);
+    return weight.detach().clone();
+  };
+  const Tensor weight = random_tensor({12, 20}, 1), gradient = random_tensor({12, 20}, 2);
+  const Tensor together = updated(weight, gradient, 3);
+  for (int64_t head = 0; head < 3; ++head) {
+    const Tensor alone = updated(weight.narrow(0, 4 * head, 4), gradient.narrow(0, 4 * head, 4), 1);
+    EXPECT_LT((together.narrow(0, 4 * head, 4) - alone).abs().max().item<double>(), 1e-6);
+  }
+  EXPECT_GT((together - updated(weight, gradient, 1)).abs().max().item<double>(), 1e-3);
+}
+
 TEST(Optimizer, BitsDoNotDependOnTheThreadCount) {
   const int threads = base::num_threads();
   std::vector<Tensor> results;

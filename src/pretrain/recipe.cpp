@@ -14,6 +14,7 @@ const char* expected_name(const bool&) { return "true or false"; }
 const char* expected_name(const std::string&) { return "a string"; }
 const char* expected_name(const double&) { return "a number"; }
 const char* expected_name(const int64_t&) { return "an integer"; }
+const char* expected_name(const std::vector<int64_t>&) { return "a list of integers"; }
 const char* expected_name(const uint64_t&) { return "an integer of at least 0"; }
 
 // One section's fields by name; reading refuses every other key.
@@ -35,6 +36,10 @@ class Section {
     if constexpr (std::is_same_v<T, std::string>) fits = found.is_string();
     if constexpr (std::is_same_v<T, int64_t>) fits = found.is_number_integer();
     if constexpr (std::is_same_v<T, uint64_t>) fits = found.is_number_unsigned();
+    if constexpr (std::is_same_v<T, std::vector<int64_t>>)
+      fits = found.is_array() && std::all_of(found.begin(), found.end(), [](const Json& item) {
+               return item.is_number_integer();
+             });
     if (!fits)
       fail("{}: \"{}.{}\" is {}; expected {}", source_, name_, key, found.dump(),
            expected_name(value));
@@ -185,6 +190,7 @@ Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
       .field("epsilon", r.optimizer.epsilon)
       .field("weight_decay", r.optimizer.weight_decay)
       .field("muon_momentum", r.optimizer.muon_momentum)
+      .field("muon_per_head", r.optimizer.muon_per_head)
       .field("clip_norm", r.optimizer.clip_norm)
       .refuse_the_rest();
   Section(json, "training", source)
@@ -203,6 +209,7 @@ Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
       .field("balance_weight", r.training.balance_weight)
       .field("indexer_weight", r.training.indexer_weight)
       .field("expert_bias_rate", r.training.expert_bias_rate)
+      .field("skip_steps", r.training.skip_steps)
       .field("validate_every", r.training.validate_every)
       .field("checkpoint_every", r.training.checkpoint_every)
       .field("keep_checkpoints", r.training.keep_checkpoints)

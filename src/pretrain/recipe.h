@@ -27,6 +27,7 @@ struct OptimizerRecipe {
   double epsilon = 1e-10;
   double weight_decay = 0.1;  // matrices only
   double muon_momentum = 0.95;
+  bool muon_per_head = false;  // orthogonalise each head of MLA's up-projections by itself (GLM-5)
   double clip_norm = 1.0;
 };
 
@@ -43,10 +44,11 @@ struct TrainingRecipe {
   double decay_fraction = 0.25;  // "wsd": of all steps, at the end
   double final_fraction = 0.05;  // of the peak learning rate, where either schedule ends
   double mtp_weight = 0.3;
-  double balance_weight = 1e-3;    // of the balance loss, same section, eq. (17)
-  double indexer_weight = 1;       // of the indexers' losses: stages warmup and sparse
-  double expert_bias_rate = 1e-3;  // gamma of the report of V3, section 2.1.2
-  int64_t validate_every = 250;    // steps
+  double balance_weight = 1e-3;     // of the balance loss, same section, eq. (17)
+  double indexer_weight = 1;        // of the indexers' losses: stages warmup and sparse
+  double expert_bias_rate = 1e-3;   // gamma of the report of V3, section 2.1.2
+  std::vector<int64_t> skip_steps;  // whose batches are left out: no gradient, no update
+  int64_t validate_every = 250;     // steps
   int64_t checkpoint_every = 250;
   int64_t keep_checkpoints = 2;
 };

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/grad_mode.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <utility>
@@ -110,6 +111,8 @@ Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& check
 
 StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_steps) {
   const TrainingRecipe& t = recipe_.training;
+  if (std::find(t.skip_steps.begin(), t.skip_steps.end(), step + 1) != t.skip_steps.end())
+    return {.is_skipped = true};
   const auto indices = rows_of_step(rows.num_rows(), t.batch_rows, t.seed, step);
   const int64_t num_micro_batches = t.batch_rows / t.micro_batch_rows;
   StepReport report;

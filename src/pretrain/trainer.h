@@ -22,6 +22,7 @@ struct StepReport {
   double gradient_norm = 0;   // before clipping, without the indexers
   double indexer_gradient_norm = 0;
   double learning_rate = 0;
+  bool is_skipped = false;   // by the recipe's skip_steps: nothing else is set
   double max_violation = 0;  // greatest expert load over the mean, minus 1 (MaxVio)
 };
 

@@ -47,6 +47,18 @@ TEST_F(TinyTrainer, MicroBatchesAddUpToTheBatch) {
   }
 }
 
+TEST_F(TinyTrainer, ASkippedStepChangesNothing) {
+  json_["training"]["skip_steps"] = {2};
+  Trainer t = trainer();
+  EXPECT_FALSE(t.step(rows("train"), 0, 10).is_skipped);
+  const auto before = t.model().weights.norm.clone();
+  const double loss = t.validate(rows("validation")).loss;
+  EXPECT_TRUE(t.step(rows("train"), 1, 10).is_skipped);
+  EXPECT_TRUE(before.equal(t.model().weights.norm));
+  EXPECT_EQ(t.validate(rows("validation")).loss, loss);
+  EXPECT_FALSE(t.step(rows("train"), 2, 10).is_skipped);
+}
+
 TEST_F(TinyTrainer, TheMtpWeightScalesItsGradient) {
   json_["training"]["mtp_weight"] = 0.0;
   EXPECT_EQ(trainer().step(rows("train"), 0, 10).mtp_loss, 0);

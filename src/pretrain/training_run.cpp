@@ -60,6 +60,10 @@ void report_step(Run& run, const StepReport& report, base::Progress& progress) {
   const auto& t = run.options.recipe.training;
   const double tokens = static_cast<double>(t.batch_rows * t.sequence_length);
   const auto done = static_cast<double>(run.state.step);
+  if (report.is_skipped) {
+    run.folder.append_metrics({{"step", run.state.step}, {"skipped", true}});
+    return;
+  }
   const Stage stage = run.options.recipe.stage;
   Json metrics = {{"step", run.state.step},
                   {"tokens", done * tokens},
@@ -156,7 +160,8 @@ void export_model(const TrainingRunOptions& options, const Trainer& trainer) {
 // What must not change within a run. More steps may be asked for.
 Json identity(Json recipe) {
   if (recipe.contains("training"))
-    for (const char* key : {"steps", "validate_every", "checkpoint_every", "keep_checkpoints"})
+    for (const char* key :
+         {"steps", "skip_steps", "validate_every", "checkpoint_every", "keep_checkpoints"})
       recipe["training"].erase(key);
   recipe.erase("corpus");
   return recipe;
