@@ -111,24 +111,30 @@ class Panel {
         points += fmt::format("{:.1f},{:.1f} ", x_of(x), y_of(y));
         if (panel_.series[i].points.size() > kMostCircles) continue;
         out += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"2.5\" fill=\"{}\"/>\n", x_of(x),
-                           y_of(y), kColours[i]);
+                           y_of(y), colour(i));
       }
       out +=
           fmt::format("<polyline points=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2\"/>\n",
-                      points, kColours[i]);
+                      points, colour(i));
     }
     return out;
+  }
+
+  const char* colour(size_t i) const {
+    const int own = panel_.series[i].colour;
+    return kColours[own >= 0 ? static_cast<size_t>(own) : i];
   }
 
   std::string legend() const {
     std::string out;
     for (size_t i = 0; i < panel_.series.size(); ++i) {
       const double y = kTop + 12 + 17 * static_cast<double>(i);
+      // Costs rise to the right, losses fall: the legend stands where the lines are not.
+      const double x = panel_.is_from_zero ? kLeft + 10 : kLeft + kPlotWidth - 150;
       out += fmt::format(
           "<line x1=\"{0}\" y1=\"{1}\" x2=\"{2}\" y2=\"{1}\" stroke=\"{3}\" stroke-width=\"3\"/>"
           "<text x=\"{4}\" y=\"{5}\">{6}</text>\n",
-          kLeft + 10, y, kLeft + 30, kColours[i], kLeft + 36, y + 4,
-          escape_markup(panel_.series[i].name));
+          x, y, x + 20, colour(i), x + 26, y + 4, escape_markup(panel_.series[i].name));
     }
     return out;
   }

@@ -10,6 +10,7 @@ namespace fathom::bench {
 struct PlotSeries {
   std::string name;
   std::vector<std::pair<double, double>> points;  // (x, y), x ascending
+  int colour = -1;  // 0 to 7, to keep one over several panels; otherwise by its place in the panel
 };
 
 // Something to see at a place on the x axis: a dashed line with its label.

@@ -82,11 +82,11 @@ std::optional<double> value_of(const Json& line, const char* key) {
 }
 
 PlotSeries series_of(const Run& run, const char* key) {
-  PlotSeries all{run.name, {}};
+  PlotSeries all{run.name, {}, -1};
   for (const Json& line : run.lines)
     if (const auto value = value_of(line, key)) all.points.emplace_back(line["tokens"], *value);
   if (all.points.size() <= kMostPoints) return all;
-  PlotSeries means{run.name, {}};
+  PlotSeries means{run.name, {}, -1};
   for (size_t i = 0; i < kMostPoints; ++i) {
     const size_t begin = i * all.points.size() / kMostPoints;
     const size_t end = (i + 1) * all.points.size() / kMostPoints;
@@ -139,9 +139,11 @@ void write_training_report(const TrainingReportOptions& options) {
   html += table(runs);
   for (const Chart& chart : kCharts) {
     PlotPanel panel{chart.title, "tokens", chart.unit, {}, {}, false};
-    for (const Run& run : runs)
-      if (PlotSeries series = series_of(run, chart.key); !series.points.empty())
-        panel.series.push_back(std::move(series));
+    for (size_t i = 0; i < runs.size(); ++i) {
+      PlotSeries series = series_of(runs[i], chart.key);
+      series.colour = static_cast<int>(i);
+      if (!series.points.empty()) panel.series.push_back(std::move(series));
+    }
     if (!panel.series.empty()) html += draw_svg({panel});
   }
   base::write_file_atomically(options.out, html + "</body></html>\n");

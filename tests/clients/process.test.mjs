@@ -97,11 +97,11 @@ test('chat answers line by line', async () => {
 });
 
 test('chat leaves out a message that cannot be answered and goes on', async () => {
-  const lines = Buffer.concat([Buffer.from('word '.repeat(9000) + '\n'), Buffer.from([0xff, 0x0a]),
+  const lines = Buffer.concat([Buffer.from('word '.repeat(12000) + '\n'), Buffer.from([0xff, 0x0a]),
     Buffer.from('hello\n/clear\nhello again\n')]);
   const result = await run(['chat', '--model', model, '--max-tokens', '5'], lines);
   assert.equal(result.code, 1);
-  assert.match(result.stderr, /^fathom: the prompt has \d+ tokens; the model's context is 4096 .*; the message was left out/);
+  assert.match(result.stderr, /^fathom: the prompt has \d+ tokens; the model's context is 8192 .*; the message was left out/);
   assert.match(result.stderr, /\nfathom: the message is not valid UTF-8; the message was left out/);
   assert.match(result.stderr, /\nfathom: 2 messages were left out\n$/);
   assert.ok(result.stdout.trim() !== '' && !result.stdout.includes('\x1b'), 'answers, no reasoning');
