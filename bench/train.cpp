@@ -30,6 +30,13 @@ model::TrainingBatch random_batch(const model::Config& config, int64_t length) {
   return {draw(), draw(), {length}};
 }
 
+model::TrainingBatch batch_of(const TrainOptions& options, const model::Config& config,
+                              int64_t length) {
+  if (options.tokens.empty()) return random_batch(config, length);
+  const pretrain::TokenRows rows(options.tokens, "train", length);
+  return pretrain::make_batch(rows, {rows.num_rows() / 2}, config.bos_token_id, false);
+}
+
 // From here on /proc/self/status counts the peak anew (proc_pid_clear_refs(5)).
 void reset_peak() {
   malloc_trim(0);
@@ -75,13 +82,13 @@ Json measure_training(const TrainOptions& options) {
   model::Model model = model::load_checkpoint_for_training(options.model);
   if (options.index_topk > 0) model.config.index_topk = options.index_topk;
   model.config.max_position_embeddings = int64_t{1} << 24;
-  std::vector<Curve> curves = {
-      {"dense", pretrain::Stage::kDense, {"dense", {}}, {"dense", {}}},
-      {"warmup", pretrain::Stage::kWarmup, {"warm-up", {}}, {"warm-up", {}}},
-      {"sparse", pretrain::Stage::kSparse, {"sparse", {}}, {"sparse", {}}}};
+  std::vector<Curve> curves;
+  for (const std::string& name : options.stages)
+    for (const auto& [known, stage] : pretrain::kStages)
+      if (known == name) curves.push_back({name, stage, {name, {}, -1}, {name, {}, -1}});
   Json rows = Json::array();
   for (const int64_t length : options.lengths) {
-    const auto batch = random_batch(model.config, length);
+    const auto batch = batch_of(options, model.config, length);
     Json row = {{"tokens", length}};
     for (Curve& curve : curves) {
       pretrain::freeze(model, curve.stage);
@@ -94,8 +101,9 @@ Json measure_training(const TrainOptions& options) {
       curve.seconds.points.emplace_back(x, step.seconds);
       curve.megabytes.points.emplace_back(x, static_cast<double>(step.peak_bytes) / 1e6);
     }
-    row["dense_over_sparse"] =
-        row["dense"]["seconds"].get<double>() / row["sparse"]["seconds"].get<double>();
+    if (row.contains("dense") && row.contains("sparse"))
+      row["dense_over_sparse"] =
+          row["dense"]["seconds"].get<double>() / row["sparse"]["seconds"].get<double>();
     rows.push_back(row);
   }
   if (!options.svg.empty()) {

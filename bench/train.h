@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 #include <vector>
 
 #include "base/json.h"
@@ -11,14 +12,18 @@ namespace fathom::bench {
 
 struct TrainOptions {
   std::filesystem::path model;
+  // Tokens as pretrain cuts them, read across documents; empty: random tokens, whose selections
+  // have less in common than those of text.
+  std::filesystem::path tokens;
   std::vector<int64_t> lengths = {1024, 2048, 4096, 8192, 16384};
+  std::vector<std::string> stages = {"dense", "warmup", "sparse"};
   int64_t index_topk = 0;  // 0: the model's
   int num_threads = 0;
   int repeats = 3;
   std::filesystem::path svg;  // where to draw; empty: nowhere
 };
 
-// For each length one sequence of random tokens, forward and backward, without the optimizer: in
+// For each length one sequence, forward and backward, without the optimizer: in
 // the dense stage, the indexer's warm-up and the sparse stage (LM, MTP and indexer losses).
 // Seconds are the best of the runs; bytes are how far the process' resident memory rose above what
 // it held before the step.

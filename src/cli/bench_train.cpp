@@ -20,6 +20,12 @@ void add_bench_train_command(CLI::App& bench) {
       ->delimiter(',')
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
+  command->add_option("--tokens", options->tokens,
+                      "Folder of tokens that pretrain cut; left out: random tokens");
+  command->add_option("--stages", options->stages, "Which of dense, warmup, sparse")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"dense", "warmup", "sparse"}))
+      ->capture_default_str();
   command->add_option("--topk", options->index_topk, "Keys that a query selects; 0: the model's")
       ->check(CLI::Range(0, 1 << 20))
       ->capture_default_str();
