@@ -4,7 +4,7 @@ import {cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync} fr
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {test} from 'node:test';
-import {model, root, run, startServer} from './server.mjs';
+import {context, model, root, run, startServer} from './server.mjs';
 
 test('the port is in use', async (t) => {
   const server = await startServer();
@@ -101,7 +101,8 @@ test('chat leaves out a message that cannot be answered and goes on', async () =
     Buffer.from('hello\n/clear\nhello again\n')]);
   const result = await run(['chat', '--model', model, '--max-tokens', '5'], lines);
   assert.equal(result.code, 1);
-  assert.match(result.stderr, /^fathom: the prompt has \d+ tokens; the model's context is 8192 .*; the message was left out/);
+  assert.match(result.stderr, new RegExp(
+    `^fathom: the prompt has \\d+ tokens; the model's context is ${context} .*; the message was left out`));
   assert.match(result.stderr, /\nfathom: the message is not valid UTF-8; the message was left out/);
   assert.match(result.stderr, /\nfathom: 2 messages were left out\n$/);
   assert.ok(result.stdout.trim() !== '' && !result.stdout.includes('\x1b'), 'answers, no reasoning');

@@ -1,10 +1,14 @@
 // Starts the program under test for one test file and stops it afterwards.
 import assert from 'node:assert/strict';
 import {spawn} from 'node:child_process';
+import {readFileSync} from 'node:fs';
 
 export const root = process.env.FATHOM_ROOT ?? new URL('../..', import.meta.url).pathname;
 export const binary = process.env.FATHOM_BINARY ?? `${root}/build/fathom`;
 export const model = process.env.FATHOM_MODEL ?? `${root}/models/nano`;
+// The longest prompt and answer that the model takes, in tokens.
+export const context =
+  JSON.parse(readFileSync(`${model}/config.json`, 'utf8')).max_position_embeddings;
 export const output = process.env.FATHOM_TEST_OUTPUT ?? '/tmp';
 
 // Runs a command to its end: {code, stdout, stderr}.
