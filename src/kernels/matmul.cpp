@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/fp8.h"
+#include "kernels/matmul_bf16.h"
 #include "kernels/simd.h"
 
 namespace fathom::kernels {
@@ -345,8 +347,13 @@ struct GemmBlock {
   int64_t m_begin, m_end, n_begin, n_end;
 };
 
+struct GemmUpdate {
+  bool accumulate;
+  bool round;  // the operands to bf16, once they are packed
+};
+
 void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, View2<float> c_MN,
-                bool accumulate) {
+                const GemmUpdate& update) {
   static thread_local std::vector<float> a_pack, b_pack;
   const int64_t num_m_tiles = (block.m_end - block.m_begin + kGemmTileM - 1) / kGemmTileM;
   a_pack.resize(num_m_tiles * kGemmTileM * kBlockK + kPackSlack);
@@ -359,15 +366,17 @@ void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, V
              std::min(kGemmTileM, block.m_end - m), k_size,
              a_pack.data() + t * kGemmTileM * k_size);
     }
+    if (update.round) round_to_bf16(a_pack, a_pack);
     for (int64_t n = block.n_begin; n < block.n_end; n += kGemmTileN) {
       const int64_t cols = std::min(kGemmTileN, block.n_end - n);
       pack_b(b.data + k * b.row_stride + n * b.col_stride, b.col_stride, b.row_stride, cols, k_size,
              b_pack.data());
+      if (update.round) round_to_bf16(b_pack, b_pack);
       for (int64_t t = 0; t < num_m_tiles; ++t) {
         const int64_t m = block.m_begin + t * kGemmTileM;
         const int64_t rows = std::min(kGemmTileM, block.m_end - m);
         gemm_tile(a_pack.data() + t * kGemmTileM * k_size, b_pack.data(), k_size,
-                  View2<float>(c_MN[m] + n, rows, cols, c_MN.stride), accumulate || k > 0);
+                  View2<float>(c_MN[m] + n, rows, cols, c_MN.stride), update.accumulate || k > 0);
       }
     }
   }
@@ -566,15 +575,21 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
               false);
 }
 
-void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+                 Precision precision) {
   check_gemm(shape, c_MN);
+  const bool is_bf16 = precision == Precision::kBF16;
+  if (is_bf16 && has_bf16_dot()) return gemm_bf16_serial(shape, a, b, c_MN, accumulate);
   for (int64_t m = 0; m < shape.m; m += kGemmBlockM)
     gemm_block({m, std::min(m + kGemmBlockM, shape.m), 0, shape.n}, shape.k, a, b, c_MN,
-               accumulate);
+               {accumulate, is_bf16});
 }
 
-void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+          Precision precision) {
   check_gemm(shape, c_MN);
+  const bool is_bf16 = precision == Precision::kBF16;
+  if (is_bf16 && has_bf16_dot()) return gemm_bf16(shape, a, b, c_MN, accumulate);
   const int64_t num_m_blocks = (shape.m + kGemmBlockM - 1) / kGemmBlockM;
   // Few row blocks (weight gradients): split the columns too, at the price of packing A again.
   const int64_t num_n_tiles = (shape.n + kGemmTileN - 1) / kGemmTileN;
@@ -588,7 +603,7 @@ void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool 
       const int64_t n_end = std::min(n + tiles_per_block * kGemmTileN, shape.n);
       if (n < n_end)
         gemm_block({m, std::min(m + kGemmBlockM, shape.m), n, n_end}, shape.k, a, b, c_MN,
-                   accumulate);
+                   {accumulate, is_bf16});
     }
   });
 }

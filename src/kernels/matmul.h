@@ -45,11 +45,20 @@ struct GemmShape {
   int64_t m = 0, n = 0, k = 0;
 };
 
-// C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order, in blocks of 256.
-// gemm runs in parallel over blocks of C, gemm_serial on the calling thread; same bits.
-// Oracle reference::gemm, relative tolerance 1e-5.
-void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
-void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
+// What becomes of the operands first. kBF16: rounded to bf16, to nearest even; their products are
+// exact in f32, and so are the sums' types.
+enum class Precision { kF32, kBF16 };
+
+// C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order: kF32 in blocks of
+// 256; kBF16 two products at a time where the processor has AVX512-BF16, as kF32 where not. A row
+// of A and of B must each be contiguous in one direction (a stride of 1). gemm runs in parallel
+// over blocks of C, gemm_serial on the calling thread; same bits, and a row's depend on A's row and
+// B alone. Scratch a thread: blocks of the operands; kBF16: both, in bf16. Oracle reference::gemm
+// of the (rounded) operands, relative tolerance 1e-5.
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+          Precision precision = Precision::kF32);
+void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+                 Precision precision = Precision::kF32);
 
 // y = x W for W [N, K] in any format, x [M, N]: the absorbed products of MQA. W is widened by
 // panels. Row m's bits depend on x's row m and W alone.

@@ -129,6 +129,62 @@ TEST(Gemm, EqualsReferenceInEveryOrientation) {
   }
 }
 
+// The oracle of a product in bf16: the operands rounded, the products summed in double.
+void rounded_reference(const GemmShape& shape, const Strided& a, const Strided& b,
+                       View2<float> c_MN, bool accumulate) {
+  std::vector<float> left(shape.m * shape.k), right(shape.k * shape.n);
+  for (int64_t m = 0; m < shape.m; ++m)
+    for (int64_t k = 0; k < shape.k; ++k)
+      left[m * shape.k + k] = from_bf16(to_bf16(a.data[m * a.row_stride + k * a.col_stride]));
+  for (int64_t k = 0; k < shape.k; ++k)
+    for (int64_t n = 0; n < shape.n; ++n)
+      right[k * shape.n + n] = from_bf16(to_bf16(b.data[k * b.row_stride + n * b.col_stride]));
+  reference::gemm(shape, {left.data(), shape.k, 1}, {right.data(), shape.n, 1}, c_MN, accumulate);
+}
+
+TEST(Gemm, RoundsItsOperandsToBF16WhereAsked) {
+  for (auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
+                         {5, 15, 7},
+                         {7, 17, 300},
+                         {13, 70, 33},
+                         {150, 130, 513},
+                         {200, 65, 31},
+                         {400, 192, 64}}) {
+    const TestMatrix a(m, k, 1, 1, 3), a_t(k, m, 1, 3, 1), b(k, n, 2, 1, 5), b_t(n, k, 2, 0, 1);
+    const Strided as[] = {{a.view.data, a.view.stride, 1}, {a_t.view.data, 1, a_t.view.stride}};
+    const Strided bs[] = {{b.view.data, b.view.stride, 1}, {b_t.view.data, 1, b_t.view.stride}};
+    for (const Strided& left : as) {
+      for (const Strided& right : bs) {
+        for (bool accumulate : {false, true}) {
+          TestMatrix c(m, n, 3, 0, 2), expected(m, n, 3, 0, 2), serial(m, n, 3, 0, 2);
+          const auto border = c.storage;
+          gemm({m, n, k}, left, right, c.view, accumulate, Precision::kBF16);
+          gemm_serial({m, n, k}, left, right, serial.view, accumulate, Precision::kBF16);
+          rounded_reference({m, n, k}, left, right, expected.view, accumulate);
+          EXPECT_LE(max_difference(c.view, expected.view), 4e-5 * std::sqrt(k)) << m << " " << n;
+          EXPECT_EQ(max_difference(c.view, serial.view), 0.0);
+          for (int64_t row = 0; row < m; ++row)  // what lies between the rows stays
+            for (int64_t i = n; i < n + 2; ++i)
+              EXPECT_EQ(c.view[row][i], border[row * (n + 2) + i]);
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, ARowsBitsInBF16DependOnItsRowAlone) {
+  const int64_t n = 70, k = 300;
+  const TestMatrix a(200, k, 1), b(k, n, 2);
+  TestMatrix all(200, n, 3), some(7, n, 4);
+  gemm({200, n, k}, {a.view.data, k, 1}, {b.view.data, n, 1}, all.view, false, Precision::kBF16);
+  for (int64_t m : {0, 1, 5, 143, 144, 193})
+    for (int64_t count : {1, 2, 6, 7}) {
+      const auto out = some.view.slice_rows(0, count);
+      gemm({count, n, k}, {a.view[m], k, 1}, {b.view.data, n, 1}, out, false, Precision::kBF16);
+      EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+    }
+}
+
 TEST(Gemm, TransposedLinearUndoesTheLayoutOnly) {
   const TestWeight weight(WeightFormat::kE4M3, 96, 130);
   std::vector<float> wide(96 * 130);

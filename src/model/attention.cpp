@@ -60,15 +60,16 @@ ExpandedKv expand(const AttentionInput& in, const Tensor& latent_SC, const Tenso
           kv[1].reshape({rows, heads * c.v_head_dim})};
 }
 
-kernels::AttentionShape attention_shape(const Config& c) {
+kernels::AttentionShape attention_shape(const Config& c, const ForwardOptions& options) {
   return {c.num_attention_heads, c.qk_head_dim(), c.v_head_dim,
-          static_cast<float>(c.softmax_scale())};
+          static_cast<float>(c.softmax_scale()),
+          options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32};
 }
 
 Tensor training_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
   std::vector<int64_t> lengths;
   for (const Segment& segment : in.segments) lengths.push_back(segment.num_tokens);
-  const auto shape = attention_shape(in.config);
+  const auto shape = attention_shape(in.config, in.options);
   const bool has_loss = in.options.indexer_loss && in.statistics;
   IndexerProjections indexer;
   if (in.options.sparse || has_loss)
@@ -125,7 +126,7 @@ void mha_segment(const AttentionInput& in, const Segment& segment, int64_t first
   const kernels::AttentionForward io{slice(q_NHD),   ops::view2(kv.k_SHD), ops::view2(kv.v_SHV),
                                      slice(out_NHV), ops::view2(lse),      mask};
   base::parallel_for(c.num_attention_heads, 1, [&](int64_t begin, int64_t end) {
-    kernels::attention_forward(attention_shape(c), io, begin, end);
+    kernels::attention_forward(attention_shape(c, in.options), io, begin, end);
   });
 }
 
