@@ -19,25 +19,6 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 Strided rows_of(View2<const float> x) { return {x.data, x.stride, 1}; }
 Strided transpose_of(View2<const float> x) { return {x.data, 1, x.stride}; }
 
-// One row of a score tile: p = exp(scale * s - m), with m the running maximum. Returns the row's
-// sum.
-KERNEL float exp_row(float* scores, int64_t count, float scale, float maximum) {
-  F32x8 sum{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const F32x8 p = exp(load(scores + i) * scale - maximum);
-    store(scores + i, p);
-    sum += p;
-  }
-  if (i < count) {
-    F32x8 p = exp(load_partial(scores + i, count - i) * scale - maximum);
-    for (int64_t lane = count - i; lane < kLanes; ++lane) p[lane] = 0;
-    store_partial(scores + i, p, count - i);
-    sum += p;
-  }
-  return horizontal_sum(sum);
-}
-
 // ds = p * (dp - delta) * scale
 KERNEL void score_gradient_row(const float* p, const float* dp, int64_t count, float delta,
                                float scale, float* ds) {
@@ -71,7 +52,7 @@ void online_softmax_row(float* scores, int64_t count, float scale, float& maximu
     sum *= rescale;
     maximum = block_max;
   }
-  sum += exp_row(scores, count, scale, maximum);
+  sum += exp_scaled_row(scores, count, scale, maximum);
 }
 
 void forward_query_block(const AttentionShape& shape, const AttentionForward& io, int64_t h,
@@ -128,7 +109,7 @@ void backward_tile(const AttentionShape& shape, const AttentionBackward& io, int
     if (io.lse_HT[h][t + row] == kMinusInfinity)
       std::fill_n(p[row], p.cols, 0.0f);  // it saw no key
     else
-      exp_row(p[row], p.cols, shape.scale, io.lse_HT[h][t + row]);
+      exp_scaled_row(p[row], p.cols, shape.scale, io.lse_HT[h][t + row]);
     score_gradient_row(p[row], ds[row], p.cols, delta[t + row], shape.scale, ds[row]);
   }
 }

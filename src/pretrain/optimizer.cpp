@@ -17,12 +17,12 @@ using torch::Tensor;
 // one copied.
 void symmetric_product(int64_t rows, int64_t cols, const std::vector<float>& x,
                        std::vector<float>& out) {
-  constexpr int64_t kBlock = 48;
+  constexpr int64_t kBlock = 96;
   for (int64_t begin = 0; begin < rows; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, rows);
     kernels::gemm_serial({end - begin, end, cols}, {x.data() + begin * cols, cols, 1},
                          {x.data(), 1, cols}, {out.data() + begin * rows, end - begin, end, rows},
-                         false);
+                         false, kernels::Precision::kBF16);
   }
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = i + 1; j < rows; ++j) out[i * rows + j] = out[j * rows + i];
@@ -37,7 +37,7 @@ void newton_schulz_step(int64_t rows, int64_t cols, std::vector<float>& x, std::
   for (size_t i = 0; i < b.size(); ++i) b[i] = kB * a[i] + kC * b[i];
   for (int64_t i = 0; i < rows; ++i) b[i * rows + i] += kA;
   kernels::gemm_serial({rows, cols, rows}, {b.data(), rows, 1}, {x.data(), cols, 1},
-                       {next.data(), rows, cols}, false);
+                       {next.data(), rows, cols}, false, kernels::Precision::kBF16);
   x.swap(next);
 }
 
