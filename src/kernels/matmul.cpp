@@ -6,6 +6,7 @@
 #include "base/parallel.h"
 #include "kernels/bf16_dot.h"
 #include "kernels/fp8.h"
+#include "kernels/linear_bf16.h"
 #include "kernels/matmul_bf16.h"
 #include "kernels/simd.h"
 
@@ -529,10 +530,20 @@ void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
 
 }  // namespace
 
-void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
+void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Precision precision) {
   CHECK_EQ(x_MK.cols, w.cols);
   CHECK_EQ(y_MN.rows, x_MK.rows);
   CHECK_EQ(y_MN.cols, w.rows);
+  if (precision == Precision::kBF16) {
+    if (has_bf16_dot() && (w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3))
+      return linear_bf16(x_MK, w, y_MN);
+    static thread_local std::vector<float> rounded;
+    rounded.resize(x_MK.rows * x_MK.cols);
+    for (int64_t m = 0; m < x_MK.rows; ++m)
+      round_to_bf16({x_MK[m], static_cast<size_t>(x_MK.cols)},
+                    std::span(rounded).subspan(m * x_MK.cols, x_MK.cols));
+    return linear({rounded.data(), x_MK.rows, x_MK.cols}, w, y_MN);
+  }
   if (w.format == WeightFormat::kE4M3) {
     linear_e4m3(x_MK, w, y_MN);
     return;

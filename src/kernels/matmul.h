@@ -28,11 +28,19 @@ struct WeightView {
   }
 };
 
+// What becomes of the operands first. kBF16: rounded to bf16, to nearest even; their products are
+// exact in f32, and so are the sums' types.
+enum class Precision { kF32, kBF16 };
+
 // y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.
-// Each y[m,n] is one sum over k in a fixed order (eight interleaved partial sums, then a tree): its
-// bits depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
-// Scratch: one f32 panel of W a thread. Oracle reference::linear, relative tolerance 1e-5.
-void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN);
+// Each y[m,n] is one sum over k in a fixed order (interleaved partial sums, then a tree): its bits
+// depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
+// kBF16 rounds x, not W: a W in BF16 or E4M3 (times its factors, in f32) is taken as it is, and one
+// in another format is multiplied in f32.
+// Scratch: one panel of W a thread; kBF16: x in bf16. Oracle reference::linear (of the rounded x),
+// relative tolerance 1e-5.
+void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN,
+            Precision precision = Precision::kF32);
 
 // An f32 matrix read through strides, so that a transpose costs nothing to say.
 struct Strided {
@@ -44,10 +52,6 @@ struct Strided {
 struct GemmShape {
   int64_t m = 0, n = 0, k = 0;
 };
-
-// What becomes of the operands first. kBF16: rounded to bf16, to nearest even; their products are
-// exact in f32, and so are the sums' types.
-enum class Precision { kF32, kBF16 };
 
 // C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order: kF32 in blocks of
 // 256; kBF16 two products at a time where the processor has AVX512-BF16, as kF32 where not. A row

@@ -56,6 +56,26 @@ TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
   }
 }
 
+TEST(Linear, RoundsItsInputToBF16WhereAsked) {
+  for (auto format :
+       {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
+    for (int64_t m : {1, 2, 3, 4, 5, 9, 70}) {
+      for (auto [n, k] :
+           {std::pair<int64_t, int64_t>{1, 1}, {7, 13}, {49, 64}, {130, 257}, {70, 1300}}) {
+        const TestWeight weight(format, n, k);
+        const TestMatrix x(m, k, 1, 1, 3);
+        TestMatrix rounded(m, k, 1, 1, 3);
+        for (float& value : rounded.storage) value = from_bf16(to_bf16(value));
+        TestMatrix y(m, n, 2, 0, 1), expected(m, n, 3);
+        linear(x.view, weight.view, y.view, Precision::kBF16);
+        reference::linear(rounded.view, weight.view, expected.view);
+        EXPECT_LE(max_difference(y.view, expected.view), 1e-5 * std::sqrt(k) * 4)
+            << "format " << static_cast<int>(format) << " m " << m << " n " << n << " k " << k;
+      }
+    }
+  }
+}
+
 // E4m3 products are computed at other powers of two than their operands have.
 TEST(Linear, E4M3KeepsItsPrecisionForInputsOfAnyMagnitude) {
   TestWeight weight(WeightFormat::kE4M3, 70, 270);
@@ -80,16 +100,18 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   const TestMatrix x(301, 200, 5);
   for (const auto format :
        {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
-    const TestWeight weight(format, 100, 200);
-    TestMatrix all(301, 100, 6), some(301, 100, 7);
-    base::set_num_threads(2);
-    linear(x.view, weight.view, all.view);
-    base::set_num_threads(1);
-    for (int64_t m : {0, 1, 2, 3, 150, 296, 300}) {
-      for (int64_t count = 1; count <= std::min<int64_t>(5, 301 - m); ++count) {
-        const auto out = some.view.slice_rows(0, count);
-        linear(x.view.slice_rows(m, m + count), weight.view, out);
-        EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+    for (const auto precision : {Precision::kF32, Precision::kBF16}) {
+      const TestWeight weight(format, 100, 200);
+      TestMatrix all(301, 100, 6), some(301, 100, 7);
+      base::set_num_threads(2);
+      linear(x.view, weight.view, all.view, precision);
+      base::set_num_threads(1);
+      for (int64_t m : {0, 1, 2, 3, 63, 150, 296, 300}) {
+        for (int64_t count = 1; count <= std::min<int64_t>(9, 301 - m); ++count) {
+          const auto out = some.view.slice_rows(0, count);
+          linear(x.view.slice_rows(m, m + count), weight.view, out, precision);
+          EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+        }
       }
     }
   }
