@@ -572,7 +572,8 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Pre
   });
 }
 
-void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float> y_MK) {
+void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float> y_MK,
+                       Precision precision) {
   CHECK_EQ(x_MN.cols, w.rows);
   CHECK_EQ(y_MK.cols, w.cols);
   static thread_local std::vector<float> widened;
@@ -583,7 +584,7 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
     rows = widened.data();
   }
   gemm_serial({x_MN.rows, w.cols, w.rows}, {x_MN.data, x_MN.stride, 1}, {rows, w.cols, 1}, y_MK,
-              false);
+              false, precision);
 }
 
 void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,

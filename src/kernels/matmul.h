@@ -65,8 +65,9 @@ void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN
                  Precision precision = Precision::kF32);
 
 // y = x W for W [N, K] in any format, x [M, N]: the absorbed products of MQA. W is widened by
-// panels. Row m's bits depend on x's row m and W alone.
-void linear_transposed(View2<const float> x_MN, const WeightView& w_NK, View2<float> y_MK);
+// panels; kBF16 rounds both. Row m's bits depend on x's row m and W alone.
+void linear_transposed(View2<const float> x_MN, const WeightView& w_NK, View2<float> y_MK,
+                       Precision precision = Precision::kF32);
 
 // Rows [begin, end) of W as f32, scales applied. out has (end - begin) * cols elements.
 void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out);

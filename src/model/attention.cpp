@@ -130,6 +130,14 @@ void mha_segment(const AttentionInput& in, const Segment& segment, int64_t first
   });
 }
 
+// The published reference de-quantises kv_b_proj to bf16 for the absorbed products.
+kernels::Precision absorbed_precision(const AttentionInput& in) {
+  const bool is_fp8 = in.weights.kv_b_proj.weight.scalar_type() == torch::kByte;
+  const bool is_bf16 =
+      in.options.bf16_matmuls || (is_fp8 && in.options.mode == NumericMode::kDeploy);
+  return is_bf16 ? kernels::Precision::kBF16 : kernels::Precision::kF32;
+}
+
 // q_nope W_k: queries of all heads in the latent space, followed by their rotary part,
 // [N, H * (C + R)].
 Tensor absorb_queries(const AttentionInput& in, const Tensor& q_NHD) {
@@ -165,12 +173,18 @@ Tensor expand_values(const AttentionInput& in, const Tensor& mean_NHC) {
   const int64_t head_rows = c.qk_nope_head_dim + c.v_head_dim;
   Tensor values = torch::empty({tokens, heads * c.v_head_dim});
   const auto weight = ops::weight_view(in.weights.kv_b_proj);
-  for (int64_t h = 0; h < heads; ++h)
-    kernels::linear(
-        {mean_NHC.data_ptr<float>() + h * c.kv_lora_rank, tokens, c.kv_lora_rank,
-         heads * c.kv_lora_rank},
-        weight.slice_rows(h * head_rows + c.qk_nope_head_dim, (h + 1) * head_rows),
-        {values.data_ptr<float>() + h * c.v_head_dim, tokens, c.v_head_dim, heads * c.v_head_dim});
+  const int64_t head_work = tokens * c.v_head_dim * c.kv_lora_rank;
+  base::parallel_for(
+      heads, std::max<int64_t>(1, (1 << 20) / head_work), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h)
+          kernels::linear(
+              {mean_NHC.data_ptr<float>() + h * c.kv_lora_rank, tokens, c.kv_lora_rank,
+               heads * c.kv_lora_rank},
+              weight.slice_rows(h * head_rows + c.qk_nope_head_dim, (h + 1) * head_rows),
+              {values.data_ptr<float>() + h * c.v_head_dim, tokens, c.v_head_dim,
+               heads * c.v_head_dim},
+              absorbed_precision(in));
+      });
   return values;
 }
 

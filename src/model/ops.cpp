@@ -22,13 +22,6 @@ bool needs_gradient(std::initializer_list<Tensor> tensors) {
   return false;
 }
 
-Tensor rounded_to_bf16(const Tensor& x) {
-  Tensor y = torch::empty_like(x);
-  const auto count = static_cast<size_t>(x.numel());
-  kernels::round_to_bf16({x.data_ptr<float>(), count}, {y.data_ptr<float>(), count});
-  return y;
-}
-
 kernels::Strided rows_of(const Tensor& x) { return {x.data_ptr<float>(), x.size(-1), 1}; }
 kernels::Strided transpose_of(const Tensor& x) { return {x.data_ptr<float>(), 1, x.size(-1)}; }
 
@@ -43,9 +36,10 @@ Tensor gemm(const kernels::GemmShape& shape, kernels::Strided a, kernels::Stride
   return c;
 }
 
-Tensor linear_forward(const Tensor& x, const kernels::WeightView& w) {
+Tensor linear_forward(const Tensor& x, const kernels::WeightView& w,
+                      kernels::Precision precision = kernels::Precision::kF32) {
   Tensor y = torch::empty({x.size(0), w.rows});
-  kernels::linear(view2(x), w, view2(y));
+  kernels::linear(view2(x), w, view2(y), precision);
   return y;
 }
 
@@ -265,15 +259,16 @@ Tensor linear(const Tensor& x, const Linear& w, const LinearOptions& options) {
   if (needs_gradient({x, w.weight}))
     return LinearFunction::apply(x.contiguous(), w.weight, options.bf16_matmuls);
   Tensor input = x.contiguous();
-  if (options.quantise_input && w.weight.scalar_type() == torch::kByte) {
+  const bool is_quantised = options.quantise_input && w.weight.scalar_type() == torch::kByte;
+  if (is_quantised) {
     input = torch::empty_like(input);
     kernels::round_through_fp8(view2(x.contiguous()), view2(input));
   }
-  if (!options.bf16_matmuls) return linear_forward(input, weight_view(w));
-  if (w.weight.scalar_type() != torch::kFloat32)
-    return linear_forward(rounded_to_bf16(input), weight_view(w));
-  return gemm({input.size(0), w.weight.size(0), input.size(1)}, rows_of(input),
-              transpose_of(w.weight), true);
+  if (options.bf16_matmuls && w.weight.scalar_type() == torch::kFloat32)
+    return gemm({input.size(0), w.weight.size(0), input.size(1)}, rows_of(input),
+                transpose_of(w.weight), true);
+  // What went through FP8 is exact in bf16.
+  return linear_forward(input, weight_view(w), precision_of(options.bf16_matmuls || is_quantised));
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {

@@ -46,6 +46,9 @@ struct ForwardOptions {
   bool bf16_matmuls = false;  // round both operands of every matmul to bf16 (accumulate in f32)
 };
 
+// What serving computes with: operands of matmuls in bf16 and, for FP8 weights, deploy mode.
+ForwardOptions serving_options(const Model& model);
+
 // What one layer did, for the golden cases and --dump-layers.
 struct LayerTrace {
   torch::Tensor hidden_ND;        // residual stream after the layer
