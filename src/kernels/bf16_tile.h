@@ -48,17 +48,16 @@ class LineBuffer {
 
 #if FATHOM_HAS_BF16_KERNELS
 
-// sum[i][16v + lane] += the pair a[p][i] . the pair b[p][16v + lane], pairs p in order: a packed
-// [p][kRows], b's rows b_stride pairs apart.
-template <int kRows>
+// sum[i][16v + lane] += the pair a[i][p] . the pair b[p][16v + lane], pairs p in order: a[i][p]
+// lies at a[i * kRowStep + p * kPairStep], b's rows are b_stride pairs apart.
+template <int kRows, int kRowStep = 1, int kPairStep = kRows>
 BF16_INLINE void multiply_pairs(const uint32_t* a, const uint32_t* b, int64_t b_stride,
                                 int64_t pairs, __m512 (&sum)[kRows][2]) {
-  for (int64_t p = 0; p < pairs; ++p) {
-    const __m512i col0 = _mm512_loadu_si512(b + p * b_stride);
-    const __m512i col1 = _mm512_loadu_si512(b + p * b_stride + kPairLanes);
+  for (int64_t p = 0; p < pairs; ++p, a += kPairStep, b += b_stride) {
+    const __m512i col0 = _mm512_loadu_si512(b), col1 = _mm512_loadu_si512(b + kPairLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
-      const __m512i row = _mm512_set1_epi32(static_cast<int>(a[p * kRows + i]));
+      const __m512i row = _mm512_set1_epi32(static_cast<int>(a[i * kRowStep]));
       sum[i][0] = dot_pairs(sum[i][0], row, col0);
       sum[i][1] = dot_pairs(sum[i][1], row, col1);
     }
