@@ -1,5 +1,5 @@
 // The register tile of the sparse bf16 kernels: 12 or 8 rows by 32 columns, the common dimension in
-// pairs. Include it where bf16_dot.h's kernels are compiled (FATHOM_HAS_BF16_KERNELS).
+// pairs; and the sizes of what is packed for it.
 #pragma once
 
 #include <cstddef>

@@ -271,6 +271,7 @@ BF16_KERNEL void accumulate(const Scratch& scratch, int64_t count, MlaPartial& p
 }  // namespace
 
 BF16_KERNEL void pair_queries(const SparseMla& io, uint32_t* packed) {
+  Ahead{io, 0, std::min(io.num_keys, kTile)}.fetch(kTile);
   pack_pair_rows(io.q_HD.data, io.q_HD.rows, io.q_HD.cols, io.q_HD.stride, packed);
 }
 
@@ -283,7 +284,7 @@ void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, 
     for (int64_t i = 0; i < count; i += kTile) {
       load_keys(io, s + i, std::min(kTile, count - i), scratch, scratch.values + i / 2 * kTile);
       score_tile(io, queries, scratch.columns,
-                 {io, s + i + kTile, std::min(end, s + i + 2 * kTile)}, scratch.scores + i);
+                 {io, s + i + kTile, std::min(io.num_keys, s + i + 2 * kTile)}, scratch.scores + i);
     }
     soften_block(scratch, count, partial, heads);
     accumulate(scratch, count, partial, heads);
