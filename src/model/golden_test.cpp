@@ -162,8 +162,8 @@ TEST_P(GoldenDecodeTest, LogitsAreTheReferences) {
   }
 }
 
-TEST_P(GoldenDeployTest, EveryLayerIsTheReferences) {
-  const Setting& setting = GetParam();
+// Each layer of one deploy pass on the reference's own input, from a cache of `format`.
+void expect_every_layer(const Setting& setting, CacheFormat format) {
   const Golden golden(setting.model);
   const torch::NoGradGuard no_grad;
   for (const std::string length : {"short", "long"}) {
@@ -176,18 +176,27 @@ TEST_P(GoldenDeployTest, EveryLayerIsTheReferences) {
                                        .index_select(0, golden[key + ".tokens"][b].to(torch::kLong))
                                        .to(torch::kFloat32)
                                  : golden[fmt::format("{}.layer{}.hidden", key, layer - 1)][b];
-        KvCache cache(golden.model.config);
+        KvCache cache(golden.model.config, format);
         const Segment segment{input.size(0), 0, &cache};
         LayerTrace trace;
         const Tensor output =
             forward_layer(golden.model, layer, input, {&segment, 1}, setting.options(), &trace);
         const double share = share_of_rows_within(output, expected, 2e-2);
-        RecordProperty(fmt::format("{}_layer{}_{}", length, layer, b),
-                       fmt::format("{:.4f}", share));
+        testing::Test::RecordProperty(fmt::format("{}_layer{}_{}", length, layer, b),
+                                      fmt::format("{:.4f}", share));
         EXPECT_GE(share, 0.97) << key << " layer " << layer << " sequence " << b;
       }
     }
   }
+}
+
+TEST_P(GoldenDeployTest, EveryLayerIsTheReferences) {
+  expect_every_layer(GetParam(), CacheFormat::kF32);
+}
+
+// As serving does: FP8 rows, which the sparse kernels multiply in bf16 where the processor can.
+TEST_P(GoldenDeployTest, EveryLayerIsTheReferencesFromAnFp8Cache) {
+  expect_every_layer(GetParam(), CacheFormat::kFP8);
 }
 
 TEST_P(GoldenDeployTest, IndexScoresAreTheReferences) {
