@@ -76,7 +76,7 @@ Tensor training_attention(const AttentionInput& in, const Projections& p, const 
     indexer = project_indexer(in.weights.indexer, in.config, x_ND.detach(), p.q_latent_NQ.detach(),
                               in.rope, in.options);
   ops::KeySelection selection;
-  if (in.options.sparse) selection = select_in_segments(indexer, lengths, in.config);
+  if (in.options.sparse) selection = select_in_segments(indexer, lengths, in.config, in.options);
   const ExpandedKv kv = expand(in, p.latent_NC, p.k_rope_NR);
   const ops::Attended attended =
       ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, lengths, selection);
