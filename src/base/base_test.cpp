@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <thread>
 #include <vector>
 
 #include "base/check.h"
@@ -37,6 +38,24 @@ TEST(Parallel, CoversEveryItemOnce) {
     });
     for (const auto& count : visits) EXPECT_EQ(count, 1);
   }
+  set_num_threads(2);
+}
+
+TEST(Parallel, LoopsOfSeveralThreadsAndLoopsInsideLoopsAreWhole) {
+  set_num_threads(3);
+  std::atomic<int64_t> total = 0;
+  const auto add_loops = [&] {
+    for (int round = 0; round < 500; ++round)
+      parallel_for(40, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          parallel_for(5, 1, [&](int64_t from, int64_t to) { total += to - from; });
+      });
+  };
+  std::thread first(add_loops), second(add_loops);
+  add_loops();
+  first.join();
+  second.join();
+  EXPECT_EQ(total, 3 * 500 * 40 * 5);
   set_num_threads(2);
 }
 
