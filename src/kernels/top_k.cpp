@@ -45,7 +45,7 @@ BF16_KERNEL int64_t keep_above(float floor, std::span<const float> scores, int32
     const __m512i sign = _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(1 << 31));
     const __m512i index =
         _mm512_add_epi32(_mm512_set1_epi32(first + static_cast<int32_t>(i)), lanes);
-    // Compressed in registers: Zen 4 and 5 take hundreds of cycles to store compressed lanes.
+    // Compressed in a register, then stored whole: some processors compress slowly into memory.
     _mm512_storeu_si512(ordered + kept,
                         _mm512_maskz_compress_epi32(above, _mm512_xor_si512(bits, sign)));
     _mm512_storeu_si512(indices + kept, _mm512_maskz_compress_epi32(above, index));
