@@ -150,7 +150,9 @@ TEST(DsaTraining, T2LogitGradientIsSoftmaxMinusTargetInBothReductions) {
       const Tensor found = in.q_NJX.grad().to(torch::kDouble) * (kLength / tokens);
       EXPECT_LE(worst(found, expected), 1e-5) << is_sparse << tokens;
       EXPECT_EQ(found.masked_select(mask.logical_not()).abs().max().item<double>(), 0);
-      if (is_sparse) EXPECT_EQ(found[7].abs().max().item<double>(), 0);
+      if (is_sparse) {
+        EXPECT_EQ(found[7].abs().max().item<double>(), 0);
+      }
     }
   }
 }
@@ -190,12 +192,13 @@ TEST(DsaTraining, T6SlotsWithoutAKeyAreMinusOneAndNoKeyIsFromTheFuture) {
       const int32_t* const keys = layer.topk_NK.data_ptr<int32_t>() + t * kTopK;
       const int64_t count = std::min(t + 1, kTopK);
       for (int64_t i = 0; i < kTopK; ++i) {
-        if (i >= count)
+        if (i >= count) {
           EXPECT_EQ(keys[i], -1) << t;
-        else if (t < kTopK)
+        } else if (t < kTopK) {
           EXPECT_EQ(keys[i], i) << t;
-        else
+        } else {
           EXPECT_TRUE(keys[i] > (i > 0 ? keys[i - 1] : -1) && keys[i] <= t) << t << " " << i;
+        }
       }
     }
   }

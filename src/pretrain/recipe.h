@@ -27,7 +27,7 @@ struct OptimizerRecipe {
   double epsilon = 1e-10;
   double weight_decay = 0.1;          // of weight matrices
   double embedding_weight_decay = 0;  // of embedding and head
-  double router_weight_decay = 0;     // of the experts' gates
+  double router_weight_decay = 0;     // of experts' gates, indexers' head weights
   double norm_weight_decay = 0;       // of norms and biases
   double muon_momentum = 0.95;
   bool muon_per_head = false;  // orthogonalise each head of MLA's up-projections by itself (GLM-5)
