@@ -130,7 +130,7 @@ TEST_F(TrainingRun, T14FiftyStepsResumeToTheSameBitsAfterSigkill) {
   json_["training"]["checkpoint_every"] = 7;
   EXPECT_EXIT(train_until_killed(options("resumed"), 17), testing::KilledBySignal(SIGKILL), "");
   const int64_t step = trainer_json(folder_ / "resumed")["step"];
-  EXPECT_GE(step, 14);
+  EXPECT_GE(step, 7);  // that of 14 was waited for nowhere, and may not have been written yet
   EXPECT_LT(step, 50);
   run_training(options("resumed"));
   run_training(options("straight"));
