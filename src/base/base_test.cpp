@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/json_lines.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/random.h"
@@ -175,6 +176,24 @@ TEST(Progress, FormatsUnits) {
   EXPECT_EQ(format_seconds(3.21), "3.2 s");
   EXPECT_EQ(format_seconds(245), "4 min 05 s");
   EXPECT_EQ(format_bytes(1536 * 1024), "1.5 MiB");
+}
+
+TEST(JsonLines, FindsKeysAndEntriesWhereverTheyStand) {
+  const std::string text = R"({"a": 1, "b": {
+  "c": [10, {"d": "x\" ] \n, {",
+    "e": null}, [], -2.5e3
+  ],
+  "f": true},
+
+  "g": {}, "h": [[1,
+   2]]
+})";
+  ASSERT_NO_THROW(parse_json(text, "test"));
+  const std::map<std::string, int64_t> expected = {
+      {"a", 1},        {"b", 1},        {"b.c", 2},    {"b.c[0]", 2},  {"b.c[1]", 2},
+      {"b.c[1].d", 2}, {"b.c[1].e", 3}, {"b.c[2]", 3}, {"b.c[3]", 3},  {"b.f", 5},
+      {"g", 7},        {"h", 7},        {"h[0]", 7},   {"h[0][0]", 7}, {"h[0][1]", 8}};
+  EXPECT_EQ(json_lines(text), expected);
 }
 
 }  // namespace

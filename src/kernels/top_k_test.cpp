@@ -12,7 +12,7 @@
 namespace fathom::kernels {
 namespace {
 
-TEST(TopK, IsExactAscendingAndPrefersTheLowerIndexInTies) {
+TEST(DsaTraining, T11TopKPrefersTheLowerIndexInTies) {
   std::vector<int32_t> indices;
   const std::vector<float> scores = {1, 5, 5, 0, 5, 2};
   top_k(scores, 2, indices);

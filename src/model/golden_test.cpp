@@ -99,7 +99,7 @@ class GoldenPlainTest : public testing::TestWithParam<Setting> {};
 class GoldenDeployTest : public testing::TestWithParam<Setting> {};
 class GoldenDecodeTest : public testing::TestWithParam<Setting> {};
 
-TEST_P(GoldenPlainTest, PrefillIsTheReferences) {
+TEST_P(GoldenPlainTest, T12PrefillIsTheReferences) {
   const Setting& setting = GetParam();
   const Golden golden(setting.model);
   for (const std::string length : {"short", "long"}) {

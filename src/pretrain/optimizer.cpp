@@ -65,6 +65,19 @@ void orthogonalise(int64_t rows, int64_t cols, float* update) {
     std::copy_n(x.data(), m * n, update);
 }
 
+double weight_decay_of(model::Role role, const OptimizerRecipe& recipe) {
+  switch (role) {
+    case model::Role::kMatrix:
+      return recipe.weight_decay;
+    case model::Role::kEmbedding:
+      return recipe.embedding_weight_decay;
+    case model::Role::kRouter:
+      return recipe.router_weight_decay;
+    default:
+      return recipe.norm_weight_decay;
+  }
+}
+
 Optimizer::Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe)
     : recipe_(std::move(recipe)) {
   for (auto& slot : slots) {
@@ -97,8 +110,7 @@ void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
   const int64_t count = weight.numel();
   float* w = weight.data_ptr<float>();
   const float* g = gradient.data_ptr<float>();
-  const bool is_matrix = slot.slot.role == model::Role::kMatrix;
-  const auto decay = static_cast<float>(is_matrix ? recipe_.weight_decay : 0.0);
+  const auto decay = static_cast<float>(weight_decay_of(slot.slot.role, recipe_));
   const auto rate = static_cast<float>(learning_rate);
   float* m = slot.first_moment.data_ptr<float>();
   if (!slot.is_muon) {

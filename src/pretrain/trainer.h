@@ -8,7 +8,7 @@
 
 namespace fathom::pretrain {
 
-// What a stage computes: its attention and the parts of its loss.
+// What a stage computes: its attention and the parts of its loss, as they are at its beginning.
 model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe);
 
 // The warm-up trains nothing but the indexers; all other stages whatever their losses reach.
@@ -22,6 +22,7 @@ struct StepReport {
   double gradient_norm = 0;   // before clipping, without the indexers
   double indexer_gradient_norm = 0;
   double learning_rate = 0;
+  double seconds = 0;        // forward, backward and update
   bool is_skipped = false;   // by the recipe's skip_steps: nothing else is set
   double max_violation = 0;  // greatest expert load over the mean, minus 1 (MaxVio)
 };
@@ -54,7 +55,7 @@ class Trainer {
 
  private:
   Trainer(const Recipe& recipe, model::Model model);
-  void balance_experts(const std::vector<torch::Tensor>& counts, StepReport& report);
+  void balance_experts(const std::vector<torch::Tensor>& counts, double rate, StepReport& report);
 
   Recipe recipe_;
   model::Model model_;
