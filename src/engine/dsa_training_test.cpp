@@ -30,7 +30,9 @@ struct Rollout {
 
 Rollout roll_out(const std::shared_ptr<const model::Model>& model, int64_t prompt_length,
                  uint64_t seed) {
-  Engine engine(model, {.max_batch_tokens = 16, .cache_format = model::CacheFormat::kF32});
+  Engine engine(model, {.numerics = Numerics::kPlain,
+                        .max_batch_tokens = 16,
+                        .cache_format = model::CacheFormat::kF32});
   Request request;
   base::Random random(seed);
   for (int64_t i = 0; i < prompt_length; ++i)
