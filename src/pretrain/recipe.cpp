@@ -112,6 +112,29 @@ void check(const Recipe& r, std::string_view source) {
                   r.tokenizer.vocab_size, r.model.vocab_size));
 }
 
+void check_experiment(const Recipe& r, std::string_view source) {
+  const RetrievalRecipe& t = r.retrieval;
+  require(t.share >= 0 && t.share < 1, source, "\"retrieval.share\" must lie in 0..1, below 1");
+  require(t.num_pairs >= 1 && t.num_queries >= 1 && t.validation_rows >= 1, source,
+          "\"retrieval.num_pairs\", \"num_queries\" and \"validation_rows\" must be at least 1");
+  require(t.num_queries <= t.num_pairs, source,
+          fmt::format("\"retrieval.num_queries\" is {}; expected at most num_pairs = {}",
+                      t.num_queries, t.num_pairs));
+  require(t.share == 0 || t.num_pairs <= (r.model.vocab_size - 11) / 2, source,
+          fmt::format("\"retrieval.num_pairs\" is {}; a vocabulary of {} has {} keys", t.num_pairs,
+                      r.model.vocab_size, (r.model.vocab_size - 11) / 2));
+  for (int64_t token : {t.pair_token, t.query_token})
+    require(token >= 0 && token < r.model.vocab_size, source,
+            fmt::format("\"retrieval.pair_token\" and \"query_token\": {} is not below "
+                        "vocab_size = {}",
+                        token, r.model.vocab_size));
+  const std::string& rule = r.experiment.key_rule;
+  require(rule == "indexer" || rule == "window" || rule == "random" || rule == "oracle", source,
+          fmt::format("\"experiment.key_rule\" is \"{}\"; expected \"indexer\", \"window\", "
+                      "\"random\" or \"oracle\"",
+                      rule));
+}
+
 void apply_override(const std::string& assignment, Stage stage, Json& json) {
   const size_t equals = assignment.find('='), dot = assignment.find('.');
   if (equals == std::string::npos || dot == std::string::npos || dot > equals)
@@ -168,10 +191,11 @@ Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
   if (!file.is_object()) fail("{}: a recipe is a JSON object", source);
   for (const auto& [key, value] : file.items())
     if (key != "corpus" && key != "data" && key != "tokenizer" && key != "model" &&
-        key != "optimizer" && key != "training" && key != "stages")
+        key != "optimizer" && key != "training" && key != "stages" && key != "retrieval" &&
+        key != "experiment")
       fail(
           "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
-          "training or stages",
+          "training, stages, retrieval or experiment",
           source, key);
   check_stages(file, source);
   const Json json = with_stage(file, stage, source);
@@ -214,9 +238,24 @@ Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
       .field("checkpoint_every", r.training.checkpoint_every)
       .field("keep_checkpoints", r.training.keep_checkpoints)
       .refuse_the_rest();
+  Section(json, "retrieval", source)
+      .field("share", r.retrieval.share)
+      .field("num_pairs", r.retrieval.num_pairs)
+      .field("num_queries", r.retrieval.num_queries)
+      .field("pair_token", r.retrieval.pair_token)
+      .field("query_token", r.retrieval.query_token)
+      .field("validation_rows", r.retrieval.validation_rows)
+      .refuse_the_rest();
+  Section(json, "experiment", source)
+      .field("key_rule", r.experiment.key_rule)
+      .field("detach_indexer_input", r.experiment.detach_indexer_input)
+      .field("detach_teacher", r.experiment.detach_teacher)
+      .field("attention_entropy", r.experiment.attention_entropy)
+      .refuse_the_rest();
   r.model = model::parse_config(json["model"], fmt::format("{}: \"model\"", source));
   r.source = json;
   check(r, source);
+  check_experiment(r, source);
   return r;
 }
 

@@ -90,6 +90,14 @@ TEST(Recipe, EveryFaultIsNamed) {
       {"/model/quantization_config",
        {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}},
        "\"model.quantization_config\": FP8 weights cannot be trained; remove it"},
+      {"/retrieval", {{"shares", 0.5}}, "\"retrieval.shares\" is not a known key"},
+      {"/retrieval", {{"share", 1}}, "\"retrieval.share\" must lie in 0..1, below 1"},
+      {"/retrieval", {{"share", 0.5}}, "num_pairs\" is 64; a vocabulary of 64 has 26 keys"},
+      {"/retrieval", {{"num_pairs", 4}}, "num_queries\" is 32; expected at most num_pairs = 4"},
+      {"/retrieval", {{"query_token", 64}}, "64 is not below vocab_size = 64"},
+      {"/retrieval", {{"validation_rows", 0}}, "must be at least 1"},
+      {"/experiment", {{"key_rule", "best"}}, "\"experiment.key_rule\" is \"best\"; expected"},
+      {"/experiment", {{"detach_teacher", 1}}, "is 1; expected true or false"},
   };
   for (const auto& [pointer, value, message] : table) {
     Json recipe = tiny_recipe("data/tiny");
