@@ -50,21 +50,37 @@ int64_t status_bytes(const std::string& key) {
   fail("/proc/self/status: no {}", key);
 }
 
+struct Step {
+  double seconds = 0;
+  int64_t peak_bytes = 0;
+};
+
+constexpr double kEnoughSeconds = 10;  // of one step's runs
+
+void append_line(const std::filesystem::path& folder, int64_t length, const Step& step) {
+  std::filesystem::create_directories(folder);
+  const std::string of_length = fmt::format("_{}", length);
+  const auto bytes = static_cast<double>(step.peak_bytes);
+  const Json line = {{"tokens", length},
+                     {"step_seconds", step.seconds},
+                     {"peak_megabytes", bytes / 1e6},
+                     {"step_seconds" + of_length, step.seconds},
+                     {"bytes_a_token" + of_length, bytes / static_cast<double>(length)}};
+  const auto path = folder / "metrics.jsonl";
+  const std::string before = std::filesystem::exists(path) ? base::read_file(path) : "";
+  base::write_file_atomically(path, before + line.dump() + "\n");
+}
+
 struct Curve {
   std::string name;
   pretrain::Stage stage;
   PlotSeries seconds, megabytes;
 };
 
-struct Step {
-  double seconds = 0;
-  int64_t peak_bytes = 0;
-};
-
 Step measure_step(model::Model& model, const model::TrainingBatch& batch,
                   const model::LossOptions& options, int repeats) {
   Step step;
-  step.seconds = best_seconds({repeats, repeats, 0}, [&](int) {
+  step.seconds = best_seconds({1, repeats, kEnoughSeconds}, [&](int) {
     reset_peak();
     const int64_t before = resident_bytes();
     model::language_model_loss(model, batch, options).total.backward();
@@ -97,6 +113,7 @@ Json measure_training(const TrainOptions& options) {
       row[curve.name] = {{"seconds", step.seconds},
                          {"tokens_per_s", static_cast<double>(length) / step.seconds},
                          {"peak_bytes", step.peak_bytes}};
+      if (!options.runs.empty()) append_line(options.runs / curve.name, length, step);
       const auto x = static_cast<double>(length);
       curve.seconds.points.emplace_back(x, step.seconds);
       curve.megabytes.points.emplace_back(x, static_cast<double>(step.peak_bytes) / 1e6);
