@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# E3: seconds and memory of a training step against its sequence's length, dense and sparse (512
+# E3: CPU seconds and memory of a training step against its sequence's length, dense and sparse (512
 # keys), to 65,536 tokens of nano in one sequence. What counts as passed stands in e3_cost.json.
 # Resumable: lengths that were measured are skipped. Options: --threads N (1), --lengths "1024 ...",
 # --tokens FOLDER (random tokens otherwise, whose selections have less in common than those of text),

@@ -135,7 +135,18 @@ TEST(KeyRule, EqualsDenseBitForBitWhereTopKCoversTheSequence) {
   EXPECT_EQ(losses.size(), 5u);  // and each rule is another one
 }
 
-// Pitfall P1 for every rule.
+TEST(KeyRule, TheOracleSeesNoLaterKey) {
+  const std::vector<int64_t> lengths = {150};
+  KeyRuleInput in = input_of(KeyRule::kOracle, 5, 150);
+  const auto before = lists_of(select_by_rule(in, lengths));
+  in.k_NHD.narrow(0, 70, 80).mul_(-3);
+  const auto after = lists_of(select_by_rule(in, lengths));
+  EXPECT_TRUE(std::equal(before.begin(), before.begin() + 70, after.begin()));
+  EXPECT_NE(before, after);
+}
+
+// Pitfall P1 for every rule. Up to rounding: queries that share gathered keys (of the oracle's and
+// the indexer's choice) sum them in another order when a later query's choice changes.
 TEST(KeyRule, AFutureTokenChangesNothingBeforeIt) {
   const Model model = model_with(5);
   const torch::NoGradGuard no_grad;
@@ -147,8 +158,11 @@ TEST(KeyRule, AFutureTokenChangesNothingBeforeIt) {
       Tensor other = tokens.clone();
       other[changed] = (other[changed].item<int64_t>() + 1) % 50;
       const Tensor after = forward(model, other, {&segment, 1}, sparse_by(rule));
-      EXPECT_TRUE(before.narrow(0, 0, changed).equal(after.narrow(0, 0, changed)));
-      EXPECT_FALSE(before[changed].equal(after[changed]));
+      const auto difference = [&](int64_t first, int64_t count) {
+        return (before - after).narrow(0, first, count).abs().max().item<double>();
+      };
+      EXPECT_LE(difference(0, changed), 2e-5) << changed;
+      EXPECT_GT(difference(changed, 1), 1e-2);
     }
   }
 }
