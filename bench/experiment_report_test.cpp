@@ -140,8 +140,9 @@ TEST_F(ExperimentReport, TheBundledExperimentsAreRead) {
     for (const Json& criterion : result["pass"]) {
       EXPECT_EQ(criterion["verdict"], "not run");
       for (const char* key : {"metric", "other_metric"})
-        if (criterion.contains(key))
+        if (criterion.contains(key)) {
           EXPECT_NE(std::find(metrics.begin(), metrics.end(), criterion[key]), metrics.end());
+        }
     }
   }
 }

@@ -30,12 +30,14 @@ class TrainingBench : public testing::Test {
 };
 
 TEST_F(TrainingBench, StepsAreThoseOfTheRecipeAndBeginWithWhatIsExported) {
-  const Json result = measure_train_steps({.recipe = recipe(),
-                                           .overrides = {"training.seed=11"},
-                                           .tokens = folder_ / "tokens",
-                                           .steps = 2,
-                                           .export_folder = folder_ / "export"});
-  json_["training"]["seed"] = 11;
+  TrainStepsOptions options;
+  options.recipe = recipe();
+  options.overrides = {"training.seed=11"};
+  options.tokens = folder_ / "tokens";
+  options.steps = 2;
+  options.export_folder = folder_ / "export";
+  const Json result = measure_train_steps(options);
+  json_["training"]["seed"] = uint64_t{11};
   const auto parsed = pretrain::parse_recipe(json_, "test");
   pretrain::Trainer trainer(parsed);
   const model::Model exported = model::load_checkpoint(folder_ / "export/model");
@@ -58,7 +60,9 @@ TEST_F(TrainingBench, StepsAreThoseOfTheRecipeAndBeginWithWhatIsExported) {
 }
 
 TEST_F(TrainingBench, WithoutTokensStepsReadRandomDocuments) {
-  const TrainStepsOptions options{.recipe = recipe(), .steps = 1};
+  TrainStepsOptions options;
+  options.recipe = recipe();
+  options.steps = 1;
   const Json first = measure_train_steps(options), second = measure_train_steps(options);
   EXPECT_NEAR(first["loss"][0], std::log(64), 0.5);
   EXPECT_EQ(first["loss"], second["loss"]);
@@ -67,8 +71,10 @@ TEST_F(TrainingBench, WithoutTokensStepsReadRandomDocuments) {
 TEST_F(TrainingBench, OnlyTheCutsKeepTheMainModelsGradients) {
   model::save_checkpoint(model::initialise(pretrain::parse_recipe(json_, "test").model, 1),
                          folder_ / "model", torch::kFloat32);
-  const Json result =
-      measure_decoupling({.recipe = recipe(), .overrides = {}, .model = folder_ / "model"});
+  DecouplingOptions options;
+  options.recipe = recipe();
+  options.model = folder_ / "model";
+  const Json result = measure_decoupling(options);
   EXPECT_TRUE(result["cuts"]["is_bit_identical"]);
   EXPECT_EQ(result["cuts"]["relative_change"], 0);
   for (const char* arm : {"no_input_cut", "no_teacher_cut"}) {
