@@ -314,7 +314,7 @@ def timed_steps(peer, steps):
         peer.step(number)
         seconds.append(time.perf_counter() - begin)
         cpu_seconds.append(time.process_time() - cpu)
-    return statistics.median(seconds[1:] or seconds), statistics.median(cpu_seconds[1:] or cpu_seconds)
+    return tuple(statistics.median(times[1:] or times) for times in (seconds, cpu_seconds))
 
 
 def fathom_steps(arguments, steps, export=None):

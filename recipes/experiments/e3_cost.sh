@@ -2,7 +2,7 @@
 # E3: CPU seconds and memory of a training step against its sequence's length, dense and sparse (512
 # keys), to 65,536 tokens of nano in one sequence. What counts as passed stands in e3_cost.json.
 # Resumable: lengths that were measured are skipped. Options: --threads N (1), --lengths "1024 ...",
-# --tokens FOLDER (random tokens otherwise, whose selections have less in common than those of text),
+# --tokens FOLDER (random tokens otherwise, whose selections have less in common than text's),
 # --fathom PROGRAM.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -14,8 +14,8 @@ while (($#)); do
     --threads) threads=$2 && shift ;;
     --fathom) fathom=$2 && shift ;;
     *)
-      echo "$(basename "$0"): unknown option $1; expected --smoke, --seeds \"1 2 3\", --threads N," \
-        "--fathom PROGRAM" >&2
+      echo "$(basename "$0"): unknown option $1; expected --smoke, --seeds \"1 2 3\"," \
+        "--threads N, --fathom PROGRAM" >&2
       exit 2
       ;;
   esac
