@@ -22,6 +22,7 @@ void pretrain_model(PretrainFlags& flags) {
   if (flags.num_threads > 0) base::set_num_threads(flags.num_threads);
   if (flags.steps) flags.overrides.push_back("training.steps=" + std::to_string(*flags.steps));
   flags.run.recipe = pretrain::read_recipe(flags.recipe, flags.overrides, flags.stage);
+  pretrain::check_run(flags.run);
   pretrain::prepare_data(flags.run.recipe, flags.recipe);
   pretrain::run_training(flags.run);
 }

@@ -63,15 +63,16 @@ ExpandedKv expand(const AttentionInput& in, const Tensor& latent_SC, const Tenso
           kv[1].reshape({rows, heads * c.v_head_dim})};
 }
 
-kernels::AttentionShape attention_shape(const Config& c) {
+kernels::AttentionShape attention_shape(const Config& c, const ForwardOptions& options) {
   return {c.num_attention_heads, c.qk_head_dim(), c.v_head_dim,
-          static_cast<float>(c.softmax_scale())};
+          static_cast<float>(c.softmax_scale()),
+          options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32};
 }
 
 Tensor training_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
   std::vector<int64_t> lengths;
   for (const Segment& segment : in.segments) lengths.push_back(segment.num_tokens);
-  const auto shape = attention_shape(in.config);
+  const auto shape = attention_shape(in.config, in.options);
   const ForwardOptions& options = in.options;
   const bool has_loss = options.indexer_loss && in.statistics;
   const bool selects = options.sparse && options.key_rule == KeyRule::kIndexer;
@@ -83,7 +84,7 @@ Tensor training_attention(const AttentionInput& in, const Projections& p, const 
   const ExpandedKv kv = expand(in, p.latent_NC, p.k_rope_NR);
   ops::KeySelection selection;
   if (selects)
-    selection = select_in_segments(indexer, lengths, in.config);
+    selection = select_in_segments(indexer, lengths, in.config, options);
   else if (options.sparse)
     selection = select_by_rule({options.key_rule, in.config.index_topk, options.key_seed, in.layer,
                                 p.q_NHD, kv.k_SHD, shape},
@@ -142,8 +143,13 @@ void mha_segment(const AttentionInput& in, const Segment& segment, int64_t first
   const kernels::AttentionForward io{slice(q_NHD),   ops::view2(kv.k_SHD), ops::view2(kv.v_SHV),
                                      slice(out_NHV), ops::view2(lse),      mask};
   base::parallel_for(c.num_attention_heads, 1, [&](int64_t begin, int64_t end) {
-    kernels::attention_forward(attention_shape(c), io, begin, end);
+    kernels::attention_forward(attention_shape(c, in.options), io, begin, end);
   });
+}
+
+// The absorbed products quantise nothing, in deploy mode neither.
+kernels::Precision absorbed_precision(const AttentionInput& in) {
+  return in.options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32;
 }
 
 // q_nope W_k: queries of all heads in the latent space, followed by their rotary part,
@@ -181,12 +187,18 @@ Tensor expand_values(const AttentionInput& in, const Tensor& mean_NHC) {
   const int64_t head_rows = c.qk_nope_head_dim + c.v_head_dim;
   Tensor values = torch::empty({tokens, heads * c.v_head_dim});
   const auto weight = ops::weight_view(in.weights.kv_b_proj);
-  for (int64_t h = 0; h < heads; ++h)
-    kernels::linear(
-        {mean_NHC.data_ptr<float>() + h * c.kv_lora_rank, tokens, c.kv_lora_rank,
-         heads * c.kv_lora_rank},
-        weight.slice_rows(h * head_rows + c.qk_nope_head_dim, (h + 1) * head_rows),
-        {values.data_ptr<float>() + h * c.v_head_dim, tokens, c.v_head_dim, heads * c.v_head_dim});
+  const int64_t head_work = tokens * c.v_head_dim * c.kv_lora_rank;
+  base::parallel_for(
+      heads, std::max<int64_t>(1, (1 << 20) / head_work), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h)
+          kernels::linear(
+              {mean_NHC.data_ptr<float>() + h * c.kv_lora_rank, tokens, c.kv_lora_rank,
+               heads * c.kv_lora_rank},
+              weight.slice_rows(h * head_rows + c.qk_nope_head_dim, (h + 1) * head_rows),
+              {values.data_ptr<float>() + h * c.v_head_dim, tokens, c.v_head_dim,
+               heads * c.v_head_dim},
+              absorbed_precision(in));
+      });
   return values;
 }
 

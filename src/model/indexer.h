@@ -38,8 +38,8 @@ void select_keys(const IndexerProjections& projections, const QueryTile& tile, i
 // The same without caches, for training: segments of the batch no longer than index_topk get no
 // lists, since they select everything.
 ops::KeySelection select_in_segments(const IndexerProjections& projections,
-                                     std::span<const int64_t> segment_lengths,
-                                     const Config& config);
+                                     std::span<const int64_t> segment_lengths, const Config& config,
+                                     const ForwardOptions& options);
 
 // [count, position + count] f32, -inf for later keys.
 torch::Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile,

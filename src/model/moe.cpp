@@ -58,7 +58,36 @@ class ExpertChooser {
 
 }  // namespace
 
-Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND) {
+Tensor balance_of(const Tensor& scores_TE, const Tensor& expert_index_TK) {
+  const int64_t num_experts = scores_TE.size(1);
+  const auto pairs = static_cast<double>(expert_index_TK.numel());
+  const Tensor share =
+      torch::bincount(expert_index_TK.flatten(), {}, num_experts).to(torch::kFloat32) / pairs;
+  const Tensor mean_score = (scores_TE / scores_TE.sum(1, true)).mean(0);
+  return (share * mean_score).sum() * static_cast<double>(num_experts);
+}
+
+namespace {
+
+Tensor mean_balance(const Tensor& scores_NE, const Tensor& expert_index_NK,
+                    std::span<const int64_t> sequences) {
+  if (sequences.empty()) return balance_of(scores_NE, expert_index_NK);
+  std::vector<Tensor> parts;
+  int64_t begin = 0;
+  for (const int64_t length : sequences) {
+    parts.push_back(
+        static_cast<double>(length) *
+        balance_of(scores_NE.narrow(0, begin, length), expert_index_NK.narrow(0, begin, length)));
+    begin += length;
+  }
+  CHECK_EQ(begin, scores_NE.size(0));
+  return torch::stack(parts).sum() / static_cast<double>(begin);
+}
+
+}  // namespace
+
+Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND,
+              const ForwardOptions& options) {
   // The router stays in f32 whatever the other matmuls do.
   const Tensor scores = ops::sigmoid(ops::linear(x_ND, weights.gate, {}));
   const Tensor biased = (scores.detach() + weights.e_score_correction_bias).contiguous();
@@ -73,12 +102,8 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
   routing.expert_weight_NK = chosen * config.routed_scaling_factor;
   routing.counts_E =
       torch::bincount(routing.expert_index_NK.flatten(), {}, config.n_routed_experts);
-  if (torch::GradMode::is_enabled()) {
-    const auto pairs = static_cast<double>(routing.expert_index_NK.numel());
-    const Tensor share = routing.counts_E.to(torch::kFloat32) / pairs;
-    const Tensor mean_score = (scores / scores.sum(1, true)).mean(0);
-    routing.balance = (share * mean_score).sum() * static_cast<double>(config.n_routed_experts);
-  }
+  if (torch::GradMode::is_enabled())
+    routing.balance = mean_balance(scores, routing.expert_index_NK, options.balance_sequences);
   return routing;
 }
 

@@ -36,7 +36,7 @@ struct LayerCall {
 
 Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Tensor& x_ND) {
   if (weights.mlp) return mlp(*weights.mlp, x_ND, call.options);
-  const Routing routing = route(*weights.moe, call.config, x_ND);
+  const Routing routing = route(*weights.moe, call.config, x_ND, call.options);
   if (call.trace) {
     call.trace->gate_index_NK = routing.expert_index_NK;
     call.trace->gate_weight_NK = routing.expert_weight_NK;
@@ -76,6 +76,12 @@ void advance_caches(std::span<const Segment> segments) {
 }
 
 }  // namespace
+
+ForwardOptions serving_options(const Model& model) {
+  const LayerWeights& layer = model.weights.layers.front();
+  const bool is_fp8 = layer.self_attn.q_a_proj.weight.scalar_type() == torch::kByte;
+  return {.mode = is_fp8 ? NumericMode::kDeploy : NumericMode::kPlain, .bf16_matmuls = true};
+}
 
 Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segment> segments,
                const ForwardOptions& options, Trace* trace, ForwardStatistics* statistics) {

@@ -74,6 +74,8 @@ model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
   model::LossOptions options;
   options.mtp_weight = recipe.mtp_weight;
   options.balance_weight = recipe.balance_weight;
+  options.balance =
+      recipe.balance == "sequence" ? model::Balance::kSequence : model::Balance::kBatch;
   options.indexer_weight = recipe.indexer_weight;
   options.language_model = stage != Stage::kWarmup;
   options.forward = {.form = model::AttentionForm::kMha,
@@ -136,15 +138,19 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
   const TrainingRecipe& t = recipe_.training;
   if (std::find(t.skip_steps.begin(), t.skip_steps.end(), step + 1) != t.skip_steps.end())
     return {.is_skipped = true};
-  const auto indices = rows_of_step(rows.num_rows(), t.batch_rows, t.seed, step);
-  const int64_t num_micro_batches = t.batch_rows / t.micro_batch_rows;
+  const int64_t batch_rows = rows_of(t, step);
+  const auto indices = rows_in_order(rows.num_rows(), rows_before(t, step), batch_rows, t.seed);
+  const int64_t num_micro_batches = batch_rows / t.micro_batch_rows;
+  model::LossOptions options = loss_options(recipe_);
+  options.mtp_weight = mtp_weight_at(t, step, total_steps);
   StepReport report;
   std::vector<Tensor> counts;
   for (int64_t i = 0; i < num_micro_batches; ++i) {
     const std::vector<int64_t> part(indices.begin() + i * t.micro_batch_rows,
                                     indices.begin() + (i + 1) * t.micro_batch_rows);
-    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto losses = model::language_model_loss(model_, batch, loss_options(recipe_));
+    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking,
+                                  sequence_length_at(t, step));
+    const auto losses = model::language_model_loss(model_, batch, options);
     (losses.total / static_cast<double>(num_micro_batches)).backward();
     report.loss += losses.main / static_cast<double>(num_micro_batches);
     report.mtp_loss += losses.mtp / static_cast<double>(num_micro_batches);
@@ -159,18 +165,20 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
   const auto norms = optimizer_.step(report.learning_rate, step + 1);
   report.gradient_norm = norms.model;
   report.indexer_gradient_norm = norms.indexer;
-  if (recipe_.stage != Stage::kWarmup) balance_experts(counts, report);
+  if (recipe_.stage != Stage::kWarmup)
+    balance_experts(counts, expert_bias_rate_at(t, step, total_steps), report);
   return report;
 }
 
-void Trainer::balance_experts(const std::vector<Tensor>& counts, StepReport& report) {
+void Trainer::balance_experts(const std::vector<Tensor>& counts, double rate, StepReport& report) {
   const auto biases = expert_biases(model_.weights);
   for (size_t i = 0; i < counts.size(); ++i) {
     const Tensor load = counts[i].to(torch::kFloat32);
     const Tensor mean = load.mean();
     report.max_violation = std::max(report.max_violation, (load.max() / mean).item<double>() - 1.0);
     Tensor bias = biases[i];
-    bias.add_((mean - load).sign(), recipe_.training.expert_bias_rate);
+    if (rate == 0) continue;
+    bias.add_((mean - load).sign(), rate);
     bias.sub_(bias.mean());  // selection does not see a common shift; without this it would drift
   }
 }

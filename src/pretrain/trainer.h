@@ -8,7 +8,7 @@
 
 namespace fathom::pretrain {
 
-// What a stage computes: its attention and the parts of its loss.
+// What a stage computes: its attention and the parts of its loss, as they are at its beginning.
 model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe);
 // The same with what an experiment changes of it.
 model::LossOptions loss_options(const Recipe& recipe);
@@ -24,6 +24,7 @@ struct StepReport {
   double gradient_norm = 0;   // before clipping, without the indexers
   double indexer_gradient_norm = 0;
   double learning_rate = 0;
+  double seconds = 0;        // forward, backward and update
   bool is_skipped = false;   // by the recipe's skip_steps: nothing else is set
   double max_violation = 0;  // greatest expert load over the mean, minus 1 (MaxVio)
 };
@@ -60,7 +61,7 @@ class Trainer {
 
  private:
   Trainer(const Recipe& recipe, model::Model model);
-  void balance_experts(const std::vector<torch::Tensor>& counts, StepReport& report);
+  void balance_experts(const std::vector<torch::Tensor>& counts, double rate, StepReport& report);
 
   Recipe recipe_;
   model::Model model_;

@@ -21,6 +21,10 @@ struct TrainingRunOptions {
   std::optional<std::filesystem::path> export_folder;  // where the finished model goes, in BF16
 };
 
+// What can be known before the data is gathered: throws Error where the options contradict each
+// other, the model to begin with is not there, or the tokenizer lacks what the recipe needs.
+void check_run(const TrainingRunOptions& options);
+
 // Data order, learning rate and updates are functions of (recipe, step): a run killed at any moment
 // resumes from its last checkpoint to the same bits. A non-finite loss ends it with an Error that
 // names the stage, the step and the last good checkpoint.
