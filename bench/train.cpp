@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <malloc.h>
 
+#include <cmath>
+#include <ctime>
 #include <fstream>
 
 #include "base/check.h"
@@ -50,24 +52,45 @@ int64_t status_bytes(const std::string& key) {
   fail("/proc/self/status: no {}", key);
 }
 
+struct Step {
+  double seconds = 0;
+  double cpu_seconds = HUGE_VAL;  // of all threads: other work on the machine disturbs it less
+  int64_t peak_bytes = 0;
+};
+
+constexpr double kEnoughSeconds = 10;  // of one step's runs
+
+void append_line(const std::filesystem::path& folder, int64_t length, const Step& step) {
+  std::filesystem::create_directories(folder);
+  const std::string of_length = fmt::format("_{}", length);
+  const auto bytes = static_cast<double>(step.peak_bytes);
+  const Json line = {{"tokens", length},
+                     {"step_seconds", step.seconds},
+                     {"step_cpu_seconds", step.cpu_seconds},
+                     {"peak_megabytes", bytes / 1e6},
+                     {"step_cpu_seconds" + of_length, step.cpu_seconds},
+                     {"bytes_a_token" + of_length, bytes / static_cast<double>(length)}};
+  const auto path = folder / "metrics.jsonl";
+  const std::string before = std::filesystem::exists(path) ? base::read_file(path) : "";
+  base::write_file_atomically(path, before + line.dump() + "\n");
+}
+
 struct Curve {
   std::string name;
   pretrain::Stage stage;
   PlotSeries seconds, megabytes;
 };
 
-struct Step {
-  double seconds = 0;
-  int64_t peak_bytes = 0;
-};
-
 Step measure_step(model::Model& model, const model::TrainingBatch& batch,
                   const model::LossOptions& options, int repeats) {
   Step step;
-  step.seconds = best_seconds({repeats, repeats, 0}, [&](int) {
+  step.seconds = best_seconds({1, repeats, kEnoughSeconds}, [&](int) {
     reset_peak();
     const int64_t before = resident_bytes();
+    const std::clock_t cpu = std::clock();
     model::language_model_loss(model, batch, options).total.backward();
+    step.cpu_seconds =
+        std::min(step.cpu_seconds, static_cast<double>(std::clock() - cpu) / CLOCKS_PER_SEC);
     step.peak_bytes = std::max(step.peak_bytes, status_bytes("VmHWM") - before);
     for (const auto& slot : model::tensor_slots(model.weights, model.config))
       slot.tensor->mutable_grad() = torch::Tensor();
@@ -95,8 +118,10 @@ Json measure_training(const TrainOptions& options) {
       const Step step =
           measure_step(model, batch, pretrain::loss_options(curve.stage, {}), options.repeats);
       row[curve.name] = {{"seconds", step.seconds},
+                         {"cpu_seconds", step.cpu_seconds},
                          {"tokens_per_s", static_cast<double>(length) / step.seconds},
                          {"peak_bytes", step.peak_bytes}};
+      if (!options.runs.empty()) append_line(options.runs / curve.name, length, step);
       const auto x = static_cast<double>(length);
       curve.seconds.points.emplace_back(x, step.seconds);
       curve.megabytes.points.emplace_back(x, static_cast<double>(step.peak_bytes) / 1e6);

@@ -21,12 +21,16 @@ struct TrainOptions {
   int num_threads = 0;
   int repeats = 3;
   std::filesystem::path svg;  // where to draw; empty: nowhere
+  // Folder whose STAGE/metrics.jsonl get a line a length, as `fathom experiment` reads them:
+  // tokens, step_seconds, peak_megabytes, and step_seconds_N and bytes_a_token_N for N tokens.
+  // Empty: none.
+  std::filesystem::path runs;
 };
 
 // For each length one sequence, forward and backward, without the optimizer: in
 // the dense stage, the indexer's warm-up and the sparse stage (LM, MTP and indexer losses).
-// Seconds are the best of the runs; bytes are how far the process' resident memory rose above what
-// it held before the step.
+// Seconds are the best of the runs, of which there are fewer once they take over ten seconds; bytes
+// are how far the process' resident memory rose above what it held before the step.
 Json measure_training(const TrainOptions& options);
 
 }  // namespace fathom::bench

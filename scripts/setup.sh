@@ -12,6 +12,8 @@ build=(
 test=(git:git clang-format:clang-format nodejs:node npm:npm chromium:chromium
   fonts-liberation)
 
+peer=(python3-torch python3-numpy)
+
 is_there() {
   local package=${1%%:*} program=${1#*:}
   if [[ $1 == *:* ]]; then

@@ -21,11 +21,13 @@ void add_bench_command(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
   add_bench_cost_command(*command);
+  add_bench_decoupling_command(*command);
   add_bench_dsa_command(*command);
   add_bench_layer_command(*command);
   add_bench_serve_command(*command);
   add_bench_streams_command(*command);
   add_bench_train_command(*command);
+  add_bench_train_steps_command(*command);
   command->callback([command, options, is_json] {
     if (command->get_subcommands().empty())
       print_figures(bench::measure_foundation(*options), *is_json);

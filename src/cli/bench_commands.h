@@ -6,10 +6,12 @@
 namespace fathom::cli {
 
 void add_bench_cost_command(CLI::App& bench);
+void add_bench_decoupling_command(CLI::App& bench);
 void add_bench_dsa_command(CLI::App& bench);
 void add_bench_layer_command(CLI::App& bench);
 void add_bench_serve_command(CLI::App& bench);
 void add_bench_streams_command(CLI::App& bench);
 void add_bench_train_command(CLI::App& bench);
+void add_bench_train_steps_command(CLI::App& bench);
 
 }  // namespace fathom::cli

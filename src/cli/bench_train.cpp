@@ -33,6 +33,8 @@ void add_bench_train_command(CLI::App& bench) {
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
   add_threads_option(*command, options->num_threads);
+  command->add_option("--runs", options->runs,
+                      "Folder whose STAGE/metrics.jsonl get a line a length, for experiment");
   command->add_option("--svg", options->svg, "Where to draw FILE.svg");
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
   command->callback(

@@ -10,6 +10,7 @@ void add_chat_command(CLI::App& app);
 void add_corpus_command(CLI::App& app);
 void add_encode_chat_command(CLI::App& app);
 void add_convert_to_dsa_command(CLI::App& app);
+void add_experiment_command(CLI::App& app);
 void add_export_command(CLI::App& app);
 void add_forward_command(CLI::App& app);
 void add_generate_command(CLI::App& app);

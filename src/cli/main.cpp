@@ -21,6 +21,7 @@ int main(int argc, char** argv) {
   add_train_tokenizer_command(app);
   add_pretrain_command(app);
   add_convert_to_dsa_command(app);
+  add_experiment_command(app);
   add_export_command(app);
   add_bench_command(app);
   try {

@@ -6,8 +6,11 @@
 #include "kernels/fp8.h"
 #include "kernels/sparse_mla.h"
 #include "model/attention_ops.h"
+#include "model/attention_probabilities.h"
 #include "model/indexer.h"
+#include "model/key_rule.h"
 #include "model/ops.h"
+#include "model/teacher_gradient.h"
 
 namespace fathom::model {
 namespace {
@@ -70,21 +73,35 @@ Tensor training_attention(const AttentionInput& in, const Projections& p, const 
   std::vector<int64_t> lengths;
   for (const Segment& segment : in.segments) lengths.push_back(segment.num_tokens);
   const auto shape = attention_shape(in.config, in.options);
-  const bool has_loss = in.options.indexer_loss && in.statistics;
+  const ForwardOptions& options = in.options;
+  const bool has_loss = options.indexer_loss && in.statistics;
+  const bool selects = options.sparse && options.key_rule == KeyRule::kIndexer;
+  const auto cut = [&](const Tensor& x) { return options.detach_indexer_input ? x.detach() : x; };
   IndexerProjections indexer;
-  if (in.options.sparse || has_loss)
-    indexer = project_indexer(in.weights.indexer, in.config, x_ND.detach(), p.q_latent_NQ.detach(),
-                              in.rope, in.options);
-  ops::KeySelection selection;
-  if (in.options.sparse) selection = select_in_segments(indexer, lengths, in.config, in.options);
+  if (selects || has_loss)
+    indexer = project_indexer(in.weights.indexer, in.config, cut(x_ND), cut(p.q_latent_NQ), in.rope,
+                              options);
   const ExpandedKv kv = expand(in, p.latent_NC, p.k_rope_NR);
+  ops::KeySelection selection;
+  if (selects)
+    selection = select_in_segments(indexer, lengths, in.config, options);
+  else if (options.sparse)
+    selection = select_by_rule({options.key_rule, in.config.index_topk, options.key_seed, in.layer,
+                                p.q_NHD, kv.k_SHD, shape},
+                               lengths);
   const ops::Attended attended =
       ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, lengths, selection);
+  if (options.attention_entropy && in.statistics)
+    in.statistics->attention_entropy.push_back(
+        mean_entropy({p.q_NHD, kv.k_SHD, shape, lengths}, selection));
   if (has_loss) {
-    const auto loss = ops::indexer_loss({indexer.q_NJX, indexer.w_NJ, indexer.k_NX},
-                                        {p.q_NHD, kv.k_SHD, attended.lse_HN, shape}, lengths,
-                                        selection, in.config.index_topk);
-    in.statistics->indexer_loss.push_back(loss.loss);
+    const ops::IndexerLossStudent student{indexer.q_NJX, indexer.w_NJ, indexer.k_NX};
+    const ops::IndexerLossTeacher teacher{p.q_NHD, kv.k_SHD, attended.lse_HN, shape};
+    const auto loss = ops::indexer_loss(student, teacher, lengths, selection, in.config.index_topk);
+    in.statistics->indexer_loss.push_back(
+        options.detach_teacher
+            ? loss.loss
+            : loss.loss + ops::teacher_gradient(student, teacher, lengths, selection));
     in.statistics->indexer_recall.push_back(loss.recall);
   }
   return attended.out_NHV;

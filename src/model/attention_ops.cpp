@@ -2,8 +2,8 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <numeric>
-#include <vector>
 
 #include "base/parallel.h"
 #include "kernels/indexer_loss.h"
@@ -145,6 +145,17 @@ struct IndexerLossFunction : Function<IndexerLossFunction> {
 };
 
 }  // namespace
+
+KeySelection join_keys(const std::vector<std::vector<int32_t>>& keys_N) {
+  const auto tokens = std::ssize(keys_N);
+  KeySelection selection{{}, torch::zeros({tokens + 1}, torch::kLong)};
+  int64_t* const begins = selection.begins_N1.data_ptr<int64_t>();
+  for (int64_t n = 0; n < tokens; ++n) begins[n + 1] = begins[n] + std::ssize(keys_N[n]);
+  selection.keys = torch::empty({begins[tokens]}, torch::kInt);
+  for (int64_t n = 0; n < tokens; ++n)
+    std::copy(keys_N[n].begin(), keys_N[n].end(), selection.keys.data_ptr<int32_t>() + begins[n]);
+  return selection;
+}
 
 Attended attend(const Tensor& q, const Tensor& k, const Tensor& v,
                 const kernels::AttentionShape& shape, std::span<const int64_t> segment_lengths,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "kernels/attention.h"
 #include "kernels/selected_keys.h"
@@ -19,6 +20,9 @@ struct KeySelection {
 
   bool defined() const { return keys.defined(); }
 };
+
+// The lists of all tokens, one behind another.
+KeySelection join_keys(const std::vector<std::vector<int32_t>>& keys_N);
 
 struct Attended {
   torch::Tensor out_NHV;

@@ -38,18 +38,6 @@ kernels::IndexerInput input_of(const IndexerProjections& projections, const Quer
           tile.cache->index_keys(layer, tile.position + tile.count)};
 }
 
-// Lists of keys one behind another.
-ops::KeySelection joined(const std::vector<std::vector<int32_t>>& keys_N) {
-  const auto tokens = std::ssize(keys_N);
-  ops::KeySelection selection{{}, torch::zeros({tokens + 1}, torch::kLong)};
-  int64_t* const begins = selection.begins_N1.data_ptr<int64_t>();
-  for (int64_t n = 0; n < tokens; ++n) begins[n + 1] = begins[n] + std::ssize(keys_N[n]);
-  selection.keys = torch::empty({begins[tokens]}, torch::kInt);
-  for (int64_t n = 0; n < tokens; ++n)
-    std::copy(keys_N[n].begin(), keys_N[n].end(), selection.keys.data_ptr<int32_t>() + begins[n]);
-  return selection;
-}
-
 }  // namespace
 
 IndexerProjections project_indexer(const IndexerWeights& weights, const Config& config,
@@ -117,7 +105,7 @@ ops::KeySelection select_in_segments(const IndexerProjections& projections,
     }
     begin = end;
   }
-  return joined(keys_N);
+  return ops::join_keys(keys_N);
 }
 
 Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile, int64_t layer) {

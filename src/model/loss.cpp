@@ -58,6 +58,7 @@ Losses language_model_loss(const Model& model, const TrainingBatch& batch,
     losses.total = losses.total.defined() ? losses.total + indexers : indexers;
   }
   losses.indexer_recall = statistics.indexer_recall;
+  losses.attention_entropy = statistics.attention_entropy;
   losses.expert_counts = statistics.counts_E;
   return losses;
 }

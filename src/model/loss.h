@@ -34,6 +34,7 @@ struct Losses {
   double mtp = 0;                            // the same for the token after the next
   std::vector<double> indexer;               // per layer (MTP's last), nats a token
   std::vector<double> indexer_recall;        // per layer; 0 where attention is not dense
+  std::vector<double> attention_entropy;     // per layer, where forward.attention_entropy is set
   std::vector<torch::Tensor> expert_counts;  // per MoE layer (MTP's last), [E] i64
 };
 

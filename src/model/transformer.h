@@ -32,6 +32,12 @@ enum class NumericMode { kPlain, kDeploy };
 // Equal up to rounding. The engine uses mqa throughout.
 enum class AttentionForm { kMha, kMqa };
 
+// Which keys a query sees in training's sparse attention: those of the greatest index scores, or,
+// as controls that the indexer is held against in experiments, the last ones, random ones (a
+// function of seed, layer and position), or those that dense attention, summed over its heads,
+// looks at most.
+enum class KeyRule { kIndexer, kWindow, kRandom, kOracle };
+
 struct Segment {
   int64_t num_tokens = 0;
   int64_t position = 0;  // of its first token; equals cache->num_tokens() if there is a cache
@@ -44,6 +50,13 @@ struct ForwardOptions {
   bool sparse = true;         // false: dense attention, the indexer selects nothing
   bool indexer_loss = false;  // without caches: collect ForwardStatistics::indexer_loss
   bool bf16_matmuls = false;  // round both operands of every matmul to bf16 (accumulate in f32)
+  KeyRule key_rule = KeyRule::kIndexer;  // without caches
+  uint64_t key_seed = 0;                 // of KeyRule::kRandom
+  // The report's cuts between the indexer and the main model, section 2.1.1. Off, the indexer's
+  // loss reaches the main model: only to see what they prevent.
+  bool detach_indexer_input = true;
+  bool detach_teacher = true;
+  bool attention_entropy = false;  // without caches: collect ForwardStatistics::attention_entropy
   // Lengths of the sequences over each of which ForwardStatistics::balance is taken, their sum N;
   // empty: over the batch as one. Must outlive the call.
   std::span<const int64_t> balance_sequences = {};
@@ -75,6 +88,7 @@ struct ForwardStatistics {
   // Of the indexers, per layer, where options.indexer_loss is set. See model/attention_ops.
   std::vector<torch::Tensor> indexer_loss;  // differentiable by the indexers' weights alone
   std::vector<double> indexer_recall;       // of the top index_topk, where attention is dense
+  std::vector<double> attention_entropy;    // per layer, nats, mean over tokens and heads
 };
 
 // Hidden states after the final norm, [N, hidden_size] f32; logits are logits(model, hidden).

@@ -141,6 +141,28 @@ void check_training(const TrainingRecipe& t, const model::Config& model, const C
   check.at_least("training.keep_checkpoints", t.keep_checkpoints, int64_t{1});
 }
 
+void check_experiment(const Recipe& r, const Checker& check) {
+  const RetrievalRecipe& t = r.retrieval;
+  check.require(t.share >= 0 && t.share < 1, "retrieval.share",
+                fmt::format("is {}; expected 0 to 1, below 1", t.share));
+  check.at_least("retrieval.num_pairs", t.num_pairs, int64_t{1});
+  check.at_least("retrieval.validation_rows", t.validation_rows, int64_t{1});
+  check.require(t.num_queries >= 1 && t.num_queries <= t.num_pairs, "retrieval.num_queries",
+                fmt::format("is {}; expected 1 to num_pairs = {}", t.num_queries, t.num_pairs));
+  const int64_t num_keys = (r.model.vocab_size - 11) / 2;
+  check.require(t.share == 0 || t.num_pairs <= num_keys, "retrieval.num_pairs",
+                fmt::format("is {}; a vocabulary of {} has {} keys", t.num_pairs,
+                            r.model.vocab_size, num_keys));
+  const int64_t last = r.model.vocab_size - 1;
+  check.between("retrieval.pair_token", t.pair_token, int64_t{0}, last);
+  check.between("retrieval.query_token", t.query_token, int64_t{0}, last);
+  const std::string& rule = r.experiment.key_rule;
+  check.require(
+      rule == "indexer" || rule == "window" || rule == "random" || rule == "oracle",
+      "experiment.key_rule",
+      fmt::format("is \"{}\"; expected \"indexer\", \"window\", \"random\" or \"oracle\"", rule));
+}
+
 void check_optimizer(const OptimizerRecipe& o, const Checker& check) {
   check.one_of("optimizer.matrices", o.matrices, "muon", "adamw");
   for (const auto& [key, value] : {std::pair{"optimizer.learning_rate", o.learning_rate},
@@ -167,6 +189,7 @@ void check_recipe(const Recipe& r, const RecipeSource& source) {
                             r.tokenizer.vocab_size, r.model.vocab_size));
   check_training(r.training, r.model, check);
   check_optimizer(r.optimizer, check);
+  check_experiment(r, check);
 }
 
 void apply_override(const std::string& assignment, RecipeSource& source, Json& json) {
@@ -277,14 +300,39 @@ TrainingRecipe read_training(const Json& json, const RecipeSource& source) {
   return t;
 }
 
+RetrievalRecipe read_retrieval(const Json& json, const RecipeSource& source) {
+  RetrievalRecipe r;
+  Section(json, "retrieval", source)
+      .field("share", r.share)
+      .field("num_pairs", r.num_pairs)
+      .field("num_queries", r.num_queries)
+      .field("pair_token", r.pair_token)
+      .field("query_token", r.query_token)
+      .field("validation_rows", r.validation_rows)
+      .refuse_the_rest();
+  return r;
+}
+
+ExperimentRecipe read_experiment(const Json& json, const RecipeSource& source) {
+  ExperimentRecipe e;
+  Section(json, "experiment", source)
+      .field("key_rule", e.key_rule)
+      .field("detach_indexer_input", e.detach_indexer_input)
+      .field("detach_teacher", e.detach_teacher)
+      .field("attention_entropy", e.attention_entropy)
+      .refuse_the_rest();
+  return e;
+}
+
 void check_keys(const Json& file, const RecipeSource& source) {
   if (!file.is_object()) fail("{}: a recipe is a JSON object", source.name);
   for (const auto& [key, value] : file.items())
     if (key != "corpus" && key != "data" && key != "tokenizer" && key != "model" &&
-        key != "optimizer" && key != "training" && key != "stages")
+        key != "optimizer" && key != "training" && key != "stages" && key != "retrieval" &&
+        key != "experiment")
       fail(
           "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
-          "training or stages",
+          "training, stages, retrieval or experiment",
           source.of(key), key);
   check_stages(file, source);
 }
@@ -302,6 +350,8 @@ Recipe parse(const Json& file, const RecipeSource& source) {
   Section(json, "tokenizer", source).field("vocab_size", r.tokenizer.vocab_size).refuse_the_rest();
   r.optimizer = read_optimizer(json, source);
   r.training = read_training(json, source);
+  r.retrieval = read_retrieval(json, source);
+  r.experiment = read_experiment(json, source);
   r.model = model::parse_config(json["model"], [&](std::string_view field) {
     return fmt::format("{}: \"model\"", source.of(fmt::format("model.{}", field)));
   });

@@ -69,6 +69,24 @@ struct TrainingRecipe {
   int64_t keep_checkpoints = 2;
 };
 
+// Synthetic retrieval mixed into the text (retrieval.h): for experiments.
+struct RetrievalRecipe {
+  double share = 0;  // of the training rows; 0: none
+  int64_t num_pairs = 64;
+  int64_t num_queries = 32;
+  int64_t pair_token = 2;  // what a pair and a query begin with: ids that text does not hold
+  int64_t query_token = 2;
+  int64_t validation_rows = 32;
+};
+
+// What the experiments change of the report's sparse training (model::ForwardOptions).
+struct ExperimentRecipe {
+  std::string key_rule = "indexer";  // or "window", "random", "oracle"
+  bool detach_indexer_input = true;
+  bool detach_teacher = true;
+  bool attention_entropy = false;  // measured by every validation, layer by layer
+};
+
 struct Recipe {
   Stage stage = Stage::kDense;
   std::filesystem::path data;  // corpus, tokenizer and tokens are kept under it
@@ -76,6 +94,8 @@ struct Recipe {
   model::Config model;
   OptimizerRecipe optimizer;
   TrainingRecipe training;
+  RetrievalRecipe retrieval;
+  ExperimentRecipe experiment;
   Json source;  // as read, with the stage's own values in their places
 };
 

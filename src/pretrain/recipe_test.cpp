@@ -104,6 +104,16 @@ TEST(Recipe, EveryFaultIsNamed) {
       {"/model/quantization_config",
        {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}},
        "\"model.quantization_config\" stands for FP8 weights, which cannot be trained; remove it"},
+      {"/retrieval", {{"shares", 0.5}}, "\"retrieval.shares\" is not a known key"},
+      {"/retrieval", {{"share", 1}}, "\"retrieval.share\" is 1; expected 0 to 1, below 1"},
+      {"/retrieval", {{"share", 0.5}}, "\"retrieval.num_pairs\" is 64; a vocabulary of 64 has 26"},
+      {"/retrieval",
+       {{"num_pairs", 4}},
+       "\"retrieval.num_queries\" is 32; expected 1 to num_pairs"},
+      {"/retrieval", {{"query_token", 64}}, "\"retrieval.query_token\" is 64; expected 0 to"},
+      {"/retrieval", {{"validation_rows", 0}}, "\"retrieval.validation_rows\" is 0; expected at"},
+      {"/experiment", {{"key_rule", "best"}}, "\"experiment.key_rule\" is \"best\"; expected"},
+      {"/experiment", {{"detach_teacher", 1}}, "is 1; expected true or false"},
   };
   for (const auto& [pointer, value, message] : table) {
     Json recipe = tiny_recipe("data/tiny");

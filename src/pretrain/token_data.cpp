@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/random.h"
+#include "pretrain/token_writer.h"
 #include "text/corpus.h"
 
 namespace fathom::pretrain {
@@ -32,59 +33,11 @@ text::TokenId special_token(const text::Tokenizer& tokenizer, const TokenizeOpti
   return *id;
 }
 
-// Collects tokens and writes a shard whenever enough have come.
-class ShardWriter {
- public:
-  ShardWriter(std::filesystem::path folder, std::string split, int64_t shard_tokens, bool is_narrow)
-      : folder_(std::move(folder)),
-        split_(std::move(split)),
-        shard_tokens_(shard_tokens),
-        is_narrow_(is_narrow) {}
-
-  void add_document(const std::vector<text::TokenId>& ids) {
-    ++num_documents_;
-    tokens_.insert(tokens_.end(), ids.begin(), ids.end());
-    if (static_cast<int64_t>(tokens_.size()) >= shard_tokens_) flush();
-  }
-
-  void flush() {
-    if (tokens_.empty()) return;
-    const auto count = static_cast<int64_t>(tokens_.size());
-    const std::vector<uint16_t> narrow(tokens_.begin(), tokens_.end());
-    const model::TensorView view{is_narrow_ ? model::DType::kU16 : model::DType::kI32,
-                                 {count},
-                                 is_narrow_ ? reinterpret_cast<const std::byte*>(narrow.data())
-                                            : reinterpret_cast<const std::byte*>(tokens_.data())};
-    const std::string name = fmt::format("{}-{:05}.safetensors", split_, files_.size());
-    const model::NamedTensor tensor{"tokens", view};
-    model::write_safetensors(folder_ / name, {&tensor, 1});
-    files_.push_back(name);
-    num_tokens_ += count;
-    tokens_.clear();
-  }
-
-  Json summary(int64_t num_bytes) const {
-    return {{"files", files_},
-            {"num_documents", num_documents_},
-            {"num_tokens", num_tokens_},
-            {"num_bytes", num_bytes}};
-  }
-
- private:
-  std::filesystem::path folder_;
-  std::string split_;
-  int64_t shard_tokens_;
-  bool is_narrow_;
-  std::vector<int32_t> tokens_;
-  std::vector<std::string> files_;
-  int64_t num_documents_ = 0, num_tokens_ = 0;
-};
-
 Json tokenize_split(const TokenizeOptions& options, const text::Tokenizer& tokenizer,
                     const std::string& split) {
   const text::TokenId bos = special_token(tokenizer, options, kBos);
   const text::TokenId eos = special_token(tokenizer, options, kEos);
-  ShardWriter writer(options.output, split, options.shard_tokens, tokenizer.vocab_size() <= 65536);
+  TokenWriter writer(options.output, split, tokenizer.vocab_size(), options.shard_tokens);
   base::Progress progress("tokenize " + split, 0, "MB");
   int64_t num_bytes = 0;
   std::vector<std::string> texts;
@@ -107,8 +60,7 @@ Json tokenize_split(const TokenizeOptions& options, const text::Tokenizer& token
     if (static_cast<int64_t>(texts.size()) == kDocumentsAtOnce) encode_texts();
   });
   encode_texts();
-  writer.flush();
-  return writer.summary(num_bytes);
+  return writer.finish(num_bytes);
 }
 
 }  // namespace
@@ -127,7 +79,7 @@ void tokenize_corpus(const TokenizeOptions& options) {
                   {"bos_token_id", special_token(tokenizer, options, kBos)}};
   for (const std::string split : {"train", "validation"})
     summary[split] = tokenize_split(options, tokenizer, split);
-  base::write_file_atomically(summary_path, summary.dump(2) + "\n");
+  write_token_summary(options.output, summary);
 }
 
 void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config) {

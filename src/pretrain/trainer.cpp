@@ -43,6 +43,17 @@ std::vector<Tensor> expert_biases(const model::Weights& weights) {
   return biases;
 }
 
+model::KeyRule key_rule_named(const std::string& name) {
+  constexpr std::pair<std::string_view, model::KeyRule> kRules[] = {
+      {"indexer", model::KeyRule::kIndexer},
+      {"window", model::KeyRule::kWindow},
+      {"random", model::KeyRule::kRandom},
+      {"oracle", model::KeyRule::kOracle}};
+  for (const auto& [known, rule] : kRules)
+    if (known == name) return rule;
+  fail("key rule \"{}\": expected indexer, window, random or oracle", name);
+}
+
 // What a stage may change of its model's config.
 void check_same_shape(const model::Config& found, const model::Config& wanted,
                       const std::filesystem::path& folder) {
@@ -71,6 +82,18 @@ model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
                      .sparse = stage == Stage::kSparse,
                      .indexer_loss = trains_indexer(stage),
                      .bf16_matmuls = recipe.bf16_matmuls};
+  return options;
+}
+
+model::LossOptions loss_options(const Recipe& recipe) {
+  model::LossOptions options = loss_options(recipe.stage, recipe.training);
+  model::ForwardOptions& forward = options.forward;
+  forward.key_rule = key_rule_named(recipe.experiment.key_rule);
+  forward.key_seed = recipe.training.seed;
+  forward.detach_indexer_input = recipe.experiment.detach_indexer_input;
+  forward.detach_teacher = recipe.experiment.detach_teacher;
+  // Where something else selects, the indexer has nobody to imitate.
+  if (forward.key_rule != model::KeyRule::kIndexer) forward.indexer_loss = false;
   return options;
 }
 
@@ -118,7 +141,7 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
   const int64_t batch_rows = rows_of(t, step);
   const auto indices = rows_in_order(rows.num_rows(), rows_before(t, step), batch_rows, t.seed);
   const int64_t num_micro_batches = batch_rows / t.micro_batch_rows;
-  model::LossOptions options = loss_options(recipe_.stage, t);
+  model::LossOptions options = loss_options(recipe_);
   options.mtp_weight = mtp_weight_at(t, step, total_steps);
   StepReport report;
   std::vector<Tensor> counts;
@@ -160,17 +183,26 @@ void Trainer::balance_experts(const std::vector<Tensor>& counts, double rate, St
   }
 }
 
+model::ForwardOptions Trainer::validation_options() const {
+  model::ForwardOptions options = loss_options(recipe_).forward;
+  options.sparse = trains_indexer(recipe_.stage);
+  options.indexer_loss = false;
+  options.attention_entropy = recipe_.experiment.attention_entropy;
+  return options;
+}
+
 Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   const torch::NoGradGuard no_grad;
   const TrainingRecipe& t = recipe_.training;
-  model::LossOptions options = loss_options(recipe_.stage, recipe_.training);
+  model::LossOptions options = loss_options(recipe_);
+  const bool has_indexer = options.forward.indexer_loss;
   options.mtp_weight = 0;
   options.language_model = true;
-  options.forward.sparse = trains_indexer(recipe_.stage);
-  options.forward.indexer_loss = false;
+  options.forward = validation_options();
   model::LossOptions indexer_options = options;
   indexer_options.language_model = indexer_options.forward.sparse = false;
   indexer_options.forward.indexer_loss = true;
+  indexer_options.forward.attention_entropy = false;
   Validation result;
   double num_targets = 0, num_tokens = 0;
   const int64_t count = std::min(rows.num_rows(), max_rows);
@@ -179,18 +211,21 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
     std::iota(part.begin(), part.end(), begin);
     const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
     const auto targets = (batch.targets_N >= 0).sum().item<double>();
-    result.loss += model::language_model_loss(model_, batch, options).main * targets;
-    num_targets += targets;
-    if (!trains_indexer(recipe_.stage)) continue;
-    const auto losses = model::language_model_loss(model_, batch, indexer_options);
     const auto tokens = static_cast<double>(batch.tokens_N.size(0));
+    const auto of_model = model::language_model_loss(model_, batch, options);
+    result.loss += of_model.main * targets;
+    add_scaled(of_model.attention_entropy, tokens, result.attention_entropy);
+    num_targets += targets;
+    num_tokens += tokens;
+    if (!has_indexer) continue;
+    const auto losses = model::language_model_loss(model_, batch, indexer_options);
     add_scaled(losses.indexer, tokens, result.indexer_loss);
     add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
-    num_tokens += tokens;
   }
   result.loss /= num_targets;
   for (double& loss : result.indexer_loss) loss /= num_tokens;
   for (double& recall : result.indexer_recall) recall /= num_tokens;
+  for (double& entropy : result.attention_entropy) entropy /= num_tokens;
   return result;
 }
 

@@ -10,6 +10,8 @@ namespace fathom::pretrain {
 
 // What a stage computes: its attention and the parts of its loss, as they are at its beginning.
 model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe);
+// The same with what an experiment changes of it.
+model::LossOptions loss_options(const Recipe& recipe);
 
 // The warm-up trains nothing but the indexers; all other stages whatever their losses reach.
 void freeze(model::Model& model, Stage stage);
@@ -28,9 +30,10 @@ struct StepReport {
 };
 
 struct Validation {
-  double loss = 0;                     // nats a token
-  std::vector<double> indexer_loss;    // stages warmup and sparse
-  std::vector<double> indexer_recall;  // of attention's mass by the top-k keys
+  double loss = 0;                        // nats a token
+  std::vector<double> indexer_loss;       // stages warmup and sparse
+  std::vector<double> indexer_recall;     // of attention's mass by the top-k keys
+  std::vector<double> attention_entropy;  // where the recipe's experiment asks for it
 };
 
 class Trainer {
@@ -49,6 +52,9 @@ class Trainer {
   // model's loss is that of sparse attention; the indexer's are held against dense attention, per
   // layer (MTP's is not run).
   Validation validate(const TokenRows& rows, int64_t max_rows = INT64_MAX) const;
+
+  // The attention that validate() measures the language model with.
+  model::ForwardOptions validation_options() const;
 
   const model::Model& model() const { return model_; }
   const Optimizer& optimizer() const { return optimizer_; }

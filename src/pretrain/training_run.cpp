@@ -10,6 +10,7 @@
 #include "base/progress.h"
 #include "model/checkpoint.h"
 #include "pretrain/checkpoint_writer.h"
+#include "pretrain/retrieval.h"
 #include "pretrain/schedule.h"
 #include "pretrain/trainer.h"
 #include "text/bpe_trainer.h"
@@ -54,6 +55,7 @@ struct Run {
   RunFolder folder;
   TrainerState state;
   TokenRows train, validation;
+  std::vector<RetrievalDocument> held_out;  // empty unless the recipe trains on retrieval
   base::Stopwatch watch;
   double seconds_before = 0;
   CheckpointWriter checkpoints = {};  // last: its thread uses the folder
@@ -112,7 +114,17 @@ void validate(Run& run, const Trainer& trainer) {
              run.state.step, nats, bits);
   Json metrics = {
       {"step", run.state.step}, {"validation_loss", nats}, {"validation_bits_per_byte", bits}};
-  if (trains_indexer(run.options.recipe.stage)) {
+  if (!run.held_out.empty()) {
+    const auto retrieval =
+        measure_retrieval(trainer.model(), run.held_out, trainer.validation_options());
+    fmt::print(stderr, "retrieval: {:.3f} beyond the window ({}), {:.3f} within ({})\n",
+               retrieval.beyond, retrieval.num_beyond, retrieval.within, retrieval.num_within);
+    metrics["validation_retrieval_beyond"] = retrieval.beyond;
+    metrics["validation_retrieval_within"] = retrieval.within;
+  }
+  if (!validation.attention_entropy.empty())
+    metrics["validation_attention_entropy"] = validation.attention_entropy;
+  if (!validation.indexer_loss.empty()) {
     fmt::print(stderr, "indexer by layer: KL {:.3f}, recall of attention's mass {:.3f}\n",
                fmt::join(validation.indexer_loss, " "), fmt::join(validation.indexer_recall, " "));
     metrics["validation_indexer_loss"] = validation.indexer_loss;
@@ -221,13 +233,16 @@ void check_run(const TrainingRunOptions& options) {
 void run_training(const TrainingRunOptions& options) {
   const Recipe& recipe = options.recipe;
   check_run(options);
-  const auto tokens = recipe.data / "tokens";
-  check_tokens_fit(tokens, recipe.model);
+  const auto text = recipe.data / "tokens";
+  check_tokens_fit(text, recipe.model);
+  const bool has_retrieval = recipe.retrieval.share > 0;
+  const auto tokens = has_retrieval ? mix_with_retrieval(recipe, text) : text;
   Run run{options,
           RunFolder(options.run),
           {},
           TokenRows(tokens, "train", recipe.training.sequence_length, fim_options(recipe)),
           TokenRows(tokens, "validation", recipe.training.sequence_length),
+          has_retrieval ? held_out_documents(recipe, text) : std::vector<RetrievalDocument>(),
           {}};
   const auto checkpoint = run.folder.latest();
   run.state = {0, recipe.training.steps, 0, recipe.source};

@@ -1,0 +1,64 @@
+# What the experiments' scripts share; they source it. Sets: fathom, recipe, runs, threads, smoke.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+fathom=build/fathom
+recipe=recipes/experiments/net_s.json
+threads=2
+smoke=
+seeds="1 2 3"
+while (($#)); do
+  case $1 in
+    --smoke) smoke=1 ;;  # a few steps an arm, to see that every arm runs
+    --seeds) seeds=$2 && shift ;;
+    --threads) threads=$2 && shift ;;
+    --fathom) fathom=$2 && shift ;;
+    *)
+      echo "$(basename "$0"): unknown option $1; expected --smoke, --seeds \"1 2 3\"," \
+        "--threads N, --fathom PROGRAM" >&2
+      exit 2
+      ;;
+  esac
+  shift
+done
+runs=runs/experiments/$(basename "$0" .sh)${smoke:+-smoke}
+base=runs/experiments/base${smoke:+-smoke}  # E1 and E2 begin with the same models
+out=docs/experiments
+[[ -z $smoke ]] || out=$runs
+[[ -x $fathom ]] || make build
+
+# The text of the bundled recipe, with a vocabulary that fits a net of a million parameters.
+prepare_text() {
+  [[ -f data/nano/text/manifest.json ]] ||
+    "$fathom" corpus --recipe recipes/nano.json --out data/nano/text
+  mkdir -p data/experiments
+  [[ -e data/experiments/text ]] || ln -s ../nano/text data/experiments/text
+}
+
+# train FOLDER SEED STAGE INIT [--set ...]: a run, resumed where it was cut off, skipped where done.
+train() {
+  local folder=$1 seed=$2 stage=$3 init=$4
+  shift 4
+  if [[ -f $folder/done ]]; then
+    echo "$folder: done before"
+    return
+  fi
+  local options=(--stage "$stage" --recipe "$recipe" --run "$folder" --threads "$threads"
+    --set "training.seed=$seed" "$@")
+  [[ -z $init ]] || options+=(--init "$init/$(<"$init/latest")")
+  [[ -z $smoke ]] || options+=(--set training.steps=3 --set training.warmup_steps=1
+    --set training.validate_every=3 --set retrieval.validation_rows=2)
+  echo "$folder: $stage"
+  nice "$fathom" pretrain "${options[@]}"
+  touch "$folder/done"
+}
+
+# The models that every arm begins with, of one seed: short rows until the net can look things up,
+# then rows of 2,048 tokens, then the indexers' warm-up.
+train_base() {
+  local seed=$1
+  train "$base/seed-$seed/short" "$seed" dense "" --set retrieval.num_pairs=12 \
+    --set retrieval.num_queries=10
+  train "$base/seed-$seed/dense" "$seed" extend "$base/seed-$seed/short"
+  train "$base/seed-$seed/warmup" "$seed" warmup "$base/seed-$seed/dense"
+}
