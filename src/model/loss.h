@@ -9,6 +9,17 @@ struct TrainingBatch {
   torch::Tensor tokens_N;                // i64
   torch::Tensor targets_N;               // i64: the next token; -1 where there is none to predict
   std::vector<int64_t> segment_lengths;  // documents (or rows) that must not see each other; sum N
+  // i64: the token after the target, -1 where there is none. Undefined: as targets_N says.
+  torch::Tensor after_next_N = {};
+};
+
+// For each token the one after its target, -1 at the end of a segment or where it is not known.
+torch::Tensor targets_after_next(const TrainingBatch& batch);
+
+// A call's part of a batch that ranks share: of its targets, MTP's targets and tokens. Its losses
+// are means over its own, multiplied by the part, so that the ranks' sum is the batch's mean.
+struct LossShare {
+  double main = 1, mtp = 1, tokens = 1;
 };
 
 struct LossOptions {
@@ -18,6 +29,7 @@ struct LossOptions {
   // False: the indexers' losses alone, the report's dense warm-up; head and cross-entropies are not
   // computed.
   bool language_model = true;
+  LossShare share;
   ForwardOptions forward{.form = AttentionForm::kMha, .sparse = false, .bf16_matmuls = true};
 };
 

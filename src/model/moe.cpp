@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "model/distribution.h"
 #include "model/ops.h"
 
 namespace fathom::model {
@@ -58,7 +59,8 @@ class ExpertChooser {
 
 }  // namespace
 
-Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND) {
+Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND,
+              const ForwardOptions& options) {
   // The router stays in f32 whatever the other matmuls do.
   const Tensor scores = ops::sigmoid(ops::linear(x_ND, weights.gate, {}));
   const Tensor biased = (scores.detach() + weights.e_score_correction_bias).contiguous();
@@ -74,8 +76,12 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
   routing.counts_E =
       torch::bincount(routing.expert_index_NK.flatten(), {}, config.n_routed_experts);
   if (torch::GradMode::is_enabled()) {
-    const auto pairs = static_cast<double>(routing.expert_index_NK.numel());
-    const Tensor share = routing.counts_E.to(torch::kFloat32) / pairs;
+    Tensor counts = routing.counts_E;
+    if (options.distribution && options.distribution->batch.size() > 1) {
+      counts = counts.clone();
+      options.distribution->batch.all_reduce(counts);
+    }
+    const Tensor share = counts.to(torch::kFloat32) / counts.sum().item<double>();
     const Tensor mean_score = (scores / scores.sum(1, true)).mean(0);
     routing.balance = (share * mean_score).sum() * static_cast<double>(config.n_routed_experts);
   }

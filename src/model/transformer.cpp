@@ -36,7 +36,7 @@ struct LayerCall {
 
 Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Tensor& x_ND) {
   if (weights.mlp) return mlp(*weights.mlp, x_ND, call.options);
-  const Routing routing = route(*weights.moe, call.config, x_ND);
+  const Routing routing = route(*weights.moe, call.config, x_ND, call.options);
   if (call.trace) {
     call.trace->gate_index_NK = routing.expert_index_NK;
     call.trace->gate_weight_NK = routing.expert_weight_NK;

@@ -17,6 +17,8 @@
 
 namespace fathom::model {
 
+struct Distribution;  // model/distribution.h
+
 struct Model {
   Config config;
   Weights weights;
@@ -44,6 +46,7 @@ struct ForwardOptions {
   bool sparse = true;         // false: dense attention, the indexer selects nothing
   bool indexer_loss = false;  // without caches: collect ForwardStatistics::indexer_loss
   bool bf16_matmuls = false;  // round both operands of every matmul to bf16 (accumulate in f32)
+  const Distribution* distribution = nullptr;  // training: where ranks share the work
 };
 
 // What one layer did, for the golden cases and --dump-layers.

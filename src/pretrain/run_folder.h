@@ -1,5 +1,7 @@
 // A training run on disk: FOLDER/step-000250/ with the model (Hugging Face layout, f32),
 // optimizer.safetensors and trainer.json; FOLDER/latest names the newest; FOLDER/metrics.jsonl.
+// Of several ranks, which share the folder, each writes the moments that it owns:
+// optimizer-00001-of-00002.safetensors. Any number of ranks reads what any number wrote.
 #pragma once
 
 #include <filesystem>
@@ -23,9 +25,10 @@ class RunFolder {
   explicit RunFolder(std::filesystem::path folder);
 
   // Everything is written under a temporary name, then renamed; then `latest` is replaced. A killed
-  // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints.
+  // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints. Every
+  // rank calls it; the first writes all but the moments of the others.
   void save(const TrainerState& state, const model::Model& model, const Optimizer& optimizer,
-            int64_t keep) const;
+            int64_t keep, const model::RankGroup& ranks = {}) const;
 
   std::optional<std::filesystem::path> latest() const;
   static TrainerState load_state(const std::filesystem::path& checkpoint);

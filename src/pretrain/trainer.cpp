@@ -30,8 +30,28 @@ void add_counts(const std::vector<Tensor>& more, std::vector<Tensor>& total) {
 }
 
 void add_scaled(const std::vector<double>& more, double factor, std::vector<double>& total) {
-  total.resize(more.size());
+  CHECK_EQ(more.size(), total.size());
   for (size_t i = 0; i < more.size(); ++i) total[i] += factor * more[i];
+}
+
+// A step's figures and counts are sums over the ranks' parts of it.
+void sum_over(const model::RankGroup& ranks, StepReport& report, std::vector<Tensor>& counts) {
+  if (ranks.size() == 1) return;
+  double* const figures[] = {&report.loss, &report.mtp_loss, &report.indexer_loss,
+                             &report.indexer_recall};
+  Tensor sums = torch::zeros({std::ssize(figures)}, torch::kDouble);
+  for (size_t i = 0; i < std::size(figures); ++i) sums.data_ptr<double>()[i] = *figures[i];
+  ranks.all_reduce(sums);
+  for (size_t i = 0; i < std::size(figures); ++i) *figures[i] = sums.data_ptr<double>()[i];
+  for (Tensor& count : counts) {
+    count = count.clone();
+    ranks.all_reduce(count);
+  }
+}
+
+void sum_over(const model::RankGroup& ranks, std::vector<double>& values) {
+  ranks.all_reduce(
+      torch::from_blob(values.data(), {std::ssize(values)}, torch::TensorOptions(torch::kDouble)));
 }
 
 // The correction biases in the order of Losses::expert_counts.
@@ -88,25 +108,46 @@ model::Model frozen(model::Model model, Stage stage) {
 
 }  // namespace
 
-Trainer::Trainer(const Recipe& recipe, model::Model model)
+Trainer::Trainer(const Recipe& recipe, model::Model model, const model::RankGroup& ranks)
     : recipe_(recipe),
+      division_(divide(ranks, recipe.training)),
       model_(frozen(std::move(model), recipe.stage)),
-      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer) {}
+      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer, ranks) {}
 
-Trainer::Trainer(const Recipe& recipe)
-    : Trainer(recipe, model::initialise(recipe.model, recipe.training.seed)) {}
+Trainer::Trainer(const Recipe& recipe, const model::RankGroup& ranks)
+    : Trainer(recipe, model::initialise(recipe.model, recipe.training.seed), ranks) {}
 
-Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder) {
+Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder,
+                            const model::RankGroup& ranks) {
   model::Model model = model::load_checkpoint_for_training(folder);
   check_same_shape(model.config, recipe.model, folder);
   model.config = recipe.model;
-  return Trainer(recipe, std::move(model));
+  return Trainer(recipe, std::move(model), ranks);
 }
 
-Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint) {
-  Trainer trainer = begin_with(recipe, checkpoint);
+Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint,
+                        const model::RankGroup& ranks) {
+  Trainer trainer = begin_with(recipe, checkpoint, ranks);
   trainer.optimizer_.restore(RunFolder::load_optimizer(checkpoint));
   return trainer;
+}
+
+void Trainer::add_micro_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
+                              StepReport& report, std::vector<Tensor>& counts) const {
+  const auto whole =
+      make_batch(rows, indices, model_.config.bos_token_id, recipe_.training.document_masking);
+  const auto local = local_batch(whole, division_.part, division_.num_parts);
+  model::LossOptions options = loss_options(recipe_.stage, recipe_.training);
+  options.share = local.share;
+  options.forward.distribution = &division_.distribution;
+  const auto losses = model::language_model_loss(model_, local.batch, options);
+  const auto num_micro_batches = static_cast<double>(division_.total_micro_batches);
+  (losses.total / num_micro_batches).backward();
+  report.loss += losses.main / num_micro_batches;
+  report.mtp_loss += losses.mtp / num_micro_batches;
+  report.indexer_loss += mean(losses.indexer) / num_micro_batches;
+  report.indexer_recall += mean(losses.indexer_recall) / num_micro_batches;
+  add_counts(losses.expert_counts, counts);
 }
 
 StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_steps) {
@@ -114,22 +155,13 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
   if (std::find(t.skip_steps.begin(), t.skip_steps.end(), step + 1) != t.skip_steps.end())
     return {.is_skipped = true};
   const auto indices = rows_of_step(rows.num_rows(), t.batch_rows, t.seed, step);
-  const int64_t num_micro_batches = t.batch_rows / t.micro_batch_rows;
   StepReport report;
   std::vector<Tensor> counts;
-  for (int64_t i = 0; i < num_micro_batches; ++i) {
-    const std::vector<int64_t> part(indices.begin() + i * t.micro_batch_rows,
-                                    indices.begin() + (i + 1) * t.micro_batch_rows);
-    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto losses =
-        model::language_model_loss(model_, batch, loss_options(recipe_.stage, recipe_.training));
-    (losses.total / static_cast<double>(num_micro_batches)).backward();
-    report.loss += losses.main / static_cast<double>(num_micro_batches);
-    report.mtp_loss += losses.mtp / static_cast<double>(num_micro_batches);
-    report.indexer_loss += mean(losses.indexer) / static_cast<double>(num_micro_batches);
-    report.indexer_recall += mean(losses.indexer_recall) / static_cast<double>(num_micro_batches);
-    add_counts(losses.expert_counts, counts);
+  for (int64_t i = 0; i < division_.num_micro_batches; ++i) {
+    const auto begin = indices.begin() + (division_.first_micro_batch + i) * t.micro_batch_rows;
+    add_micro_batch(rows, {begin, begin + t.micro_batch_rows}, report, counts);
   }
+  sum_over(division_.all, report, counts);
   if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss)) return report;
   report.learning_rate =
       recipe_.optimizer.learning_rate * learning_rate_factor(t, step, total_steps);
@@ -165,9 +197,14 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   indexer_options.language_model = indexer_options.forward.sparse = false;
   indexer_options.forward.indexer_loss = true;
   Validation result;
+  const auto num_layers = static_cast<size_t>(model_.config.num_hidden_layers);
+  if (trains_indexer(recipe_.stage))
+    result.indexer_loss = result.indexer_recall = std::vector<double>(num_layers);
   double num_targets = 0, num_tokens = 0;
   const int64_t count = std::min(rows.num_rows(), max_rows);
-  for (int64_t begin = 0; begin < count; begin += t.micro_batch_rows) {
+  const int64_t num_batches = (count + t.micro_batch_rows - 1) / t.micro_batch_rows;
+  for (int64_t i = division_.all.rank(); i < num_batches; i += division_.all.size()) {
+    const int64_t begin = i * t.micro_batch_rows;
     std::vector<int64_t> part(std::min(t.micro_batch_rows, count - begin));
     std::iota(part.begin(), part.end(), begin);
     const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
@@ -181,6 +218,10 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
     add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
     num_tokens += tokens;
   }
+  std::vector<double> sums = {result.loss, num_targets, num_tokens};
+  for (auto* values : {&sums, &result.indexer_loss, &result.indexer_recall})
+    sum_over(division_.all, *values);
+  result.loss = sums[0], num_targets = sums[1], num_tokens = sums[2];
   result.loss /= num_targets;
   for (double& loss : result.indexer_loss) loss /= num_tokens;
   for (double& recall : result.indexer_recall) recall /= num_tokens;
