@@ -1,11 +1,9 @@
 // Training runs of the built program over several processes, on a tiny corpus of made-up words.
 #pragma once
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -69,19 +67,6 @@ class Process {
   fs::path output_;
   pid_t pid_ = 0;
 };
-
-inline std::string free_port() {
-  const int descriptor = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  auto* const generic = reinterpret_cast<sockaddr*>(&address);
-  EXPECT_EQ(bind(descriptor, generic, size), 0);
-  EXPECT_EQ(getsockname(descriptor, generic, &size), 0);
-  close(descriptor);
-  return std::to_string(ntohs(address.sin_port));
-}
 
 // Documents in which each word follows from the one before most of the time.
 inline void write_corpus(const fs::path& folder) {

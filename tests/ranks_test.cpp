@@ -1,5 +1,6 @@
 // Several processes train as one does: the same curve, also after one of them was killed, and on
 // another number of them.
+#include "base/free_port.h"
 #include "rank_runs.h"
 
 namespace fathom {
@@ -13,7 +14,7 @@ std::vector<std::string> joined(std::vector<std::string> a, const std::vector<st
 }
 
 // Every stage on one rank and on two, from the same model.
-class Stages : public RankRuns {
+class RankStages : public RankRuns {
  protected:
   void expect_equal_stages(const std::vector<std::string>& flags) {
     train("dense");
@@ -29,12 +30,27 @@ class Stages : public RankRuns {
   }
 };
 
-TEST_F(Stages, TwoRanksGiveTheCurveOfOne) { expect_equal_stages(kTwoRanks); }
+TEST_F(RankStages, TwoRanksGiveTheCurveOfOne) { expect_equal_stages(kTwoRanks); }
 
-TEST_F(Stages, TwoRanksShareAMicroBatch) {
+TEST_F(RankStages, TwoRanksShareAMicroBatch) {
   json_["training"]["micro_batch_rows"] = 4;
   json_["training"]["document_masking"] = true;
   expect_equal_stages(kTwoRanks);
+}
+
+TEST_F(RankStages, ExpertsOfTwoRanks) {
+  expect_equal_stages({"--nproc", "2", "--expert-parallel", "2"});
+}
+
+TEST_F(RankStages, TwoRanksShareTheTokensOfARow) {
+  json_["training"]["micro_batch_rows"] = 1;
+  expect_equal_stages({"--nproc", "2", "--sequence-parallel", "2"});
+}
+
+// Documents of any length across the ranks' border, and every kind of sharing at once.
+TEST_F(RankStages, FourRanksShareDocumentsAndExperts) {
+  json_["training"]["document_masking"] = true;
+  expect_equal_stages({"--nproc", "4", "--sequence-parallel", "2", "--expert-parallel", "4"});
 }
 
 TEST_F(RankRuns, ResumesToTheSameBitsAndOnOtherNumbersOfRanks) {
@@ -80,7 +96,7 @@ TEST_P(KilledRank, EndsTheOtherAndTheRunGoesOn) {
   json_["training"]["steps"] = 100000;
   json_["training"]["schedule"] = "wsd";
   const int killed = GetParam(), left = 1 - killed;
-  const std::string port = free_port();
+  const std::string port = std::to_string(base::free_port());
   {
     Process first(command("run"), environment(0, port), folder_ / "0.log");
     Process second(command("run"), environment(1, port), folder_ / "1.log");

@@ -71,6 +71,14 @@ void add_pretrain_command(CLI::App& app) {
                    "Train as so many ranks on this machine, each with its share of the cores")
       ->check(CLI::Range(1, 1024));
   command
+      ->add_option("--sequence-parallel", flags->run.sequence_parallel,
+                   "So many ranks share the tokens of each row")
+      ->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--expert-parallel", flags->run.expert_parallel,
+                   "So many ranks share the experts")
+      ->check(CLI::Range(1, 1024));
+  command
       ->add_option("--rank-timeout", flags->run.rank_timeout_seconds,
                    "Seconds to wait for another rank's answer")
       ->check(CLI::Range(1.0, 1e6))

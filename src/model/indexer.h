@@ -35,10 +35,10 @@ struct QueryTile {
 void select_keys(const IndexerProjections& projections, const QueryTile& tile, int64_t layer,
                  const Config& config, std::span<std::vector<int32_t>> keys_T);
 
-// The same without caches, for training: segments of the batch no longer than index_topk get no
-// lists, since they select everything.
+// The same without caches, for training: segments of no more than index_topk keys get no lists,
+// since they select everything. k_NX may hold more keys than there are queries.
 ops::KeySelection select_in_segments(const IndexerProjections& projections,
-                                     std::span<const int64_t> segment_lengths,
+                                     std::span<const ops::SegmentRows> segments,
                                      const Config& config);
 
 // [count, position + count] f32, -inf for later keys.

@@ -40,7 +40,9 @@ void add_cross_entropies(const Model& model, const TrainingBatch& batch, const L
 Losses language_model_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options) {
   std::vector<Segment> segments;
-  for (int64_t length : batch.segment_lengths) segments.push_back({length, 0, nullptr});
+  for (size_t i = 0; i < batch.segment_lengths.size(); ++i)
+    segments.push_back({batch.segment_lengths[i],
+                        batch.segment_positions.empty() ? 0 : batch.segment_positions[i], nullptr});
   Losses losses;
   ForwardStatistics statistics;
   const Tensor hidden =

@@ -9,6 +9,9 @@ struct TrainingBatch {
   torch::Tensor tokens_N;                // i64
   torch::Tensor targets_N;               // i64: the next token; -1 where there is none to predict
   std::vector<int64_t> segment_lengths;  // documents (or rows) that must not see each other; sum N
+  // Where each segment's first token stands within its document; empty: at its beginning. Only
+  // where ranks share documents: forward.distribution->sequence.
+  std::vector<int64_t> segment_positions = {};
   // i64: the token after the target, -1 where there is none. Undefined: as targets_N says.
   torch::Tensor after_next_N = {};
 };

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <vector>
 
 #include "model/distribution.h"
 #include "model/ops.h"
+#include "model/rank_ops.h"
 
 namespace fathom::model {
 namespace {
@@ -95,17 +98,74 @@ Tensor mlp(const MlpWeights& weights, const Tensor& x_ND, const ForwardOptions& 
   return ops::linear(ops::swiglu(gate, up), weights.down_proj, linear);
 }
 
+namespace {
+
+// x_MD: rows in the order of the experts, counts_E of each.
+Tensor run_experts(std::span<const MlpWeights> experts, const Tensor& x_MD,
+                   const std::vector<int64_t>& counts_E, const ForwardOptions& options) {
+  const auto x_of_expert = x_MD.split_with_sizes(counts_E);
+  std::vector<Tensor> outputs;
+  for (size_t e = 0; e < experts.size(); ++e)
+    if (counts_E[e] > 0) outputs.push_back(mlp(experts[e], x_of_expert[e], options));
+  return outputs.empty() ? x_MD : torch::cat(outputs);
+}
+
+// The rows of several blocks, each of which holds counts[block][expert] rows in the order of the
+// experts: their indices in the order of the experts, within one in that of the blocks.
+Tensor order_by_expert(const std::vector<std::vector<int64_t>>& counts) {
+  std::vector<int64_t> next, order;  // next: the row of each block that comes next
+  int64_t rows = 0;
+  for (const auto& block : counts) {
+    next.push_back(rows);
+    rows = std::accumulate(block.begin(), block.end(), rows);
+  }
+  for (size_t e = 0; e < counts[0].size(); ++e)
+    for (size_t block = 0; block < counts.size(); ++block)
+      for (int64_t i = 0; i < counts[block][e]; ++i) order.push_back(next[block]++);
+  return torch::tensor(order, torch::kLong);
+}
+
+// The same as run_experts, where each rank computes a part of the experts: rows go to the ranks of
+// their experts and come back.
+Tensor run_split_experts(const MoeWeights& weights, const Tensor& x_MD,
+                         const std::vector<int64_t>& counts_E, const ForwardOptions& options) {
+  const RankGroup& ranks = options.distribution->experts;
+  const auto num_experts = std::ssize(weights.experts);
+  CHECK_EQ(num_experts % ranks.size(), 0);
+  const int64_t num_mine = num_experts / ranks.size();
+  const std::vector<int64_t> even(ranks.size(), num_mine);
+  const Tensor all = ranks.all_to_all(torch::tensor(counts_E, torch::kLong), even, even);
+  ops::RowExchange rows;
+  std::vector<std::vector<int64_t>> received;  // by rank, then by expert of this rank
+  std::vector<int64_t> total(num_mine);
+  for (int64_t rank = 0; rank < ranks.size(); ++rank) {
+    const int64_t* const from = all.data_ptr<int64_t>() + rank * num_mine;
+    received.emplace_back(from, from + num_mine);
+    const auto to = counts_E.begin() + rank * num_mine;
+    rows.send_counts.push_back(std::accumulate(to, to + num_mine, int64_t{0}));
+    rows.receive_counts.push_back(std::accumulate(from, from + num_mine, int64_t{0}));
+    for (int64_t e = 0; e < num_mine; ++e) total[e] += received.back()[e];
+  }
+  const Tensor order = order_by_expert(received);
+  const Tensor x = ops::exchange_rows(x_MD, ranks, rows).index_select(0, order);
+  const Tensor y = run_experts(
+      std::span(weights.experts).subspan(ranks.rank() * num_mine, num_mine), x, total, options);
+  std::swap(rows.send_counts, rows.receive_counts);
+  return ops::exchange_rows(y.index_select(0, order.argsort()), ranks, rows);
+}
+
+}  // namespace
+
 Tensor moe(const MoeWeights& weights, const Tensor& x_ND, const Routing& routing,
            const ForwardOptions& options) {
   const auto plan =
       ops::plan_experts(routing.expert_index_NK, static_cast<int64_t>(weights.experts.size()));
-  const auto x_of_expert = ops::gather_to_experts(x_ND, plan).split_with_sizes(plan.counts_E);
-  std::vector<Tensor> outputs;
-  for (size_t e = 0; e < weights.experts.size(); ++e)
-    if (plan.counts_E[e] > 0) outputs.push_back(mlp(weights.experts[e], x_of_expert[e], options));
-  const Tensor routed =
-      ops::combine_from_experts(torch::cat(outputs), routing.expert_weight_NK, plan);
-  return routed + mlp(weights.shared_experts, x_ND, options);
+  const Tensor x = ops::gather_to_experts(x_ND, plan);
+  const bool is_split = options.distribution && options.distribution->experts.size() > 1;
+  const Tensor y = is_split ? run_split_experts(weights, x, plan.counts_E, options)
+                            : run_experts(weights.experts, x, plan.counts_E, options);
+  return ops::combine_from_experts(y, routing.expert_weight_NK, plan) +
+         mlp(weights.shared_experts, x_ND, options);
 }
 
 }  // namespace fathom::model

@@ -52,6 +52,7 @@ struct RankGroup::Connection {
   milliseconds timeout;
   std::vector<int> ranks;  // the group's members among all ranks of the training run
   int total = 1;           // of those
+  int num_chosen = 0;      // groups of this one's ranks: the same members may form several
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group;
 
   void connect(int rank, int size) {
@@ -98,6 +99,7 @@ RankGroup RankGroup::join(const RankGroupOptions& options) {
 RankGroup RankGroup::choose(const std::vector<int>& members) const {
   const auto self = std::find(members.begin(), members.end(), rank_);
   CHECK(self != members.end(), "rank {} chooses a group of others", rank_);
+  const int number = connection_ ? connection_->num_chosen++ : 0;
   if (std::ssize(members) == size_) return *this;
   RankGroup part;
   if (members.size() == 1) return part;
@@ -106,9 +108,11 @@ RankGroup RankGroup::choose(const std::vector<int>& members) const {
   part.connection_ = std::make_shared<Connection>(*connection_);
   Connection& c = *part.connection_;
   c.ranks.clear();
+  c.num_chosen = 0;
+  c.name += fmt::format("/{}:", number);
   for (int member : members) {
     c.ranks.push_back(connection_->ranks[member]);
-    c.name += "/" + std::to_string(c.ranks.back());
+    c.name += fmt::format(" {}", c.ranks.back());
   }
   part.wait_for([&] { c.connect(part.rank_, part.size_); });
   return part;

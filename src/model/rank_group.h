@@ -40,7 +40,8 @@ class RankGroup {
   RankGroup() = default;
   // Waits until all ranks have come.
   static RankGroup join(const RankGroupOptions& options);
-  // The group of some of these ranks, this one among them; `members` ascend. Every member calls it.
+  // The group of some of these ranks, this one among them; `members` ascend. All ranks call it,
+  // each for its own group, as often.
   RankGroup choose(const std::vector<int>& members) const;
 
   int rank() const { return rank_; }

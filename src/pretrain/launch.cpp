@@ -1,9 +1,7 @@
 #include "pretrain/launch.h"
 
-#include <arpa/inet.h>
 #include <signal.h>
 #include <sys/prctl.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,26 +14,10 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/free_port.h"
 
 namespace fathom::pretrain {
 namespace {
-
-// A port that is free now. Another program may take it before rank 0 does; then the run ends with
-// an error that says so.
-uint16_t free_port() {
-  const int descriptor = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  auto* const generic = reinterpret_cast<sockaddr*>(&address);
-  const bool is_bound = descriptor >= 0 && bind(descriptor, generic, size) == 0 &&
-                        getsockname(descriptor, generic, &size) == 0;
-  const std::string reason = std::strerror(errno);
-  if (descriptor >= 0) close(descriptor);
-  if (!is_bound) fail("no free port on 127.0.0.1 ({})", reason);
-  return ntohs(address.sin_port);
-}
 
 std::vector<char*> pointers(std::vector<std::string>& texts) {
   std::vector<char*> result;
@@ -126,7 +108,7 @@ int launch_ranks(int size, const std::vector<std::string>& command) {
   const sigset_t signals = watched_signals();
   sigset_t before;
   sigprocmask(SIG_BLOCK, &signals, &before);
-  const uint16_t port = free_port();
+  const uint16_t port = base::free_port();
   RunningRanks ranks;
   for (int rank = 0; rank < size; ++rank)
     ranks.pids.push_back(start_rank(rank, size, port, command));

@@ -108,17 +108,17 @@ model::Model frozen(model::Model model, Stage stage) {
 
 }  // namespace
 
-Trainer::Trainer(const Recipe& recipe, model::Model model, const model::RankGroup& ranks)
+Trainer::Trainer(const Recipe& recipe, model::Model model, const Ranks& ranks)
     : recipe_(recipe),
-      division_(divide(ranks, recipe.training)),
+      division_(divide(ranks, recipe)),
       model_(frozen(std::move(model), recipe.stage)),
-      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer, ranks) {}
+      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer, ranks.all) {}
 
-Trainer::Trainer(const Recipe& recipe, const model::RankGroup& ranks)
+Trainer::Trainer(const Recipe& recipe, const Ranks& ranks)
     : Trainer(recipe, model::initialise(recipe.model, recipe.training.seed), ranks) {}
 
 Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder,
-                            const model::RankGroup& ranks) {
+                            const Ranks& ranks) {
   model::Model model = model::load_checkpoint_for_training(folder);
   check_same_shape(model.config, recipe.model, folder);
   model.config = recipe.model;
@@ -126,7 +126,7 @@ Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& f
 }
 
 Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint,
-                        const model::RankGroup& ranks) {
+                        const Ranks& ranks) {
   Trainer trainer = begin_with(recipe, checkpoint, ranks);
   trainer.optimizer_.restore(RunFolder::load_optimizer(checkpoint));
   return trainer;
@@ -193,6 +193,7 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   options.language_model = true;
   options.forward.sparse = trains_indexer(recipe_.stage);
   options.forward.indexer_loss = false;
+  options.forward.distribution = &division_.distribution;
   model::LossOptions indexer_options = options;
   indexer_options.language_model = indexer_options.forward.sparse = false;
   indexer_options.forward.indexer_loss = true;
@@ -203,20 +204,28 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   double num_targets = 0, num_tokens = 0;
   const int64_t count = std::min(rows.num_rows(), max_rows);
   const int64_t num_batches = (count + t.micro_batch_rows - 1) / t.micro_batch_rows;
-  for (int64_t i = division_.all.rank(); i < num_batches; i += division_.all.size()) {
-    const int64_t begin = i * t.micro_batch_rows;
+  // Ranks that share experts work in step: where one has no batch left, it repeats the last for
+  // nothing.
+  const int64_t num_batches_of_all =
+      (num_batches + division_.num_streams - 1) / division_.num_streams * division_.num_streams;
+  for (int64_t i = division_.stream; i < num_batches_of_all; i += division_.num_streams) {
+    const int64_t begin = std::min(i, num_batches - 1) * t.micro_batch_rows;
+    const double factor = i < num_batches ? 1 : 0;
     std::vector<int64_t> part(std::min(t.micro_batch_rows, count - begin));
     std::iota(part.begin(), part.end(), begin);
-    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto targets = (batch.targets_N >= 0).sum().item<double>();
-    result.loss += model::language_model_loss(model_, batch, options).main * targets;
-    num_targets += targets;
+    const auto whole = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
+    const auto& sequence = division_.distribution.sequence;
+    const auto local = local_batch(whole, sequence.rank(), sequence.size());
+    options.share = indexer_options.share = local.share;
+    const double targets = factor * (whole.targets_N >= 0).sum().item<double>();
+    result.loss += model::language_model_loss(model_, local.batch, options).main * targets;
+    if (sequence.is_first()) num_targets += targets;
     if (!trains_indexer(recipe_.stage)) continue;
-    const auto losses = model::language_model_loss(model_, batch, indexer_options);
-    const auto tokens = static_cast<double>(batch.tokens_N.size(0));
+    const auto losses = model::language_model_loss(model_, local.batch, indexer_options);
+    const double tokens = factor * static_cast<double>(whole.tokens_N.size(0));
     add_scaled(losses.indexer, tokens, result.indexer_loss);
     add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
-    num_tokens += tokens;
+    if (sequence.is_first()) num_tokens += tokens;
   }
   std::vector<double> sums = {result.loss, num_targets, num_tokens};
   for (auto* values : {&sums, &result.indexer_loss, &result.indexer_recall})

@@ -37,14 +37,14 @@ class Trainer {
  public:
   // A fresh model from the recipe's seed. Of several ranks, each makes a Trainer and calls the same
   // functions of it; all hold the whole model and get the same reports.
-  explicit Trainer(const Recipe& recipe, const model::RankGroup& ranks = {});
+  explicit Trainer(const Recipe& recipe, const Ranks& ranks = {});
   // The weights of any checkpoint folder, under the recipe's config, which may differ from the
   // folder's in context, rotary scaling and top-k; an Error names what else differs.
   static Trainer begin_with(const Recipe& recipe, const std::filesystem::path& folder,
-                            const model::RankGroup& ranks = {});
+                            const Ranks& ranks = {});
   // Continues from a checkpoint of a RunFolder.
   static Trainer resume(const Recipe& recipe, const std::filesystem::path& checkpoint,
-                        const model::RankGroup& ranks = {});
+                        const Ranks& ranks = {});
 
   // Forward, backward and update on the batch of `step` (0-based).
   StepReport step(const TokenRows& rows, int64_t step, int64_t total_steps);
@@ -57,7 +57,7 @@ class Trainer {
   const Optimizer& optimizer() const { return optimizer_; }
 
  private:
-  Trainer(const Recipe& recipe, model::Model model, const model::RankGroup& ranks);
+  Trainer(const Recipe& recipe, model::Model model, const Ranks& ranks);
   void add_micro_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
                        StepReport& report, std::vector<torch::Tensor>& counts) const;
   void balance_experts(const std::vector<torch::Tensor>& counts, StepReport& report);

@@ -266,9 +266,10 @@ void run_training(const TrainingRunOptions& options) {
   if (!checkpoint && !options.init && recipe.stage != Stage::kDense)
     fail("the {} stage begins with a trained model; name its folder with --init",
          name_of(recipe.stage));
-  Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint, ranks)
-                    : options.init ? Trainer::begin_with(recipe, *options.init, ranks)
-                                   : Trainer(recipe, ranks);
+  const Ranks sharing{ranks, options.sequence_parallel, options.expert_parallel};
+  Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint, sharing)
+                    : options.init ? Trainer::begin_with(recipe, *options.init, sharing)
+                                   : Trainer(recipe, sharing);
   run.watch = {};
   train_among_ranks(run, trainer);
   if (ranks.is_first() && options.export_folder && run.state.step >= run.state.total_steps)

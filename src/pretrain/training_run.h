@@ -23,6 +23,7 @@ struct TrainingRunOptions {
   // Every rank calls run_training() with its own place and otherwise the same options; all see the
   // same files. The first rank writes metrics, checkpoints and messages.
   RankPlace place;
+  int64_t sequence_parallel = 1, expert_parallel = 1;  // see Ranks in division.h
   double rank_timeout_seconds = 600;  // for another rank's answer; one that died is noticed at once
   std::function<void()> prepare;      // the first rank's work before training, such as prepare_data
 };
