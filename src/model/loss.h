@@ -32,7 +32,7 @@ struct LossOptions {
   // False: the indexers' losses alone, the report's dense warm-up; head and cross-entropies are not
   // computed.
   bool language_model = true;
-  LossShare share;
+  LossShare share = {};
   ForwardOptions forward{.form = AttentionForm::kMha, .sparse = false, .bf16_matmuls = true};
 };
 
