@@ -34,7 +34,9 @@ struct Measurement {
   Tensor tokens, hidden;  // of a chunk
 
   double milliseconds(model::KvCache& cache, const Curve& curve, int64_t count, int repeats) const {
-    const model::ForwardOptions options{.form = curve.form, .sparse = curve.is_sparse};
+    model::ForwardOptions options = model::serving_options(model);
+    options.form = curve.form;
+    options.sparse = curve.is_sparse;
     const int64_t position = cache.num_tokens();
     const model::Segment segment{count, position, &cache};
     const double seconds = best_seconds({repeats, repeats}, [&](int) {

@@ -8,6 +8,8 @@
 #include "base/random.h"
 #include "bench/machine.h"
 #include "bench/timing.h"
+#include "kernels/bf16_dot.h"
+#include "kernels/fp8.h"
 #include "kernels/lightning_indexer.h"
 #include "kernels/sparse_mla.h"
 #include "kernels/top_k.h"
@@ -20,7 +22,8 @@ using kernels::RowFormat;
 using kernels::RowLayout;
 
 double best_ms(const std::function<void()>& run) {
-  return 1e3 * best_seconds({.fewest = 2, .most = 50, .seconds = 0.1}, [&](int) { run(); });
+  const bool is_alone = base::num_threads() == 1;
+  return 1e3 * best_seconds({3, 200, 0.4, is_alone}, [&](int) { run(); });
 }
 
 std::vector<float> random_values(int64_t count, uint64_t seed) {
@@ -63,7 +66,8 @@ struct Layer {
   const Cache& latents;
 
   double attention_ms(const std::vector<std::vector<int32_t>>& keys_T, bool is_dense) const;
-  Json measure(int64_t num_queries, const MachinePeaks& peaks) const;
+  // peak_gflop_per_s: of the instructions that the kernels use on this cache.
+  Json measure(int64_t num_queries, double peak_gflop_per_s) const;
 };
 
 double Layer::attention_ms(const std::vector<std::vector<int32_t>>& keys_T, bool is_dense) const {
@@ -102,13 +106,26 @@ double overlap_with_double(const kernels::IndexerInput& input, int64_t k,
   return static_cast<double>(common.size()) / static_cast<double>(expected.size());
 }
 
-Json Layer::measure(int64_t num_queries, const MachinePeaks& peaks) const {
+// Heads and weights as deploy mode makes them: e4m3 values, their scales in the weights.
+struct IndexQueries {
+  std::vector<float> q, w;
+
+  IndexQueries(int64_t count, const DsaOptions& options)
+      : q(random_values(count * options.index_heads * options.index_dim, 1)),
+        w(random_values(count * options.index_heads, 2)) {
+    const View2<float> heads(q.data(), count * options.index_heads, options.index_dim);
+    std::vector<float> scales(w.size());
+    kernels::quantise_activations(heads, heads, {scales.data(), heads.rows, 1});
+    for (size_t i = 0; i < w.size(); ++i) w[i] *= scales[i];
+  }
+};
+
+Json Layer::measure(int64_t num_queries, double peak_gflop_per_s) const {
   const int64_t context = index_keys.rows.num_rows;
-  const auto q = random_values(num_queries * options.index_heads * options.index_dim, 1);
-  const auto w = random_values(num_queries * options.index_heads, 2);
+  const IndexQueries queries(num_queries, options);
   const kernels::IndexerInput input{
-      {q.data(), num_queries, options.index_heads * options.index_dim},
-      {w.data(), num_queries, options.index_heads},
+      {queries.q.data(), num_queries, options.index_heads * options.index_dim},
+      {queries.w.data(), num_queries, options.index_heads},
       index_keys.rows};
   std::vector<float> scores(num_queries * context);
   std::vector<std::vector<int32_t>> keys_T(num_queries);
@@ -130,8 +147,8 @@ Json Layer::measure(int64_t num_queries, const MachinePeaks& peaks) const {
           {"select_ms", select_ms},
           {"attention_ms", sparse_ms},
           {"dense_attention_ms", dense_ms},
-          {"indexer_share_of_peak", index_flop / select_ms * 1e-6 / peaks.f32_gflop_per_s},
-          {"attention_share_of_peak", attention_flop / sparse_ms * 1e-6 / peaks.f32_gflop_per_s},
+          {"indexer_share_of_peak", index_flop / select_ms * 1e-6 / peak_gflop_per_s},
+          {"attention_share_of_peak", attention_flop / sparse_ms * 1e-6 / peak_gflop_per_s},
           {"topk_overlap", overlap_with_double(input, options.top_k, keys_T.back())}};
 }
 
@@ -142,23 +159,29 @@ Json measure_dsa(const DsaOptions& options) {
   const MachinePeaks peaks = measure_machine();
   const RowLayout index_layout{options.cache, options.index_dim, 0};
   const RowLayout latent_layout{options.cache, options.latent_dim, options.rope_dim};
-  Json result = {
-      {"threads", options.num_threads},
-      {"cache", name_of(options.cache)},
-      {"latent_bytes_per_token", latent_layout.num_bytes()},
-      {"index_key_bytes_per_token", index_layout.num_bytes()},
-      {"machine",
-       {{"f32_gflop_per_s", peaks.f32_gflop_per_s}, {"read_gbyte_per_s", peaks.read_gbyte_per_s}}},
-      {"contexts", Json::array()}};
+  const bool is_bf16 = kernels::has_bf16_dot() && options.cache != RowFormat::kF32;
+  const double peak_gflop_per_s = is_bf16 ? peaks.bf16_gflop_per_s : peaks.f32_gflop_per_s;
+  Json result = {{"threads", options.num_threads},
+                 {"cache", name_of(options.cache)},
+                 {"arithmetic", is_bf16 ? "bf16" : "f32"},
+                 {"latent_bytes_per_token", latent_layout.num_bytes()},
+                 {"index_key_bytes_per_token", index_layout.num_bytes()},
+                 {"machine",
+                  {{"f32_gflop_per_s", peaks.f32_gflop_per_s},
+                   {"bf16_gflop_per_s", peaks.bf16_gflop_per_s},
+                   {"int8_gop_per_s", peaks.int8_gop_per_s},
+                   {"read_gbyte_per_s", peaks.read_gbyte_per_s}}},
+                 {"contexts", Json::array()}};
   for (const int64_t context : options.contexts) {
     if (context < options.prefill_tokens)
       fail("--contexts: {} is less than the {} tokens of the prefill", context,
            options.prefill_tokens);
     const Cache index_keys(index_layout, context, 4), latents(latent_layout, context, 5);
     const Layer layer{options, index_keys, latents};
-    result["contexts"].push_back({{"context", context},
-                                  {"decode", layer.measure(1, peaks)},
-                                  {"prefill", layer.measure(options.prefill_tokens, peaks)}});
+    result["contexts"].push_back(
+        {{"context", context},
+         {"decode", layer.measure(1, peak_gflop_per_s)},
+         {"prefill", layer.measure(options.prefill_tokens, peak_gflop_per_s)}});
   }
   return result;
 }

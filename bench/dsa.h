@@ -19,10 +19,12 @@ struct DsaOptions {
   kernels::RowFormat cache = kernels::RowFormat::kFP8;
 };
 
-// Random FP8 keys and latents. Per context: `decode` (one query at the end) and `prefill` (the last
-// prefill_tokens queries), each with milliseconds a token: indexer_ms (scores alone), topk_ms (what
-// selecting adds), attention_ms (over the selected), dense_attention_ms; their share of the
-// machine's peaks; topk_overlap with scores summed in double. Best of several runs each.
+// Random keys and latents; index heads of e4m3 values, as in deploy mode. Per context: `decode`
+// (one query at the end) and `prefill` (the last prefill_tokens queries), each with milliseconds a
+// token: indexer_ms (scores alone), topk_ms (what selecting adds), attention_ms (over the
+// selected), dense_attention_ms; their share of the peak of the instructions that are used
+// (`arithmetic`); topk_overlap with scores summed in double. Best of several runs each;
+// one thread's in processor time.
 Json measure_dsa(const DsaOptions& options);
 
 }  // namespace fathom::bench

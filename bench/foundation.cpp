@@ -45,8 +45,9 @@ double forward_seconds(const model::Model& model, int64_t count, model::Attentio
   return median_seconds([&] {
     model::KvCache cache(model.config);
     const model::Segment segment{count, 0, &cache};
-    const Tensor hidden = model::forward(model, tokens, {&segment, 1}, {.form = form});
-    model::logits(model, hidden, {});
+    model::ForwardOptions options = model::serving_options(model);
+    options.form = form;
+    model::logits(model, model::forward(model, tokens, {&segment, 1}, options), options);
   });
 }
 

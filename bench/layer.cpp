@@ -15,7 +15,7 @@ Json measure_layer(const LayerOptions& options) {
   const model::Model model = random_real_layer(options.num_experts);
   const model::Config& config = model.config;
   const int64_t bytes = weight_bytes_per_token(config);
-  const model::ForwardOptions forward{.mode = model::NumericMode::kDeploy};
+  const model::ForwardOptions forward = model::serving_options(model);
   // Different tokens take different experts, so that weights come from memory.
   const torch::Tensor hidden = torch::randn({8 * options.prefill_tokens, config.hidden_size});
   const auto run_ms = [&](model::KvCache& cache, int64_t count) {

@@ -8,6 +8,7 @@
 
 #include "base/parallel.h"
 #include "bench/timing.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/simd.h"
 
 namespace fathom::bench {
@@ -16,8 +17,11 @@ namespace {
 using kernels::F32x8;
 
 constexpr int kChains = 12;  // enough to hide the latency of two multiply-add units
-constexpr int64_t kRounds = 10'000'000;
+// Runs of a millisecond or two: on a shared machine some of many fall between interruptions.
+constexpr int64_t kRounds = 1'000'000;
+constexpr Repeats kManyRuns{.fewest = 20, .most = 200, .seconds = 0.2};
 constexpr int64_t kBufferFloats = 64 << 20;
+constexpr int kBufferParts = 8;
 
 // Tells the compiler nothing about the value, so that no two chains become one.
 FATHOM_INLINE void hide(F32x8& value) {
@@ -48,25 +52,80 @@ float sum_of(const float* data, int64_t count) {
   return kernels::horizontal_sum(sum[0] + sum[1] + sum[2] + sum[3]);
 }
 
-}  // namespace
+#if FATHOM_HAS_BF16_KERNELS
 
-MachinePeaks measure_machine() {
+#define INT8_KERNEL __attribute__((target("arch=x86-64-v4,avx512vnni")))
+
+BF16_KERNEL float bf16_rounds() {
+  __m512 sum[kChains];
+  for (__m512& s : sum) {
+    s = _mm512_setzero_ps();
+    asm volatile("" : "+v"(s));
+  }
+  const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+  for (int64_t round = 0; round < kRounds; ++round)
+    for (__m512& s : sum) s = kernels::dot_pairs(s, ones, ones);
+  for (int i = 1; i < kChains; ++i) sum[0] = _mm512_add_ps(sum[0], sum[i]);
+  return _mm512_reduce_add_ps(sum[0]);
+}
+
+INT8_KERNEL float int8_rounds() {
+  __m512i sum[kChains];
+  for (__m512i& s : sum) {
+    s = _mm512_setzero_si512();
+    asm volatile("" : "+v"(s));
+  }
+  const __m512i ones = _mm512_set1_epi8(1);
+  for (int64_t round = 0; round < kRounds; ++round)
+    for (__m512i& s : sum) s = _mm512_dpbusd_epi32(s, ones, ones);
+  for (int i = 1; i < kChains; ++i) sum[0] = _mm512_add_epi32(sum[0], sum[i]);
+  return static_cast<float>(_mm512_reduce_add_epi32(sum[0]));
+}
+
+bool has_int8_dot() { return kernels::has_bf16_dot() && __builtin_cpu_supports("avx512vnni"); }
+
+#else
+
+float bf16_rounds() { return 0; }
+float int8_rounds() { return 0; }
+bool has_int8_dot() { return false; }
+
+#endif
+
+// 1e9 operations a second of all threads, kRounds of kChains instructions each.
+double peak_giga(float (*rounds)(), int operations_an_instruction) {
   const int64_t threads = base::num_threads();
   std::atomic<float> sink = 0;
   // The best run: a peak is what the machine can do, not what it did on average.
-  const double compute_s = best_seconds({}, [&](int) {
+  const double seconds = best_seconds(kManyRuns, [&](int) {
     base::parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) sink = multiply_add_rounds();
+      for (int64_t i = begin; i < end; ++i) sink = rounds();
     });
   });
+  return static_cast<double>(threads * kRounds * kChains * operations_an_instruction) / seconds *
+         1e-9;
+}
+
+}  // namespace
+
+MachinePeaks measure_machine() {
+  MachinePeaks peaks;
+  peaks.f32_gflop_per_s = peak_giga(multiply_add_rounds, 2 * 8);
+  if (kernels::has_bf16_dot()) peaks.bf16_gflop_per_s = peak_giga(bf16_rounds, 2 * 32);
+  if (has_int8_dot()) peaks.int8_gop_per_s = peak_giga(int8_rounds, 2 * 64);
+  const int64_t threads = base::num_threads();
+  std::atomic<float> sink = 0;
   const std::vector<float> buffer(kBufferFloats, 1.0f);
-  const double read_s = best_seconds({}, [&](int) {
-    base::parallel_for(kBufferFloats, kBufferFloats / threads, [&](int64_t begin, int64_t end) {
-      sink = sum_of(buffer.data() + begin, end - begin);
+  // Part after part: the others drive it out of the last cache before its turn comes again.
+  constexpr int64_t kPartFloats = kBufferFloats / kBufferParts;
+  const double read_s = best_seconds(kManyRuns, [&](int i) {
+    const float* const part = buffer.data() + i % kBufferParts * kPartFloats;
+    base::parallel_for(kPartFloats, kPartFloats / threads, [&](int64_t begin, int64_t end) {
+      sink = sum_of(part + begin, end - begin);
     });
   });
-  return {static_cast<double>(threads * kRounds * kChains * 16) / compute_s * 1e-9,
-          static_cast<double>(kBufferFloats * sizeof(float)) / read_s * 1e-9};
+  peaks.read_gbyte_per_s = static_cast<double>(kPartFloats * sizeof(float)) / read_s * 1e-9;
+  return peaks;
 }
 
 int64_t resident_bytes() {

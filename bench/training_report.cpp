@@ -60,7 +60,8 @@ Run read_run(const std::filesystem::path& folder) {
     json["tokens"] = tokens;  // a validation's line has none of its own
     if (json.contains("seconds")) {
       const double now = json["seconds"];
-      if (seconds) json["step_seconds"] = now - *seconds;
+      // Runs of before metrics held it: with what validations and checkpoints took in between.
+      if (seconds && !json.contains("step_seconds")) json["step_seconds"] = now - *seconds;
       seconds = now;
     }
     run.lines.push_back(std::move(json));

@@ -178,9 +178,10 @@ class FathomSession {
   Tensor run(const Tensor& tokens_T, bool all_logits) {
     const int64_t count = tokens_T.size(0);
     const model::Segment segment{count, cache_.num_tokens(), &cache_};
-    Tensor hidden = model::forward(model_, tokens_T, {&segment, 1}, {});
+    const auto options = model::serving_options(model_);
+    Tensor hidden = model::forward(model_, tokens_T, {&segment, 1}, options);
     if (!all_logits) hidden = hidden.narrow(0, count - 1, 1);
-    return model::logits(model_, hidden, {});
+    return model::logits(model_, hidden, options);
   }
   void truncate(int64_t num_tokens) { cache_.truncate(num_tokens); }
 

@@ -1,6 +1,5 @@
 # Every dependency is a Debian package; docs/DEPENDENCIES.md says why each was chosen.
 find_package(Threads REQUIRED)
-find_package(OpenMP REQUIRED)
 find_package(GTest REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(fmt REQUIRED)

@@ -4,11 +4,13 @@
 
 #include <atomic>
 #include <filesystem>
+#include <thread>
 #include <vector>
 
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/json_lines.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/random.h"
@@ -37,6 +39,24 @@ TEST(Parallel, CoversEveryItemOnce) {
     });
     for (const auto& count : visits) EXPECT_EQ(count, 1);
   }
+  set_num_threads(2);
+}
+
+TEST(Parallel, LoopsOfSeveralThreadsAndLoopsInsideLoopsAreWhole) {
+  set_num_threads(3);
+  std::atomic<int64_t> total = 0;
+  const auto add_loops = [&] {
+    for (int round = 0; round < 500; ++round)
+      parallel_for(40, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+          parallel_for(5, 1, [&](int64_t from, int64_t to) { total += to - from; });
+      });
+  };
+  std::thread first(add_loops), second(add_loops);
+  add_loops();
+  first.join();
+  second.join();
+  EXPECT_EQ(total, 3 * 500 * 40 * 5);
   set_num_threads(2);
 }
 
@@ -156,6 +176,24 @@ TEST(Progress, FormatsUnits) {
   EXPECT_EQ(format_seconds(3.21), "3.2 s");
   EXPECT_EQ(format_seconds(245), "4 min 05 s");
   EXPECT_EQ(format_bytes(1536 * 1024), "1.5 MiB");
+}
+
+TEST(JsonLines, FindsKeysAndEntriesWhereverTheyStand) {
+  const std::string text = R"({"a": 1, "b": {
+  "c": [10, {"d": "x\" ] \n, {",
+    "e": null}, [], -2.5e3
+  ],
+  "f": true},
+
+  "g": {}, "h": [[1,
+   2]]
+})";
+  ASSERT_NO_THROW(parse_json(text, "test"));
+  const std::map<std::string, int64_t> expected = {
+      {"a", 1},        {"b", 1},        {"b.c", 2},    {"b.c[0]", 2},  {"b.c[1]", 2},
+      {"b.c[1].d", 2}, {"b.c[1].e", 3}, {"b.c[2]", 3}, {"b.c[3]", 3},  {"b.f", 5},
+      {"g", 7},        {"h", 7},        {"h[0]", 7},   {"h[0][0]", 7}, {"h[0][1]", 8}};
+  EXPECT_EQ(json_lines(text), expected);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Parallel loops over independent items. The threads are OpenMP's, shared with LibTorch.
+// Parallel loops over independent items, on threads that are kept between loops.
 #pragma once
 
 #include <cstdint>

@@ -98,6 +98,8 @@ struct Engine::State {
   State(std::shared_ptr<const model::Model> model, EngineOptions options)
       : model(std::move(model)),
         options(options),
+        forward(options.numerics == Numerics::kServed ? model::serving_options(*this->model)
+                                                      : model::ForwardOptions{}),
         max_pages(
             options.cache_bytes /
             model::CacheLayout(model::config_of(*this->model), options.cache_format).page_bytes()) {
@@ -122,6 +124,7 @@ struct Engine::State {
 
   const std::shared_ptr<const model::Model> model;
   const EngineOptions options;
+  const model::ForwardOptions forward;
   const int64_t max_pages;
   mutable std::mutex mutex;  // guards what follows; `running`'s contents belong to the thread
   PrefixCache prefixes;
@@ -218,7 +221,7 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
   const bool records = std::any_of(sequences.begin(), sequences.end(),
                                    [](const Sequence* s) { return s->request.record; });
   model::ForwardStatistics experts;
-  const Tensor hidden = model::forward(*model, index_tensor(batch.tokens), batch.segments, {},
+  const Tensor hidden = model::forward(*model, index_tensor(batch.tokens), batch.segments, forward,
                                        nullptr, records ? &experts : nullptr);
   Statistics step;
   for (size_t i = 0; i < sequences.size(); ++i)
@@ -226,7 +229,7 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
   Tensor logits;
   if (!batch.logit_rows.empty()) {
     const Tensor rows = hidden.index_select(0, index_tensor(batch.logit_rows));
-    logits = model::logits(*model, rows, {});
+    logits = model::logits(*model, rows, forward);
   }
   take_tokens(batch, logits, experts, step);
   if (options.speculate) draft(batch, hidden);
@@ -290,10 +293,10 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
   }
   if (rows.empty()) return;
   const Tensor hidden = model::forward_mtp(*model, hidden_ND.index_select(0, index_tensor(rows)),
-                                           index_tensor(next_tokens), segments, {});
+                                           index_tensor(next_tokens), segments, forward);
   if (drafting.empty()) return;
   const Tensor best =
-      model::logits(*model, hidden.index_select(0, index_tensor(last_rows)), {}).argmax(1);
+      model::logits(*model, hidden.index_select(0, index_tensor(last_rows)), forward).argmax(1);
   for (size_t i = 0; i < drafting.size(); ++i)
     drafting[i]->draft = static_cast<int32_t>(best[static_cast<int64_t>(i)].item<int64_t>());
 }

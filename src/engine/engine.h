@@ -18,7 +18,12 @@
 
 namespace fathom::engine {
 
+// kServed: operands of matmuls in bf16 and, where the weights are FP8, the deploy mode of the
+// published reference (model::serving_options). kPlain: f32, no activation quantised.
+enum class Numerics { kServed, kPlain };
+
 struct EngineOptions {
+  Numerics numerics = Numerics::kServed;
   int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts
   int max_running_requests = 64;   // others wait their turn
   int max_waiting_requests = 256;  // beyond it submit() refuses

@@ -217,7 +217,8 @@ std::vector<int32_t> expected_experts(const model::Model& model, std::vector<int
   model::KvCache cache(model.config, model::CacheFormat::kBF16);
   const model::Segment segment{std::ssize(tokens), 0, &cache};
   model::ForwardStatistics experts;
-  model::forward(model, torch::tensor(tokens), {&segment, 1}, {}, nullptr, &experts);
+  model::forward(model, torch::tensor(tokens), {&segment, 1}, model::serving_options(model),
+                 nullptr, &experts);
   std::vector<int32_t> expected;
   for (size_t position = 0; position < tokens.size(); ++position)
     for (const auto& index_NK : experts.index_NK)

@@ -19,25 +19,6 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 Strided rows_of(View2<const float> x) { return {x.data, x.stride, 1}; }
 Strided transpose_of(View2<const float> x) { return {x.data, 1, x.stride}; }
 
-// One row of a score tile: p = exp(scale * s - m), with m the running maximum. Returns the row's
-// sum.
-KERNEL float exp_row(float* scores, int64_t count, float scale, float maximum) {
-  F32x8 sum{};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const F32x8 p = exp(load(scores + i) * scale - maximum);
-    store(scores + i, p);
-    sum += p;
-  }
-  if (i < count) {
-    F32x8 p = exp(load_partial(scores + i, count - i) * scale - maximum);
-    for (int64_t lane = count - i; lane < kLanes; ++lane) p[lane] = 0;
-    store_partial(scores + i, p, count - i);
-    sum += p;
-  }
-  return horizontal_sum(sum);
-}
-
 // ds = p * (dp - delta) * scale
 KERNEL void score_gradient_row(const float* p, const float* dp, int64_t count, float delta,
                                float scale, float* ds) {
@@ -71,7 +52,7 @@ void online_softmax_row(float* scores, int64_t count, float scale, float& maximu
     sum *= rescale;
     maximum = block_max;
   }
-  sum += exp_row(scores, count, scale, maximum);
+  sum += exp_scaled_row(scores, count, scale, maximum);
 }
 
 void forward_query_block(const AttentionShape& shape, const AttentionForward& io, int64_t h,
@@ -92,12 +73,14 @@ void forward_query_block(const AttentionShape& shape, const AttentionForward& io
     const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s_end);
     const auto v = head_columns(io.v, h, shape.v_dim).slice_rows(s, s_end);
     const View2<float> tile(scores.data(), q.rows, k.rows, kKeyBlock);
-    gemm_serial({q.rows, k.rows, shape.qk_dim}, rows_of(q), transpose_of(k), tile, false);
+    gemm_serial({q.rows, k.rows, shape.qk_dim}, rows_of(q), transpose_of(k), tile, false,
+                shape.precision);
     for (int64_t t = 0; t < q.rows; ++t) {
       apply_mask(tile[t], s, k.rows, offset + t_begin + t, io.mask, t_begin + t);
       online_softmax_row(tile[t], k.rows, shape.scale, maximum[t], sum[t], out, t);
     }
-    gemm_serial({q.rows, shape.v_dim, k.rows}, rows_of(tile), rows_of(v), out, true);
+    gemm_serial({q.rows, shape.v_dim, k.rows}, rows_of(tile), rows_of(v), out, true,
+                shape.precision);
   }
   for (int64_t t = 0; t < q.rows; ++t) {
     if (sum[t] > 0) scale_row(out[t], out.cols, 1 / sum[t]);
@@ -117,14 +100,16 @@ void backward_tile(const AttentionShape& shape, const AttentionBackward& io, int
   const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s + p.cols);
   const auto v = head_columns(io.v, h, shape.v_dim).slice_rows(s, s + p.cols);
   const auto dout = head_columns(io.dout, h, shape.v_dim).slice_rows(t, t + p.rows);
-  gemm_serial({p.rows, p.cols, shape.qk_dim}, rows_of(q), transpose_of(k), p, false);
-  gemm_serial({p.rows, p.cols, shape.v_dim}, rows_of(dout), transpose_of(v), ds, false);
+  gemm_serial({p.rows, p.cols, shape.qk_dim}, rows_of(q), transpose_of(k), p, false,
+              shape.precision);
+  gemm_serial({p.rows, p.cols, shape.v_dim}, rows_of(dout), transpose_of(v), ds, false,
+              shape.precision);
   for (int64_t row = 0; row < p.rows; ++row) {
     apply_mask(p[row], s, p.cols, offset + t + row, io.mask, t + row);
     if (io.lse_HT[h][t + row] == kMinusInfinity)
       std::fill_n(p[row], p.cols, 0.0f);  // it saw no key
     else
-      exp_row(p[row], p.cols, shape.scale, io.lse_HT[h][t + row]);
+      exp_scaled_row(p[row], p.cols, shape.scale, io.lse_HT[h][t + row]);
     score_gradient_row(p[row], ds[row], p.cols, delta[t + row], shape.scale, ds[row]);
   }
 }
@@ -160,11 +145,11 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
       const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s + s_size);
       const auto dout_block = dout.slice_rows(t, t + t_size);
       gemm_serial({s_size, shape.v_dim, t_size}, transpose_of(p), rows_of(dout_block), dv_block,
-                  !is_first);
-      gemm_serial({s_size, shape.qk_dim, t_size}, transpose_of(ds), rows_of(q), dk_block,
-                  !is_first);
+                  !is_first, shape.precision);
+      gemm_serial({s_size, shape.qk_dim, t_size}, transpose_of(ds), rows_of(q), dk_block, !is_first,
+                  shape.precision);
       gemm_serial({t_size, shape.qk_dim, s_size}, rows_of(ds), rows_of(k),
-                  dq.slice_rows(t, t + t_size), true);
+                  dq.slice_rows(t, t + t_size), true, shape.precision);
       is_first = false;
     }
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "base/array_view.h"
+#include "kernels/matmul.h"
 
 namespace fathom::kernels {
 
@@ -20,7 +21,8 @@ struct AttentionShape {
   int64_t num_heads = 0;
   int64_t qk_dim = 0;
   int64_t v_dim = 0;
-  float scale = 1;  // of q.k, before the softmax
+  float scale = 1;                        // of q.k, before the softmax
+  Precision precision = Precision::kF32;  // of the products; softmax and its sums are f32
 };
 
 // Columns of head h in rows that hold every head's `dim` elements one behind another.

@@ -51,7 +51,7 @@ FATHOM_INLINE float round_to_e4m3(float value) {
   return (value + magic) - magic;
 }
 
-void quantise_row(const float* x, int64_t count, float* q, float* scale) {
+KERNEL void quantise_row(const float* x, int64_t count, float* q, float* scale) {
   for (int64_t begin = 0, group = 0; begin < count; begin += kQuantGroup, ++group) {
     const int64_t end = std::min(begin + kQuantGroup, count);
     float amax = 0;
@@ -125,14 +125,16 @@ void quantise_activations(View2<const float> x_MK, View2<float> q_MK, View2<floa
 void round_through_fp8(View2<const float> x_MK, View2<float> y_MK) {
   CHECK_EQ(x_MK.rows, y_MK.rows);
   CHECK_EQ(x_MK.cols, y_MK.cols);
-  for (int64_t m = 0; m < x_MK.rows; ++m) {
-    for (int64_t k = 0; k < x_MK.cols; k += kQuantGroup) {
-      const int64_t count = std::min(kQuantGroup, x_MK.cols - k);
-      float scale;
-      quantise_row(x_MK[m] + k, count, y_MK[m] + k, &scale);
-      for (int64_t i = 0; i < count; ++i) y_MK[m][k + i] *= scale;
+  base::parallel_for(x_MK.rows, 1 + (1 << 15) / (x_MK.cols + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      for (int64_t k = 0; k < x_MK.cols; k += kQuantGroup) {
+        const int64_t count = std::min(kQuantGroup, x_MK.cols - k);
+        float scale;
+        quantise_row(x_MK[m] + k, count, y_MK[m] + k, &scale);
+        for (int64_t i = 0; i < count; ++i) y_MK[m][k + i] *= scale;
+      }
     }
-  }
+  });
 }
 
 void hadamard(View2<float> x_MK) {

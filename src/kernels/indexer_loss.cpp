@@ -126,7 +126,7 @@ class BlockLoss {
     tile_.resize(kQueryBlock * kKeyBlock);
     const View2<float> scores(tile_.data(), a.rows, s_end - s_begin, kKeyBlock);
     gemm_serial({a.rows, s_end - s_begin, a.cols}, rows_of(a),
-                transpose_of(b.slice_rows(s_begin, s_end)), scores, false);
+                transpose_of(b.slice_rows(s_begin, s_end)), scores, false, in_.shape.precision);
     return scores;
   }
 
@@ -190,9 +190,9 @@ class BlockLoss {
         std::fill(z[i] + count, z[i] + z.cols, 0.0f);
       }
       gemm_serial({q.rows, head_dim(), z.cols}, rows_of(z),
-                  rows_of(in_.k_SX.slice_rows(s, s + z.cols)), dq, true);
+                  rows_of(in_.k_SX.slice_rows(s, s + z.cols)), dq, true, in_.shape.precision);
       gemm_serial({z.cols, head_dim(), q.rows}, transpose_of(z), rows_of(q),
-                  dk_.slice_rows(s, s + z.cols), true);
+                  dk_.slice_rows(s, s + z.cols), true, in_.shape.precision);
     });
   }
 

@@ -56,7 +56,8 @@ struct Case {
   IndexerLossOutput output() { return {0, 0, dq.view, dw.view, dk.view}; }
 };
 
-TEST(IndexerLoss, EqualsTheReferenceDenseAndSelected) {
+// The kernel goes through blocks of 64 queries, the reference through the whole sequence.
+TEST(DsaTraining, T10TheChunkedTargetEqualsTheUnchunked) {
   for (int64_t tokens : {1, 2, 63, 64, 65, 200}) {
     for (int64_t selected : {0, 1, 8, 300}) {
       Case fast(tokens), slow(tokens);
@@ -76,8 +77,8 @@ TEST(IndexerLoss, EqualsTheReferenceDenseAndSelected) {
   }
 }
 
-// T1: the hand-written gradient against central differences of the double-precision loss.
-TEST(IndexerLoss, GradientsEqualCentralDifferencesOfTheReference) {
+// The hand-written gradient against central differences of the double-precision loss.
+TEST(DsaTraining, T1GradientsEqualCentralDifferencesOfTheReference) {
   for (auto [tokens, selected] :
        {std::pair<int64_t, int64_t>{16, 8}, {32, 16}, {64, 32}, {40, 0}}) {
     Case c(tokens);
@@ -108,8 +109,8 @@ TEST(IndexerLoss, GradientsEqualCentralDifferencesOfTheReference) {
   }
 }
 
-// T4: nothing to learn where indexer and attention agree: both are uniform when every score is 0.
-TEST(IndexerLoss, IsZeroWhereBothAreUniform) {
+// Nothing to learn where indexer and attention agree: both are uniform when every score is 0.
+TEST(DsaTraining, T4TheLossIsZeroWhereBothAreUniform) {
   for (bool is_selected : {false, true}) {
     Case c(70);
     if (is_selected) c.select(16);
@@ -122,8 +123,8 @@ TEST(IndexerLoss, IsZeroWhereBothAreUniform) {
   }
 }
 
-// T5: a query without keys has no loss and finite, zero gradients.
-TEST(IndexerLoss, AQueryWithoutKeysCountsForNothing) {
+// No loss and finite, zero gradients.
+TEST(DsaTraining, T5AQueryWithoutKeysCountsForNothing) {
   Case with(40), without(40);
   with.select(8);
   without.select(8);

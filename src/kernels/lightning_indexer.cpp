@@ -4,6 +4,8 @@
 #include <limits>
 
 #include "base/parallel.h"
+#include "kernels/bf16_tile.h"
+#include "kernels/index_tile_bf16.h"
 #include "kernels/tile.h"
 #include "kernels/top_k.h"
 
@@ -16,6 +18,9 @@ constexpr int64_t kMostQueries = 16;
 constexpr int64_t kHeadBytes = 256 << 10;
 // A thread's share of one query's keys: below this many, waking another costs more.
 constexpr int64_t kFewestKeys = 2048;
+// Threads' shares are whole tiles of either kind.
+constexpr int64_t kShareKeys = 96;
+static_assert(kShareKeys % kTileCols == 0 && kShareKeys % kIndexTileKeys == 0);
 
 int64_t num_heads(const IndexerInput& input) { return input.w_TJ.cols; }
 
@@ -49,34 +54,106 @@ struct Range {
   int64_t begin, end;
 };
 
-// Calls take(t, first key, its visible scores) for queries x keys, tile by tile, keys ascending.
-// keys.begin is a multiple of a tile.
-template <typename Take>
-void for_each_tile(const IndexerInput& input, Range queries, Range keys, const Take& take) {
-  const int64_t heads = num_heads(input), dim = input.k_SX.layout.dim();
-  const int64_t query_size = round_up(heads, kTileRows) * dim;
-  static thread_local std::vector<float> packed_heads, rows, packed_keys;
-  packed_heads.resize((queries.end - queries.begin) * query_size);
-  rows.resize(kTileCols * dim);
-  packed_keys.resize(kTileCols * dim);
-  for (int64_t t = queries.begin; t < queries.end; ++t)
-    pack_tile_rows(input.q_TJX[t], heads, dim, dim,
-                   packed_heads.data() + (t - queries.begin) * query_size);
-  const int64_t end = std::min(keys.end, visible_end(input, queries.end - 1));
-  for (int64_t s = keys.begin; s < end; s += kTileCols) {
-    const int64_t count = std::min(kTileCols, end - s);
+// A tile of keys for all of a thread's queries. F32Tile takes any values.
+class F32Tile {
+ public:
+  static constexpr int64_t kKeys = kTileCols;
+
+  void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
+    input_ = &input;
+    dim_ = input.k_SX.layout.dim();
+    query_size_ = round_up(num_heads(input), kTileRows) * dim_;
+    heads_.resize(std::ssize(queries) * query_size_);
+    for (int64_t i = 0; i < std::ssize(queries); ++i)
+      pack_tile_rows(input.q_TJX[queries[i]], num_heads(input), dim_, dim_,
+                     heads_.data() + i * query_size_);
+    rows_.resize(kKeys * dim_);
+    keys_.resize(kKeys * dim_);
+  }
+
+  void set_keys(int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i)
-      widen_row(input.k_SX.layout, input.k_SX[s + i], rows.data() + i * dim);
-    pack_keys(rows.data(), count, dim, packed_keys.data());
-    for (int64_t t = queries.begin; t < queries.end; ++t) {
-      const int64_t visible = std::min(count, visible_end(input, t) - s);
+      widen_row(input_->k_SX.layout, input_->k_SX[first + i], rows_.data() + i * dim_);
+    pack_keys(rows_.data(), count, dim_, keys_.data());
+  }
+
+  // Of the i-th query, which is query t.
+  void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
+    score_tile(heads_.data() + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_,
+               keys_.data(), scores);
+  }
+
+ private:
+  const IndexerInput* input_ = nullptr;
+  int64_t dim_ = 0, query_size_ = 0;
+  std::vector<float> heads_, rows_, keys_;
+};
+
+// For values that bf16 holds exactly.
+class PairedTile {
+ public:
+  static constexpr int64_t kKeys = kIndexTileKeys;
+
+  void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
+    input_ = &input;
+    dim_ = input.k_SX.layout.dim();
+    query_size_ = paired_heads_size(num_heads(input), dim_);
+    heads_ = heads_buffer_.reserve<uint32_t>(std::ssize(queries) * query_size_);
+    for (int64_t i = 0; i < std::ssize(queries); ++i)
+      pair_heads(input.q_TJX[queries[i]], num_heads(input), dim_, heads_ + i * query_size_);
+    keys_ = keys_buffer_.reserve<uint32_t>(paired_keys_size(dim_));
+  }
+
+  void set_keys(int64_t first, int64_t count) {
+    pair_keys(input_->k_SX, first, count, keys_, scales_);
+  }
+
+  void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
+    score_paired_tile({heads_ + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_}, keys_,
+                      scales_, scores);
+  }
+
+ private:
+  const IndexerInput* input_ = nullptr;
+  int64_t dim_ = 0, query_size_ = 0;
+  LineBuffer heads_buffer_, keys_buffer_;
+  uint32_t *heads_ = nullptr, *keys_ = nullptr;
+  float scales_[kKeys] = {};
+};
+
+// Calls take(t, first key, its visible scores) for queries (ascending) x keys, tile by tile, keys
+// ascending.
+template <typename Tile, typename Take>
+void for_each_tile(const IndexerInput& input, std::span<const int64_t> queries, Range keys,
+                   const Take& take) {
+  if (queries.empty()) return;
+  static thread_local Tile tile;
+  tile.set_queries(input, queries);
+  const int64_t end = std::min(keys.end, visible_end(input, queries.back()));
+  for (int64_t s = keys.begin; s < end; s += Tile::kKeys) {
+    const int64_t count = std::min(Tile::kKeys, end - s);
+    tile.set_keys(s, count);
+    for (int64_t i = 0; i < std::ssize(queries); ++i) {
+      const int64_t visible = std::min(count, visible_end(input, queries[i]) - s);
       if (visible <= 0) continue;
-      float scores[kTileCols];
-      score_tile(packed_heads.data() + (t - queries.begin) * query_size, input.w_TJ[t], heads, dim,
-                 packed_keys.data(), scores);
-      take(t, s, std::span<const float>(scores, visible));
+      float scores[Tile::kKeys];
+      tile.score(i, queries[i], scores);
+      take(queries[i], s, std::span<const float>(scores, visible));
     }
   }
+}
+
+// The same with the tile that each query's own values ask for.
+template <typename Take>
+void for_each_score(const IndexerInput& input, Range queries, Range keys, const Take& take) {
+  const bool can_pair = can_pair_index_keys(input.k_SX.layout);
+  std::vector<int64_t> paired, others;
+  for (int64_t t = queries.begin; t < queries.end; ++t) {
+    const bool is_paired = can_pair && is_exact_in_bf16(input.q_TJX[t], input.q_TJX.cols);
+    (is_paired ? paired : others).push_back(t);
+  }
+  for_each_tile<PairedTile>(input, paired, keys, take);
+  for_each_tile<F32Tile>(input, others, keys, take);
 }
 
 int64_t queries_at_once(const IndexerInput& input) {
@@ -94,17 +171,18 @@ void check_shapes(const IndexerInput& input) {
 void select_in_parts(const IndexerInput& input, Range queries, int64_t k, int64_t num_parts,
                      std::span<std::vector<int32_t>> keys_T) {
   const int64_t num_queries = queries.end - queries.begin;
-  const int64_t tiles = (input.k_SX.num_rows + kTileCols - 1) / kTileCols;
+  const int64_t shares = (input.k_SX.num_rows + kShareKeys - 1) / kShareKeys;
   std::vector<TopKStream> streams(num_parts * num_queries);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       TopKStream* const mine = streams.data() + part * num_queries;
       for (int64_t i = 0; i < num_queries; ++i) mine[i].reset(k);
-      const Range keys{tiles * part / num_parts * kTileCols,
-                       tiles * (part + 1) / num_parts * kTileCols};
-      for_each_tile(input, queries, keys, [&](int64_t t, int64_t s, std::span<const float> scores) {
-        mine[t - queries.begin].add(scores, static_cast<int32_t>(s));
-      });
+      const Range keys{shares * part / num_parts * kShareKeys,
+                       shares * (part + 1) / num_parts * kShareKeys};
+      for_each_score(input, queries, keys,
+                     [&](int64_t t, int64_t s, std::span<const float> scores) {
+                       mine[t - queries.begin].add(scores, static_cast<int32_t>(s));
+                     });
     }
   });
   for (int64_t i = 0; i < num_queries; ++i) {
@@ -125,10 +203,10 @@ void index_scores(const IndexerInput& input, View2<float> scores_TS) {
     for (int64_t t = begin; t < end; ++t)
       std::fill(scores_TS[t], scores_TS[t] + scores_TS.cols, kMinusInfinity);
     for (int64_t t = begin; t < end; t += at_once)
-      for_each_tile(input, {t, std::min(t + at_once, end)}, {0, input.k_SX.num_rows},
-                    [&](int64_t query, int64_t s, std::span<const float> scores) {
-                      std::copy(scores.begin(), scores.end(), scores_TS[query] + s);
-                    });
+      for_each_score(input, {t, std::min(t + at_once, end)}, {0, input.k_SX.num_rows},
+                     [&](int64_t query, int64_t s, std::span<const float> scores) {
+                       std::copy(scores.begin(), scores.end(), scores_TS[query] + s);
+                     });
   });
 }
 

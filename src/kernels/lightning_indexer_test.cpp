@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/parallel.h"
+#include "kernels/fp8.h"
 #include "kernels/test_data.h"
 #include "kernels/top_k.h"
 
@@ -23,6 +24,71 @@ TEST(IndexScores, EqualReferenceOverOddShapesAndFormats) {
         reference::index_scores(input, slow.view);
         EXPECT_LE(max_difference(fast.view, slow.view), 1e-5 * static_cast<double>(heads * dim));
       }
+    }
+  }
+}
+
+// Heads as deploy mode makes them: e4m3 values without their scale.
+void round_to_e4m3(View2<float> q) {
+  for (int64_t t = 0; t < q.rows; ++t)
+    for (int64_t x = 0; x < q.cols; ++x) q[t][x] = from_e4m3(to_e4m3(q[t][x] * 100));
+}
+
+// The rows' stored values in a cache of f32, which always takes the f32 kernel.
+struct WidenedPages {
+  TestMatrix values;
+  TestPages pages;
+  explicit WidenedPages(const PagedRows& rows)
+      : values(rows.num_rows, rows.layout.dim(), 1), pages(widened(rows), f32_layout(rows)) {}
+
+  View2<const float> widened(const PagedRows& rows) {
+    for (int64_t s = 0; s < rows.num_rows; ++s) widen_row(rows.layout, rows[s], values.view[s]);
+    return values.view;
+  }
+  static RowLayout f32_layout(const PagedRows& rows) {
+    return {RowFormat::kF32, rows.layout.dim(), 0};
+  }
+};
+
+// Both kernels where the processor has both. Scores of e4m3 heads against FP8 keys: products are
+// multiples of 2^-18 * the key's scale, so sums differ in their last bits only.
+TEST(IndexScores, OfExactHeadsEqualTheF32KernelAndTheReference) {
+  for (const RowFormat format : {RowFormat::kBF16, RowFormat::kFP8}) {
+    for (auto [heads, dim] :
+         {std::pair<int64_t, int64_t>{1, 5}, {3, 64}, {6, 33}, {13, 100}, {20, 128}, {64, 128}}) {
+      for (auto [t, s] :
+           {std::pair<int64_t, int64_t>{1, 1}, {1, 77}, {9, 9}, {33, 70}, {20, 129}}) {
+        const TestMatrix q(t, heads * dim, 1, 1, 3), w(t, heads, 2), k(s, dim, 3, 2, 1);
+        round_to_e4m3(q.view);
+        const TestPages pages(k.view, {format, dim, 0});
+        const WidenedPages widened(pages.rows);
+        TestMatrix paired(t, s, 5), f32(t, s, 6), slow(t, s, 7);
+        index_scores({q.view, w.view, pages.rows}, paired.view);
+        index_scores({q.view, w.view, widened.pages.rows}, f32.view);
+        reference::index_scores({q.view, w.view, pages.rows}, slow.view);
+        const double tolerance = 1e-5 * 100 * static_cast<double>(heads * dim);
+        EXPECT_LE(max_difference(paired.view, slow.view), tolerance);
+        EXPECT_LE(max_difference(paired.view, f32.view), tolerance);
+      }
+    }
+  }
+}
+
+// A query's scores have the same bits alone and among queries that take the other kernel.
+TEST(IndexScores, DoNotDependOnTheOtherQueries) {
+  const int64_t t = 40, heads = 5, dim = 64, s = 300;
+  const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
+  for (int64_t i = 0; i < t; i += 3) round_to_e4m3(q.view.slice_rows(i, i + 1));
+  for (const RowFormat format : kFormats) {
+    const TestPages pages(k.view, {format, dim, 0});
+    TestMatrix together(t, s, 4), alone(1, s, 5);
+    index_scores({q.view, w.view, pages.rows}, together.view);
+    for (int64_t i = 0; i < t; ++i) {
+      const PagedRows visible{pages.rows.layout, pages.rows.pages, s - t + i + 1};
+      index_scores({q.view.slice_rows(i, i + 1), w.view.slice_rows(i, i + 1), visible},
+                   {alone.view.data, 1, visible.num_rows});
+      for (int64_t j = 0; j < visible.num_rows; ++j)
+        ASSERT_EQ(together.view[i][j], alone.view[0][j]) << i << " " << j;
     }
   }
 }
@@ -61,6 +127,35 @@ TEST(SelectKeys, IsTopKOfTheScoresForAnyNumberOfThreads) {
           top_k({scores.view[i], static_cast<size_t>(s - t + i + 1)}, top, expected);
           ASSERT_EQ(selected[i], expected) << t << " " << top << " " << num_threads;
         }
+      }
+    }
+  }
+  base::set_num_threads(threads);
+}
+
+// What serving does: e4m3 heads against FP8 keys, chunks of any size, any threads; and equal keys.
+TEST(SelectKeys, OfExactHeadsDoNotDependOnChunksOrThreads) {
+  const int64_t t = 21, heads = 3, dim = 128, s = 7001, top = 500;
+  const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
+  round_to_e4m3(q.view);
+  for (int64_t i = 3000; i < s; ++i) std::copy_n(k.view[i - 3000], dim, k.view[i]);
+  const TestPages pages(k.view, {RowFormat::kFP8, dim, 0});
+  TestMatrix scores(t, s, 4);
+  index_scores({q.view, w.view, pages.rows}, scores.view);
+  const int threads = base::num_threads();
+  for (const int64_t chunk : {1, 4, 21}) {
+    base::set_num_threads(chunk == 4 ? 1 : 3);
+    for (int64_t begin = 0; begin < t; begin += chunk) {
+      const int64_t end = std::min(begin + chunk, t);
+      std::vector<std::vector<int32_t>> selected(end - begin);
+      select_keys({q.view.slice_rows(begin, end),
+                   w.view.slice_rows(begin, end),
+                   {pages.rows.layout, pages.rows.pages, s - t + end}},
+                  top, selected);
+      for (int64_t i = begin; i < end; ++i) {
+        std::vector<int32_t> expected;
+        top_k({scores.view[i], static_cast<size_t>(s - t + i + 1)}, top, expected);
+        ASSERT_EQ(selected[i - begin], expected) << chunk << " " << i;
       }
     }
   }

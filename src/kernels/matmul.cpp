@@ -4,7 +4,10 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/fp8.h"
+#include "kernels/linear_bf16.h"
+#include "kernels/matmul_bf16.h"
 #include "kernels/simd.h"
 
 namespace fathom::kernels {
@@ -345,8 +348,13 @@ struct GemmBlock {
   int64_t m_begin, m_end, n_begin, n_end;
 };
 
+struct GemmUpdate {
+  bool accumulate;
+  bool round;  // the operands to bf16, once they are packed
+};
+
 void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, View2<float> c_MN,
-                bool accumulate) {
+                const GemmUpdate& update) {
   static thread_local std::vector<float> a_pack, b_pack;
   const int64_t num_m_tiles = (block.m_end - block.m_begin + kGemmTileM - 1) / kGemmTileM;
   a_pack.resize(num_m_tiles * kGemmTileM * kBlockK + kPackSlack);
@@ -359,15 +367,17 @@ void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, V
              std::min(kGemmTileM, block.m_end - m), k_size,
              a_pack.data() + t * kGemmTileM * k_size);
     }
+    if (update.round) round_to_bf16(a_pack, a_pack);
     for (int64_t n = block.n_begin; n < block.n_end; n += kGemmTileN) {
       const int64_t cols = std::min(kGemmTileN, block.n_end - n);
       pack_b(b.data + k * b.row_stride + n * b.col_stride, b.col_stride, b.row_stride, cols, k_size,
              b_pack.data());
+      if (update.round) round_to_bf16(b_pack, b_pack);
       for (int64_t t = 0; t < num_m_tiles; ++t) {
         const int64_t m = block.m_begin + t * kGemmTileM;
         const int64_t rows = std::min(kGemmTileM, block.m_end - m);
         gemm_tile(a_pack.data() + t * kGemmTileM * k_size, b_pack.data(), k_size,
-                  View2<float>(c_MN[m] + n, rows, cols, c_MN.stride), accumulate || k > 0);
+                  View2<float>(c_MN[m] + n, rows, cols, c_MN.stride), update.accumulate || k > 0);
       }
     }
   }
@@ -520,10 +530,20 @@ void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
 
 }  // namespace
 
-void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
+void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Precision precision) {
   CHECK_EQ(x_MK.cols, w.cols);
   CHECK_EQ(y_MN.rows, x_MK.rows);
   CHECK_EQ(y_MN.cols, w.rows);
+  if (precision == Precision::kBF16) {
+    if (has_bf16_dot() && (w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3))
+      return linear_bf16(x_MK, w, y_MN);
+    static thread_local std::vector<float> rounded;
+    rounded.resize(x_MK.rows * x_MK.cols);
+    for (int64_t m = 0; m < x_MK.rows; ++m)
+      round_to_bf16({x_MK[m], static_cast<size_t>(x_MK.cols)},
+                    std::span(rounded).subspan(m * x_MK.cols, x_MK.cols));
+    return linear({rounded.data(), x_MK.rows, x_MK.cols}, w, y_MN);
+  }
   if (w.format == WeightFormat::kE4M3) {
     linear_e4m3(x_MK, w, y_MN);
     return;
@@ -552,7 +572,8 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   });
 }
 
-void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float> y_MK) {
+void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float> y_MK,
+                       Precision precision) {
   CHECK_EQ(x_MN.cols, w.rows);
   CHECK_EQ(y_MK.cols, w.cols);
   static thread_local std::vector<float> widened;
@@ -563,18 +584,24 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
     rows = widened.data();
   }
   gemm_serial({x_MN.rows, w.cols, w.rows}, {x_MN.data, x_MN.stride, 1}, {rows, w.cols, 1}, y_MK,
-              false);
+              false, precision);
 }
 
-void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+                 Precision precision) {
   check_gemm(shape, c_MN);
+  const bool is_bf16 = precision == Precision::kBF16;
+  if (is_bf16 && has_bf16_dot()) return gemm_bf16_serial(shape, a, b, c_MN, accumulate);
   for (int64_t m = 0; m < shape.m; m += kGemmBlockM)
     gemm_block({m, std::min(m + kGemmBlockM, shape.m), 0, shape.n}, shape.k, a, b, c_MN,
-               accumulate);
+               {accumulate, is_bf16});
 }
 
-void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+          Precision precision) {
   check_gemm(shape, c_MN);
+  const bool is_bf16 = precision == Precision::kBF16;
+  if (is_bf16 && has_bf16_dot()) return gemm_bf16(shape, a, b, c_MN, accumulate);
   const int64_t num_m_blocks = (shape.m + kGemmBlockM - 1) / kGemmBlockM;
   // Few row blocks (weight gradients): split the columns too, at the price of packing A again.
   const int64_t num_n_tiles = (shape.n + kGemmTileN - 1) / kGemmTileN;
@@ -588,7 +615,7 @@ void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool 
       const int64_t n_end = std::min(n + tiles_per_block * kGemmTileN, shape.n);
       if (n < n_end)
         gemm_block({m, std::min(m + kGemmBlockM, shape.m), n, n_end}, shape.k, a, b, c_MN,
-                   accumulate);
+                   {accumulate, is_bf16});
     }
   });
 }

@@ -28,11 +28,19 @@ struct WeightView {
   }
 };
 
+// What becomes of the operands first. kBF16: rounded to bf16, to nearest even; their products are
+// exact in f32, and so are the sums' types.
+enum class Precision { kF32, kBF16 };
+
 // y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.
-// Each y[m,n] is one sum over k in a fixed order (eight interleaved partial sums, then a tree): its
-// bits depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
-// Scratch: one f32 panel of W a thread. Oracle reference::linear, relative tolerance 1e-5.
-void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN);
+// Each y[m,n] is one sum over k in a fixed order (interleaved partial sums, then a tree): its bits
+// depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
+// kBF16 rounds x, not W: a W in BF16 or E4M3 (times its factors, in f32) is taken as it is, and one
+// in another format is multiplied in f32.
+// Scratch: one panel of W a thread; kBF16: x in bf16. Oracle reference::linear (of the rounded x),
+// relative tolerance 1e-5.
+void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN,
+            Precision precision = Precision::kF32);
 
 // An f32 matrix read through strides, so that a transpose costs nothing to say.
 struct Strided {
@@ -45,15 +53,21 @@ struct GemmShape {
   int64_t m = 0, n = 0, k = 0;
 };
 
-// C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order, in blocks of 256.
-// gemm runs in parallel over blocks of C, gemm_serial on the calling thread; same bits.
-// Oracle reference::gemm, relative tolerance 1e-5.
-void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
-void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate);
+// C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order: kF32 in blocks of
+// 256; kBF16 two products at a time where the processor has AVX512-BF16, as kF32 where not. A row
+// of A and of B must each be contiguous in one direction (a stride of 1). gemm runs in parallel
+// over blocks of C, gemm_serial on the calling thread; same bits, and a row's depend on A's row and
+// B alone. Scratch a thread: blocks of the operands; kBF16: both, in bf16. Oracle reference::gemm
+// of the (rounded) operands, relative tolerance 1e-5.
+void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+          Precision precision = Precision::kF32);
+void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
+                 Precision precision = Precision::kF32);
 
 // y = x W for W [N, K] in any format, x [M, N]: the absorbed products of MQA. W is widened by
-// panels. Row m's bits depend on x's row m and W alone.
-void linear_transposed(View2<const float> x_MN, const WeightView& w_NK, View2<float> y_MK);
+// panels; kBF16 rounds both. Row m's bits depend on x's row m and W alone.
+void linear_transposed(View2<const float> x_MN, const WeightView& w_NK, View2<float> y_MK,
+                       Precision precision = Precision::kF32);
 
 // Rows [begin, end) of W as f32, scales applied. out has (end - begin) * cols elements.
 void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out);

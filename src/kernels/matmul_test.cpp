@@ -56,6 +56,26 @@ TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
   }
 }
 
+TEST(Linear, RoundsItsInputToBF16WhereAsked) {
+  for (auto format :
+       {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
+    for (int64_t m : {1, 2, 3, 4, 5, 9, 70}) {
+      for (auto [n, k] :
+           {std::pair<int64_t, int64_t>{1, 1}, {7, 13}, {49, 64}, {130, 257}, {70, 1300}}) {
+        const TestWeight weight(format, n, k);
+        const TestMatrix x(m, k, 1, 1, 3);
+        TestMatrix rounded(m, k, 1, 1, 3);
+        for (float& value : rounded.storage) value = from_bf16(to_bf16(value));
+        TestMatrix y(m, n, 2, 0, 1), expected(m, n, 3);
+        linear(x.view, weight.view, y.view, Precision::kBF16);
+        reference::linear(rounded.view, weight.view, expected.view);
+        EXPECT_LE(max_difference(y.view, expected.view), 1e-5 * std::sqrt(k) * 4)
+            << "format " << static_cast<int>(format) << " m " << m << " n " << n << " k " << k;
+      }
+    }
+  }
+}
+
 // E4m3 products are computed at other powers of two than their operands have.
 TEST(Linear, E4M3KeepsItsPrecisionForInputsOfAnyMagnitude) {
   TestWeight weight(WeightFormat::kE4M3, 70, 270);
@@ -80,16 +100,18 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   const TestMatrix x(301, 200, 5);
   for (const auto format :
        {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
-    const TestWeight weight(format, 100, 200);
-    TestMatrix all(301, 100, 6), some(301, 100, 7);
-    base::set_num_threads(2);
-    linear(x.view, weight.view, all.view);
-    base::set_num_threads(1);
-    for (int64_t m : {0, 1, 2, 3, 150, 296, 300}) {
-      for (int64_t count = 1; count <= std::min<int64_t>(5, 301 - m); ++count) {
-        const auto out = some.view.slice_rows(0, count);
-        linear(x.view.slice_rows(m, m + count), weight.view, out);
-        EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+    for (const auto precision : {Precision::kF32, Precision::kBF16}) {
+      const TestWeight weight(format, 100, 200);
+      TestMatrix all(301, 100, 6), some(301, 100, 7);
+      base::set_num_threads(2);
+      linear(x.view, weight.view, all.view, precision);
+      base::set_num_threads(1);
+      for (int64_t m : {0, 1, 2, 3, 63, 150, 296, 300}) {
+        for (int64_t count = 1; count <= std::min<int64_t>(9, 301 - m); ++count) {
+          const auto out = some.view.slice_rows(0, count);
+          linear(x.view.slice_rows(m, m + count), weight.view, out, precision);
+          EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+        }
       }
     }
   }
@@ -127,6 +149,62 @@ TEST(Gemm, EqualsReferenceInEveryOrientation) {
       }
     }
   }
+}
+
+// The oracle of a product in bf16: the operands rounded, the products summed in double.
+void rounded_reference(const GemmShape& shape, const Strided& a, const Strided& b,
+                       View2<float> c_MN, bool accumulate) {
+  std::vector<float> left(shape.m * shape.k), right(shape.k * shape.n);
+  for (int64_t m = 0; m < shape.m; ++m)
+    for (int64_t k = 0; k < shape.k; ++k)
+      left[m * shape.k + k] = from_bf16(to_bf16(a.data[m * a.row_stride + k * a.col_stride]));
+  for (int64_t k = 0; k < shape.k; ++k)
+    for (int64_t n = 0; n < shape.n; ++n)
+      right[k * shape.n + n] = from_bf16(to_bf16(b.data[k * b.row_stride + n * b.col_stride]));
+  reference::gemm(shape, {left.data(), shape.k, 1}, {right.data(), shape.n, 1}, c_MN, accumulate);
+}
+
+TEST(Gemm, RoundsItsOperandsToBF16WhereAsked) {
+  for (auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
+                         {5, 15, 7},
+                         {7, 17, 300},
+                         {13, 70, 33},
+                         {150, 130, 513},
+                         {200, 65, 31},
+                         {400, 192, 64}}) {
+    const TestMatrix a(m, k, 1, 1, 3), a_t(k, m, 1, 3, 1), b(k, n, 2, 1, 5), b_t(n, k, 2, 0, 1);
+    const Strided as[] = {{a.view.data, a.view.stride, 1}, {a_t.view.data, 1, a_t.view.stride}};
+    const Strided bs[] = {{b.view.data, b.view.stride, 1}, {b_t.view.data, 1, b_t.view.stride}};
+    for (const Strided& left : as) {
+      for (const Strided& right : bs) {
+        for (bool accumulate : {false, true}) {
+          TestMatrix c(m, n, 3, 0, 2), expected(m, n, 3, 0, 2), serial(m, n, 3, 0, 2);
+          const auto border = c.storage;
+          gemm({m, n, k}, left, right, c.view, accumulate, Precision::kBF16);
+          gemm_serial({m, n, k}, left, right, serial.view, accumulate, Precision::kBF16);
+          rounded_reference({m, n, k}, left, right, expected.view, accumulate);
+          EXPECT_LE(max_difference(c.view, expected.view), 4e-5 * std::sqrt(k)) << m << " " << n;
+          EXPECT_EQ(max_difference(c.view, serial.view), 0.0);
+          for (int64_t row = 0; row < m; ++row)  // what lies between the rows stays
+            for (int64_t i = n; i < n + 2; ++i)
+              EXPECT_EQ(c.view[row][i], border[row * (n + 2) + i]);
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, ARowsBitsInBF16DependOnItsRowAlone) {
+  const int64_t n = 70, k = 300;
+  const TestMatrix a(200, k, 1), b(k, n, 2);
+  TestMatrix all(200, n, 3), some(7, n, 4);
+  gemm({200, n, k}, {a.view.data, k, 1}, {b.view.data, n, 1}, all.view, false, Precision::kBF16);
+  for (int64_t m : {0, 1, 5, 143, 144, 193})
+    for (int64_t count : {1, 2, 6, 7}) {
+      const auto out = some.view.slice_rows(0, count);
+      gemm({count, n, k}, {a.view[m], k, 1}, {b.view.data, n, 1}, out, false, Precision::kBF16);
+      EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+    }
 }
 
 TEST(Gemm, TransposedLinearUndoesTheLayoutOnly) {

@@ -6,6 +6,7 @@
 
 #include "base/parallel.h"
 #include "kernels/simd.h"
+#include "kernels/softmax_row.h"
 
 namespace fathom::kernels {
 namespace {
@@ -118,38 +119,11 @@ void rope_head(const Rope& options, const float* cos, const float* sin, float* x
 }
 
 // Returns log(sum(exp(x - maximum))) with the sum in double; leaves exp(x - maximum) in x.
-KERNEL double exp_shifted(float* x, int64_t count, float maximum) {
+double exp_shifted(float* x, int64_t count, float maximum) {
   double total = 0;
-  for (int64_t begin = 0; begin < count; begin += 1024) {
-    const int64_t end = std::min<int64_t>(begin + 1024, count);
-    F32x8 sum{};
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      const F32x8 p = exp(load(x + i) - maximum);
-      store(x + i, p);
-      sum += p;
-    }
-    for (; i < end; ++i) {
-      x[i] = std::exp(x[i] - maximum);
-      total += x[i];
-    }
-    total += horizontal_sum(sum);
-  }
+  for (int64_t i = 0; i < count; i += 1024)
+    total += exp_scaled_row(x + i, std::min<int64_t>(1024, count - i), 1.0f, maximum);
   return total;
-}
-
-KERNEL float maximum_of(const float* x, int64_t count) {
-  F32x8 best = broadcast(x[0]);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) best = max(best, load(x + i));
-  float result = x[0];
-  for (int64_t lane = 0; lane < kLanes; ++lane) result = std::max(result, best[lane]);
-  for (; i < count; ++i) result = std::max(result, x[i]);
-  return result;
-}
-
-KERNEL void scale_by(float* x, int64_t count, float factor) {
-  for (int64_t i = 0; i < count; ++i) x[i] *= factor;
 }
 
 KERNEL void add_scaled(const float* x, float factor, int64_t count, float* out) {
@@ -233,11 +207,11 @@ void cross_entropy(View2<float> logits, const int64_t* target, float gradient_sc
         continue;
       }
       CHECK_LT(target[m], logits.cols);
-      const float maximum = maximum_of(row, logits.cols);
+      const float maximum = max_row(row, logits.cols);
       const double chosen = row[target[m]];
       const double sum = exp_shifted(row, logits.cols, maximum);
       loss[m] = std::log(sum) + maximum - chosen;
-      scale_by(row, logits.cols, static_cast<float>(gradient_scale / sum));
+      scale_row(row, logits.cols, static_cast<float>(gradient_scale / sum));
       row[target[m]] -= gradient_scale;
     }
   });

@@ -4,10 +4,29 @@
 
 #include "base/parallel.h"
 #include "kernels/simd.h"
+#include "kernels/softmax_row.h"
 #include "kernels/test_data.h"
 
 namespace fathom::kernels {
 namespace {
+
+TEST(SoftmaxRow, ExponentialsHaveTheBitsOfEightLanes) {
+  for (int64_t count : {1, 7, 8, 15, 16, 17, 100, 1024}) {
+    TestMatrix x(1, count, 3, 1);
+    if (count > 7) x.view[0][6] = -INFINITY;
+    std::vector<float> expected(x.view[0], x.view[0] + count);
+    F32x8 sum{};
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const int64_t lanes = std::min(kLanes, count - i);
+      F32x8 p = exp(load_partial(expected.data() + i, lanes) * 3.0f - 1.5f);
+      for (int64_t lane = lanes; lane < kLanes; ++lane) p[lane] = 0;
+      store_partial(expected.data() + i, p, lanes);
+      sum += p;
+    }
+    EXPECT_EQ(exp_scaled_row(x.view[0], count, 3.0f, 1.5f), horizontal_sum(sum)) << count;
+    for (int64_t i = 0; i < count; ++i) EXPECT_EQ(x.view[0][i], expected[i]) << count << " " << i;
+  }
+}
 
 TEST(Exp, IsAccurateOverItsRange) {
   for (double x = -87; x < 88; x += 0.01) {

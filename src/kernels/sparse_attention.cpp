@@ -60,7 +60,7 @@ View2<float> gather(View2<const float> rows, const std::vector<int32_t>& keys,
 
 // A head by itself: attention over one head's columns.
 AttentionShape one_head(const AttentionShape& shape) {
-  return {1, shape.qk_dim, shape.v_dim, shape.scale};
+  return {1, shape.qk_dim, shape.v_dim, shape.scale, shape.precision};
 }
 
 // Row h of lse_HT for the block's queries.

@@ -46,7 +46,7 @@ double objective(Case& c, const std::vector<uint8_t>& allowed, const TestMatrix&
   return sum;
 }
 
-TEST(SparseAttention, EqualsTheMaskedReference) {
+TEST(DsaTraining, T7GatheredAttentionEqualsTheDenseMask) {
   const auto lists_T = random_selection(kTokens);
   const TestSelection selection(lists_T);
   const auto allowed = as_mask(lists_T);

@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/bf16_tile.h"
 #include "kernels/softmax_row.h"
+#include "kernels/sparse_mla_block.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -19,13 +21,6 @@ static_assert(kBlock % kTileCols == 0);
 // A part costs a merge of all heads' sums; 512 keys make that 1% of it.
 constexpr int64_t kFewestPartKeys = 512;
 constexpr int64_t kMostParts = 16;
-
-// Running softmax of all heads over the keys so far.
-struct Partial {
-  View2<float> sum_HC;  // of exp(score - maximum) * value
-  float* maximum;
-  float* weight;  // sum of exp(score - maximum)
-};
 
 struct Scratch {
   std::vector<float> rows;     // [96][D]
@@ -99,7 +94,7 @@ KERNEL void accumulate(const float* p, const float* rows, int64_t stride, int64_
 
 // One block of keys for all heads.
 void add_block(const SparseMla& io, const float* heads, int64_t begin, int64_t count,
-               Scratch& scratch, Partial& partial) {
+               Scratch& scratch, MlaPartial& partial) {
   const int64_t dim = io.q_HD.cols, num_heads = io.q_HD.rows;
   for (int64_t i = 0; i < count; ++i)
     widen_row(io.latent_SD.layout, io.latent_SD[io.keys ? io.keys[begin + i] : begin + i],
@@ -125,27 +120,25 @@ void add_block(const SparseMla& io, const float* heads, int64_t begin, int64_t c
   accumulate(scratch.p.data(), scratch.rows.data(), dim, count, partial.sum_HC);
 }
 
-void attend(const SparseMla& io, const float* heads, int64_t begin, int64_t end, Partial partial) {
+void attend(const SparseMla& io, const float* heads, int64_t begin, int64_t end,
+            MlaPartial& partial) {
   static thread_local Scratch scratch;
   const int64_t dim = io.q_HD.cols, num_heads = io.q_HD.rows;
   scratch.rows.resize(kBlock * dim);
   scratch.columns.resize(kBlock * dim);
   scratch.p.resize(round_up(num_heads, kTileRows) * kBlock);
-  std::fill_n(partial.maximum, num_heads, kMinusInfinity);
-  std::fill_n(partial.weight, num_heads, 0.0f);
-  for (int64_t h = 0; h < num_heads; ++h) std::fill_n(partial.sum_HC[h], partial.sum_HC.cols, 0.0f);
   for (int64_t s = begin; s < end; s += kBlock)
     add_block(io, heads, s, std::min(kBlock, end - s), scratch, partial);
 }
 
 // out = the softmax-weighted mean over all parts.
-void merge(const std::vector<Partial>& parts, View2<float> out_HC) {
+void merge(const std::vector<MlaPartial>& parts, View2<float> out_HC) {
   for (int64_t h = 0; h < out_HC.rows; ++h) {
     float maximum = kMinusInfinity, weight = 0;
-    for (const Partial& part : parts) maximum = std::max(maximum, part.maximum[h]);
+    for (const MlaPartial& part : parts) maximum = std::max(maximum, part.maximum[h]);
     std::fill_n(out_HC[h], out_HC.cols, 0.0f);
     if (maximum == kMinusInfinity) continue;
-    for (const Partial& part : parts) {
+    for (const MlaPartial& part : parts) {
       const float factor = std::exp(part.maximum[h] - maximum);
       weight += factor * part.weight[h];
       const float* sum = part.sum_HC[h];
@@ -163,30 +156,63 @@ void check_shapes(const SparseMla& io) {
         io.num_keys, io.latent_SD.num_rows);
 }
 
+// Nothing seen yet.
+void clear(MlaPartial& partial) {
+  const int64_t num_heads = round_up_to_pair_tiles(partial.sum_HC.rows);
+  std::fill_n(partial.maximum, num_heads, kMinusInfinity);
+  std::fill_n(partial.weight, num_heads, 0.0f);
+  std::fill_n(partial.sum_HC.data, num_heads * partial.sum_HC.stride, 0.0f);
+}
+
+// Partials for `num_parts`, with room for the heads of whole tiles.
+std::vector<MlaPartial> reserve_partials(const SparseMla& io, int64_t num_parts) {
+  static thread_local LineBuffer storage;
+  const int64_t cols = round_up(io.out_HC.cols, kPairTileCols);
+  const int64_t heads = round_up(round_up_to_pair_tiles(io.q_HD.rows), kPairLanes);
+  // Longer than the columns need: rows 2 KiB apart would share a few sets of the first cache.
+  const int64_t stride = cols + kPairTileCols, size = heads * (stride + 2);
+  float* at = storage.reserve<float>(num_parts * size);
+  std::vector<MlaPartial> parts;
+  for (int64_t part = 0; part < num_parts; ++part, at += size)
+    parts.push_back({View2<float>(at, io.q_HD.rows, io.out_HC.cols, stride), at + heads * stride,
+                     at + heads * (stride + 1)});
+  return parts;
+}
+
+// The queries as the kernel that the cache's format asks for takes them.
+struct PackedQueries {
+  const float* f32 = nullptr;
+  const uint32_t* paired = nullptr;
+};
+
+PackedQueries pack_queries(const SparseMla& io) {
+  static thread_local LineBuffer storage;
+  if (can_pair_latents(io.latent_SD.layout)) {
+    auto* const packed = storage.reserve<uint32_t>(paired_queries_size(io));
+    pair_queries(io, packed);
+    return {nullptr, packed};
+  }
+  auto* const packed = storage.reserve<float>(round_up(io.q_HD.rows, kTileRows) * io.q_HD.cols);
+  pack_tile_rows(io.q_HD.data, io.q_HD.rows, io.q_HD.cols, io.q_HD.stride, packed);
+  return {packed, nullptr};
+}
+
 }  // namespace
 
 void sparse_mla(const SparseMla& io) {
   check_shapes(io);
-  const int64_t num_heads = io.q_HD.rows, dim = io.q_HD.cols, cols = io.out_HC.cols;
   const int64_t num_parts =
       std::clamp<int64_t>((io.num_keys + kFewestPartKeys - 1) / kFewestPartKeys, 1, kMostParts);
-  const int64_t part_size = num_heads * (cols + 2);
-  static thread_local std::vector<float> heads, storage;
-  heads.resize(round_up(num_heads, kTileRows) * dim);
-  storage.resize(num_parts * part_size);
-  pack_tile_rows(io.q_HD.data, num_heads, dim, io.q_HD.stride, heads.data());
-  std::vector<Partial> parts;
-  for (int64_t part = 0; part < num_parts; ++part) {
-    float* const at = storage.data() + part * part_size;
-    parts.push_back(
-        {View2<float>(at, num_heads, cols), at + num_heads * cols, at + num_heads * (cols + 1)});
-  }
-  // Thread-local names are each thread's own: the others take this one's by pointer.
-  const float* const packed = heads.data();
+  const PackedQueries queries = pack_queries(io);
+  std::vector<MlaPartial> parts = reserve_partials(io, num_parts);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part)
-      attend(io, packed, io.num_keys * part / num_parts, io.num_keys * (part + 1) / num_parts,
-             parts[part]);
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t first = io.num_keys * part / num_parts;
+      const int64_t last = io.num_keys * (part + 1) / num_parts;
+      clear(parts[part]);
+      if (queries.paired) attend_paired(io, queries.paired, first, last, parts[part]);
+      if (queries.f32) attend(io, queries.f32, first, last, parts[part]);
+    }
   });
   merge(parts, io.out_HC);
 }

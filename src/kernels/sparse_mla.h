@@ -24,7 +24,13 @@ struct SparseMla {
 
 // Keys are taken in blocks, and blocks in at most 16 parts, whose bounds depend on num_keys alone:
 // the bits depend on the query and its keys only. Parallel over the parts. Scratch a part:
-// H * (C + 2) floats, and a block of widened rows a thread. Oracle reference::sparse_mla, 2e-5.
+// H * (C + 34) floats, and a thread's: a block of widened rows with its scores.
+//
+// An F32 cache is read in f32: oracle reference::sparse_mla, 2e-5. BF16 and FP8 caches are too
+// where the processor lacks AVX512-BF16. Where it has it, their rows widen to bf16 (exactly), and q
+// and the softmax's weights are rounded to bf16, as in the published reference, which multiplies in
+// bf16; sums are f32. Oracle: the reference on the rounded q, within 2^-8 of the mean of |value|
+// under the same softmax, plus 2e-5.
 void sparse_mla(const SparseMla& io);
 
 namespace reference {

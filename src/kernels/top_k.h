@@ -11,7 +11,8 @@ namespace fathom::kernels {
 // counts as -inf. A radix selection: three passes at most.
 void top_k(std::span<const float> scores, int64_t k, std::vector<int32_t>& indices);
 
-// The same over scores that come in pieces, which are never held whole: memory for 2 k of them.
+// The same over scores that come in pieces, which are never held whole: memory for 2 k of them
+// and a piece of 64. A score costs next to nothing once k greater ones are known (AVX-512).
 class TopKStream {
  public:
   // Begins anew.
@@ -29,7 +30,7 @@ class TopKStream {
 
   int64_t k_ = 0;
   int64_t size_ = 0;
-  uint32_t floor_ = 0;  // what a score must exceed once k are held
+  uint32_t floor_ = 0;  // what a score must exceed once k have been held, in order of the floats
   std::vector<uint32_t> ordered_;
   std::vector<int32_t> indices_;
 };

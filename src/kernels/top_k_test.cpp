@@ -12,7 +12,7 @@
 namespace fathom::kernels {
 namespace {
 
-TEST(TopK, IsExactAscendingAndPrefersTheLowerIndexInTies) {
+TEST(DsaTraining, T11TopKPrefersTheLowerIndexInTies) {
   std::vector<int32_t> indices;
   const std::vector<float> scores = {1, 5, 5, 0, 5, 2};
   top_k(scores, 2, indices);
@@ -89,6 +89,31 @@ TEST(TopKStream, EqualsTopKOfTheWhole) {
     std::vector<int32_t> expected, indices;
     top_k(scores, k, expected);
     streams[0].finish(indices);
+    ASSERT_EQ(indices, expected) << trial;
+  }
+}
+
+// Any bits: NaNs, infinities, zeros of both signs, few numbers above the floor and many equal to
+// it.
+TEST(TopKStream, EqualsTopKOfAnyBits) {
+  base::Random random(8);
+  constexpr float kSpecial[] = {NAN, -INFINITY, INFINITY, 0.0f, -0.0f, -1.0f, 1.0f};
+  for (int trial = 0; trial < 100; ++trial) {
+    std::vector<float> scores(5000);
+    for (float& x : scores) {
+      const auto bits = static_cast<uint32_t>(random.below(1ull << 32));
+      x = random.below(4) < static_cast<uint64_t>(trial % 4) ? std::bit_cast<float>(bits)
+                                                             : kSpecial[random.below(7)];
+    }
+    const auto k = static_cast<int64_t>(1 + random.below(300));
+    TopKStream stream;
+    stream.reset(k);
+    const size_t piece = 1 + random.below(100);
+    for (size_t i = 0; i < scores.size(); i += piece)
+      stream.add({scores.data() + i, std::min(piece, scores.size() - i)}, static_cast<int32_t>(i));
+    std::vector<int32_t> expected, indices;
+    top_k(scores, k, expected);
+    stream.finish(indices);
     ASSERT_EQ(indices, expected) << trial;
   }
 }

@@ -77,9 +77,10 @@ ExpandedKv expand_for_queries(const AttentionInput& in, const Projections& p) {
   return expand(in, rows[0].contiguous(), rows[1]);
 }
 
-kernels::AttentionShape attention_shape(const Config& c) {
+kernels::AttentionShape attention_shape(const Config& c, const ForwardOptions& options) {
   return {c.num_attention_heads, c.qk_head_dim(), c.v_head_dim,
-          static_cast<float>(c.softmax_scale())};
+          static_cast<float>(c.softmax_scale()),
+          options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32};
 }
 
 // The batch's segments, which begin at position 0, or those parts of them that are this rank's:
@@ -99,7 +100,7 @@ std::vector<ops::SegmentRows> segment_rows(const AttentionInput& in, int64_t num
 
 Tensor training_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
   const auto segments = segment_rows(in, x_ND.size(0));
-  const auto shape = attention_shape(in.config);
+  const auto shape = attention_shape(in.config, in.options);
   const bool has_loss = in.options.indexer_loss && in.statistics;
   IndexerProjections indexer;
   if (in.options.sparse || has_loss)
@@ -107,7 +108,7 @@ Tensor training_attention(const AttentionInput& in, const Projections& p, const 
                               in.rope, in.options);
   if (indexer.k_NX.defined()) indexer.k_NX = ops::gather_rows(indexer.k_NX, sequence_ranks(in));
   ops::KeySelection selection;
-  if (in.options.sparse) selection = select_in_segments(indexer, segments, in.config);
+  if (in.options.sparse) selection = select_in_segments(indexer, segments, in.config, in.options);
   const ExpandedKv kv = expand_for_queries(in, p);
   const ops::Attended attended =
       ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, segments, selection);
@@ -157,8 +158,16 @@ void mha_segment(const AttentionInput& in, const Segment& segment, int64_t first
   const kernels::AttentionForward io{slice(q_NHD),   ops::view2(kv.k_SHD), ops::view2(kv.v_SHV),
                                      slice(out_NHV), ops::view2(lse),      mask};
   base::parallel_for(c.num_attention_heads, 1, [&](int64_t begin, int64_t end) {
-    kernels::attention_forward(attention_shape(c), io, begin, end);
+    kernels::attention_forward(attention_shape(c, in.options), io, begin, end);
   });
+}
+
+// The published reference de-quantises kv_b_proj to bf16 for the absorbed products.
+kernels::Precision absorbed_precision(const AttentionInput& in) {
+  const bool is_fp8 = in.weights.kv_b_proj.weight.scalar_type() == torch::kByte;
+  const bool is_bf16 =
+      in.options.bf16_matmuls || (is_fp8 && in.options.mode == NumericMode::kDeploy);
+  return is_bf16 ? kernels::Precision::kBF16 : kernels::Precision::kF32;
 }
 
 // q_nope W_k: queries of all heads in the latent space, followed by their rotary part,
@@ -196,12 +205,18 @@ Tensor expand_values(const AttentionInput& in, const Tensor& mean_NHC) {
   const int64_t head_rows = c.qk_nope_head_dim + c.v_head_dim;
   Tensor values = torch::empty({tokens, heads * c.v_head_dim});
   const auto weight = ops::weight_view(in.weights.kv_b_proj);
-  for (int64_t h = 0; h < heads; ++h)
-    kernels::linear(
-        {mean_NHC.data_ptr<float>() + h * c.kv_lora_rank, tokens, c.kv_lora_rank,
-         heads * c.kv_lora_rank},
-        weight.slice_rows(h * head_rows + c.qk_nope_head_dim, (h + 1) * head_rows),
-        {values.data_ptr<float>() + h * c.v_head_dim, tokens, c.v_head_dim, heads * c.v_head_dim});
+  const int64_t head_work = tokens * c.v_head_dim * c.kv_lora_rank;
+  base::parallel_for(
+      heads, std::max<int64_t>(1, (1 << 20) / head_work), [&](int64_t begin, int64_t end) {
+        for (int64_t h = begin; h < end; ++h)
+          kernels::linear(
+              {mean_NHC.data_ptr<float>() + h * c.kv_lora_rank, tokens, c.kv_lora_rank,
+               heads * c.kv_lora_rank},
+              weight.slice_rows(h * head_rows + c.qk_nope_head_dim, (h + 1) * head_rows),
+              {values.data_ptr<float>() + h * c.v_head_dim, tokens, c.v_head_dim,
+               heads * c.v_head_dim},
+              absorbed_precision(in));
+      });
   return values;
 }
 

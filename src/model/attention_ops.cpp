@@ -91,7 +91,8 @@ struct AttentionFunction : Function<AttentionFunction> {
                                                   at.of(out), at.columns_of(lse), keys_T});
     ctx->save_for_backward({q, k, v, out, lse, selection.keys, selection.begins_N1});
     ctx->saved_data["segments"] = std::move(flat_segments);
-    ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim};
+    ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim,
+                                                    static_cast<int64_t>(shape.precision)};
     ctx->saved_data["scale"] = static_cast<double>(shape.scale);
     *lse_HN = lse;
     return out;
@@ -103,7 +104,8 @@ struct AttentionFunction : Function<AttentionFunction> {
     const KeySelection selection{saved[5], saved[6]};
     const auto dims = ctx->saved_data["shape"].toIntVector();
     const kernels::AttentionShape shape{dims[0], dims[1], dims[2],
-                                        static_cast<float>(ctx->saved_data["scale"].toDouble())};
+                                        static_cast<float>(ctx->saved_data["scale"].toDouble()),
+                                        static_cast<kernels::Precision>(dims[3])};
     const Tensor dout = grads[0].contiguous();
     const auto segments = rows_of(ctx->saved_data["segments"].toIntVector());
     Tensor dq = torch::empty_like(q), dk = key_gradients(k, segments),

@@ -1,5 +1,5 @@
 // The sparse stage's ops inside the model: gradients, cuts and masks. Names T1.. are those of the
-// reference's list of tests for DSA training.
+// list in model/dsa_training_test.cpp.
 #include "model/attention_ops.h"
 
 #include <gtest/gtest.h>
@@ -51,8 +51,7 @@ std::vector<std::pair<TensorSlot, Tensor>> gradients(Model& model, const Losses&
   return result;
 }
 
-// T3, and the "sparse equals dense bit for bit when k >= L".
-TEST(SparseStage, EqualsDenseBitForBitWhereTopKCoversTheSequence) {
+TEST(DsaTraining, T3SparseLossEqualsDenseBitForBitWhereKIsAtLeastL) {
   const TrainingBatch batch = batch_of({10, 14});
   for (int64_t top_k : {14, 64}) {
     Model model = sparse_model(top_k);
@@ -77,8 +76,8 @@ TEST(SparseStage, EqualsDenseBitForBitWhereTopKCoversTheSequence) {
   }
 }
 
-// T8: the indexer's loss reaches indexers alone and the language-model loss never reaches them.
-TEST(SparseStage, GradientsAreIsolatedBothWays) {
+// The indexer's loss reaches indexers alone and the language-model loss never reaches them.
+TEST(DsaTraining, T8GradientsAreIsolatedBothWays) {
   const TrainingBatch batch = batch_of({10, 14});
   for (const ForwardOptions& forward : {kWarmup, kSparse}) {
     Model model = sparse_model(5);
@@ -105,10 +104,10 @@ TEST(SparseStage, GradientsAreIsolatedBothWays) {
   }
 }
 
-// T1 through the whole model: every indexer weight's gradient against central differences of the
+// Through the whole model: every indexer weight's gradient against central differences of the
 // loss. In the sparse stage a step flips selections, which no gradient knows of: there
 // kernels/indexer_loss_test holds the selection fixed.
-TEST(WarmUp, IndexerGradientsEqualCentralDifferencesOfTheLoss) {
+TEST(DsaTraining, T1IndexerGradientsEqualCentralDifferencesOfTheLoss) {
   const TrainingBatch batch = batch_of({10, 14});
   Model model = sparse_model(8);
   const LossOptions options = options_of(kWarmup, false);
@@ -161,8 +160,8 @@ TEST(SparseStage, ModelGradientsEqualCentralDifferencesOfTheLoss) {
   }
 }
 
-// T9: the warm-up computes no cross-entropy and gives gradients to the indexers alone.
-TEST(WarmUp, SkipsTheLanguageModelLoss) {
+// The warm-up computes no cross-entropy and gives gradients to the indexers alone.
+TEST(DsaTraining, T9TheWarmUpSkipsTheLanguageModelLoss) {
   Model model = sparse_model(5);
   const Losses losses = language_model_loss(model, batch_of({24}), options_of(kWarmup, false));
   EXPECT_EQ(losses.main, 0);
@@ -177,7 +176,7 @@ TEST(WarmUp, SkipsTheLanguageModelLoss) {
   }
 }
 
-// T6, T11 and pitfall P1: no query selects what it may not see, ties go to the lower key.
+// No query selects what it may not see.
 TEST(SparseStage, AFutureTokenChangesNothingBeforeIt) {
   const Model model = sparse_model(5);
   const torch::NoGradGuard no_grad;
@@ -195,7 +194,7 @@ TEST(SparseStage, AFutureTokenChangesNothingBeforeIt) {
   }
 }
 
-// T7, T12, T15: what training computes sparsely is what serving computes sparsely, in both forms.
+// What training computes sparsely is what serving computes sparsely, in both forms.
 TEST(SparseStage, TrainingAndServingGiveTheSameHiddenStates) {
   const Model model = sparse_model(5);
   const torch::NoGradGuard no_grad;
@@ -212,8 +211,7 @@ TEST(SparseStage, TrainingAndServingGiveTheSameHiddenStates) {
   }
 }
 
-// T13: packed sequences give what separate ones give.
-TEST(SparseStage, PackedSegmentsEqualSeparateOnes) {
+TEST(DsaTraining, T13PackedSequencesEqualSeparateOnes) {
   const Model model = sparse_model(5);
   const torch::NoGradGuard no_grad;
   const TrainingBatch both = batch_of({10, 14});

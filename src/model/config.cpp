@@ -19,10 +19,10 @@ constexpr int64_t kMostExperts = 1 << 17;  // of all layers together
 // Reads fields one by one and remembers which, so that unknown ones can be refused by name.
 class FieldReader {
  public:
-  FieldReader(const Json& object, std::string_view source, std::string prefix = "")
+  FieldReader(const Json& object, const FieldSource& source, std::string prefix = "")
       : object_(object), source_(source), prefix_(std::move(prefix)) {
     if (!object.is_object())
-      fail("{}: {} must be a JSON object", source, prefix_.empty() ? "a config" : prefix_);
+      fail("{}: {} must be a JSON object", source(prefix_), prefix_.empty() ? "a config" : prefix_);
   }
 
   const Json* find(const std::string& key) {
@@ -34,9 +34,12 @@ class FieldReader {
   int64_t integer(const std::string& key, std::optional<int64_t> otherwise = {}) {
     const Json* value = find(key);
     if (!value && otherwise) return *otherwise;
-    if (!value) fail("{}: field \"{}{}\" is missing; expected an integer", source_, prefix_, key);
+    if (!value)
+      fail("{}: field \"{}{}\" is missing; expected an integer", source_(prefix_ + key), prefix_,
+           key);
     if (!value->is_number_integer())
-      fail("{}: field \"{}{}\" is {}; expected an integer", source_, prefix_, key, value->dump());
+      fail("{}: field \"{}{}\" is {}; expected an integer", source_(prefix_ + key), prefix_, key,
+           value->dump());
     return value->get<int64_t>();
   }
 
@@ -44,8 +47,8 @@ class FieldReader {
                   std::optional<int64_t> otherwise = {}) {
     const int64_t value = integer(key, otherwise);
     if (value < least || value > most)
-      fail("{}: field \"{}{}\" is {}; expected {} to {}", source_, prefix_, key, find(key)->dump(),
-           least, most);
+      fail("{}: field \"{}{}\" is {}; expected {} to {}", source_(prefix_ + key), prefix_, key,
+           find(key)->dump(), least, most);
     return value;
   }
 
@@ -56,16 +59,20 @@ class FieldReader {
   double positive(const std::string& key, std::optional<double> otherwise = {}) {
     const double value = number(key, otherwise);
     if (value <= 0)
-      fail("{}: field \"{}{}\" is {}; expected above 0", source_, prefix_, key, value);
+      fail("{}: field \"{}{}\" is {}; expected above 0", source_(prefix_ + key), prefix_, key,
+           value);
     return value;
   }
 
   double number(const std::string& key, std::optional<double> otherwise = {}) {
     const Json* value = find(key);
     if (!value && otherwise) return *otherwise;
-    if (!value) fail("{}: field \"{}{}\" is missing; expected a number", source_, prefix_, key);
+    if (!value)
+      fail("{}: field \"{}{}\" is missing; expected a number", source_(prefix_ + key), prefix_,
+           key);
     if (!value->is_number())
-      fail("{}: field \"{}{}\" is {}; expected a number", source_, prefix_, key, value->dump());
+      fail("{}: field \"{}{}\" is {}; expected a number", source_(prefix_ + key), prefix_, key,
+           value->dump());
     return value->get<double>();
   }
 
@@ -73,7 +80,7 @@ class FieldReader {
     const Json* value = find(key);
     if (!value) return otherwise;
     if (!value->is_boolean())
-      fail("{}: field \"{}{}\" is {}; expected true or false", source_, prefix_, key,
+      fail("{}: field \"{}{}\" is {}; expected true or false", source_(prefix_ + key), prefix_, key,
            value->dump());
     return value->get<bool>();
   }
@@ -83,10 +90,11 @@ class FieldReader {
     const Json* value = find(key);
     if (!value && may_be_absent) return;
     if (!value)
-      fail("{}: field \"{}{}\" is missing; expected {}", source_, prefix_, key, supported.dump());
-    if (*value != supported)
-      fail("{}: field \"{}{}\" is {}; only {} is supported", source_, prefix_, key, value->dump(),
+      fail("{}: field \"{}{}\" is missing; expected {}", source_(prefix_ + key), prefix_, key,
            supported.dump());
+    if (*value != supported)
+      fail("{}: field \"{}{}\" is {}; only {} is supported", source_(prefix_ + key), prefix_, key,
+           value->dump(), supported.dump());
   }
 
   void ignore(std::initializer_list<const char*> keys) { seen_.insert(keys.begin(), keys.end()); }
@@ -94,18 +102,18 @@ class FieldReader {
   void refuse_the_rest() const {
     for (const auto& [key, value] : object_.items())
       if (!seen_.contains(key))
-        fail("{}: field \"{}{}\" is unknown; remove it if the model does not need it", source_,
-             prefix_, key);
+        fail("{}: field \"{}{}\" is unknown; remove it if the model does not need it",
+             source_(prefix_ + key), prefix_, key);
   }
 
  private:
   const Json& object_;
-  std::string_view source_;
+  const FieldSource& source_;
   std::string prefix_;
   std::set<std::string> seen_;
 };
 
-std::optional<RopeScaling> parse_rope_scaling(const Json* json, std::string_view source) {
+std::optional<RopeScaling> parse_rope_scaling(const Json* json, const FieldSource& source) {
   if (!json) return {};
   FieldReader fields(*json, source, "rope_scaling.");
   fields.require("type", "yarn");
@@ -123,18 +131,19 @@ std::optional<RopeScaling> parse_rope_scaling(const Json* json, std::string_view
     fail(
         "{}: rope_scaling.mscale is {} and rope_scaling.mscale_all_dim is {}; only equal values "
         "are supported",
-        source, scaling.mscale, scaling.mscale_all_dim);
+        source("rope_scaling.mscale"), scaling.mscale, scaling.mscale_all_dim);
   if (scaling.factor < 1)
-    fail("{}: rope_scaling.factor is {}; expected at least 1", source, scaling.factor);
+    fail("{}: rope_scaling.factor is {}; expected at least 1", source("rope_scaling.factor"),
+         scaling.factor);
   if (scaling.beta_fast <= scaling.beta_slow)
     fail(
         "{}: rope_scaling.beta_fast is {} and rope_scaling.beta_slow is {}; expected beta_fast > "
         "beta_slow",
-        source, scaling.beta_fast, scaling.beta_slow);
+        source("rope_scaling.beta_fast"), scaling.beta_fast, scaling.beta_slow);
   return scaling;
 }
 
-bool parse_quantization(const Json* json, std::string_view source) {
+bool parse_quantization(const Json* json, const FieldSource& source) {
   if (!json) return false;
   FieldReader fields(*json, source, "quantization_config.");
   fields.require("quant_method", "fp8", false);
@@ -178,10 +187,10 @@ void read_experts(FieldReader& fields, Config& config) {
   fields.require("topk_method", "noaux_tc");
 }
 
-void check_contradictions(const Config& c, std::string_view source) {
+void check_contradictions(const Config& c, const FieldSource& source) {
   const auto at_most = [&](const char* a, int64_t a_value, const char* b, int64_t b_value) {
     if (a_value > b_value)
-      fail("{}: {} is {} but {} is {}; expected {} <= {}", source, a, a_value, b, b_value, a, b);
+      fail("{}: {} is {} but {} is {}; expected {} <= {}", source(a), a, a_value, b, b_value, a, b);
   };
   at_most("first_k_dense_replace", c.first_k_dense_replace, "num_hidden_layers",
           c.num_hidden_layers);
@@ -189,18 +198,19 @@ void check_contradictions(const Config& c, std::string_view source) {
   at_most("topk_group", c.topk_group, "n_group", c.n_group);
   at_most("qk_rope_head_dim", c.qk_rope_head_dim, "index_head_dim", c.index_head_dim);
   if (c.n_routed_experts % c.n_group != 0)
-    fail("{}: n_routed_experts is {} and n_group is {}; expected a multiple", source,
-         c.n_routed_experts, c.n_group);
+    fail("{}: n_routed_experts is {} and n_group is {}; expected a multiple",
+         source("n_routed_experts"), c.n_routed_experts, c.n_group);
   at_most("num_experts_per_tok", c.num_experts_per_tok, "topk_group * n_routed_experts / n_group",
           c.topk_group * (c.n_routed_experts / c.n_group));
   if (c.n_group > 1 && c.n_routed_experts / c.n_group < 2)
-    fail("{}: n_group is {} of {} experts; expected at least 2 experts a group", source, c.n_group,
-         c.n_routed_experts);
+    fail("{}: n_group is {} of {} experts; expected at least 2 experts a group", source("n_group"),
+         c.n_group, c.n_routed_experts);
   if (c.qk_rope_head_dim % 2 != 0)
-    fail("{}: qk_rope_head_dim is {}; expected an even number", source, c.qk_rope_head_dim);
+    fail("{}: qk_rope_head_dim is {}; expected an even number", source("qk_rope_head_dim"),
+         c.qk_rope_head_dim);
   if ((c.index_head_dim & (c.index_head_dim - 1)) != 0)
-    fail("{}: index_head_dim is {}; expected a power of two (Hadamard transform)", source,
-         c.index_head_dim);
+    fail("{}: index_head_dim is {}; expected a power of two (Hadamard transform)",
+         source("index_head_dim"), c.index_head_dim);
   at_most("num_hidden_layers * n_routed_experts", c.num_hidden_layers * c.n_routed_experts,
           "the most experts supported", kMostExperts);
   at_most("bos_token_id", c.bos_token_id, "vocab_size - 1", c.vocab_size - 1);
@@ -221,7 +231,7 @@ double Config::softmax_scale() const {
   return scale * mscale * mscale;
 }
 
-Config parse_config(const Json& json, std::string_view source) {
+Config parse_config(const Json& json, const FieldSource& source) {
   FieldReader fields(json, source);
   fields.require("model_type", "deepseek_v32", false);
   fields.require("architectures", Json::array({"DeepseekV32ForCausalLM"}));
@@ -250,6 +260,10 @@ Config parse_config(const Json& json, std::string_view source) {
   fields.refuse_the_rest();
   check_contradictions(config, source);
   return config;
+}
+
+Config parse_config(const Json& json, std::string_view source) {
+  return parse_config(json, [&](std::string_view) { return std::string(source); });
 }
 
 Config read_config(const std::filesystem::path& config_json) {

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "base/json.h"
@@ -71,7 +73,11 @@ struct Config {
   double softmax_scale() const;
 };
 
+// Where a field ("rope_scaling.factor") was written, as errors begin: a file, or a line of it.
+using FieldSource = std::function<std::string(std::string_view field)>;
+
 // Every field is used or refused by name; contradictions are Errors that name both fields.
+Config parse_config(const Json& json, const FieldSource& source);
 Config parse_config(const Json& json, std::string_view source);
 Config read_config(const std::filesystem::path& config_json);
 Json to_json(const Config& config);

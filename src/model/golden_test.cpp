@@ -99,7 +99,7 @@ class GoldenPlainTest : public testing::TestWithParam<Setting> {};
 class GoldenDeployTest : public testing::TestWithParam<Setting> {};
 class GoldenDecodeTest : public testing::TestWithParam<Setting> {};
 
-TEST_P(GoldenPlainTest, PrefillIsTheReferences) {
+TEST_P(GoldenPlainTest, T12PrefillIsTheReferences) {
   const Setting& setting = GetParam();
   const Golden golden(setting.model);
   for (const std::string length : {"short", "long"}) {
@@ -162,8 +162,10 @@ TEST_P(GoldenDecodeTest, LogitsAreTheReferences) {
   }
 }
 
-TEST_P(GoldenDeployTest, EveryLayerIsTheReferences) {
-  const Setting& setting = GetParam();
+// Calls check(output, expected, input, name) for each layer of the deploy passes on the reference's
+// own input, from a cache of `format`.
+template <typename Check>
+void for_each_deploy_layer(const Setting& setting, CacheFormat format, const Check& check) {
   const Golden golden(setting.model);
   const torch::NoGradGuard no_grad;
   for (const std::string length : {"short", "long"}) {
@@ -176,18 +178,41 @@ TEST_P(GoldenDeployTest, EveryLayerIsTheReferences) {
                                        .index_select(0, golden[key + ".tokens"][b].to(torch::kLong))
                                        .to(torch::kFloat32)
                                  : golden[fmt::format("{}.layer{}.hidden", key, layer - 1)][b];
-        KvCache cache(golden.model.config);
+        KvCache cache(golden.model.config, format);
         const Segment segment{input.size(0), 0, &cache};
         LayerTrace trace;
-        const Tensor output =
-            forward_layer(golden.model, layer, input, {&segment, 1}, setting.options(), &trace);
-        const double share = share_of_rows_within(output, expected, 2e-2);
-        RecordProperty(fmt::format("{}_layer{}_{}", length, layer, b),
-                       fmt::format("{:.4f}", share));
-        EXPECT_GE(share, 0.97) << key << " layer " << layer << " sequence " << b;
+        check(forward_layer(golden.model, layer, input, {&segment, 1}, setting.options(), &trace),
+              expected, input, fmt::format("{}_layer{}_{}", length, layer, b));
       }
     }
   }
+}
+
+TEST_P(GoldenDeployTest, EveryLayerIsTheReferences) {
+  for_each_deploy_layer(
+      GetParam(), CacheFormat::kF32,
+      [](const Tensor& output, const Tensor& expected, const Tensor&, const std::string& name) {
+        const double share = share_of_rows_within(output, expected, 2e-2);
+        testing::Test::RecordProperty(name, fmt::format("{:.4f}", share));
+        EXPECT_GE(share, 0.97) << name;
+      });
+}
+
+// As serving does: FP8 rows, whose rotary part is rounded and which the sparse kernels multiply in
+// bf16 where the processor can. With FP8 activations behind it a rounding may fall the other way,
+// by a sixteenth, so what is held is the distance to the reference, as a share of what the layer
+// adds: measured 0.0015 at most for bf16 (0.0007 in f32), 0.09 for FP8 (0.024).
+TEST_P(GoldenDeployTest, EveryLayerIsCloseFromAnFp8Cache) {
+  const double tolerance = GetParam().model == "tiny-bf16" ? 3e-3 : 0.15;
+  for_each_deploy_layer(
+      GetParam(), CacheFormat::kFP8,
+      [&](const Tensor& output, const Tensor& expected, const Tensor& input,
+          const std::string& name) {
+        const double distance =
+            ((output - expected).norm() / (expected - input).norm()).item<double>();
+        testing::Test::RecordProperty(name, fmt::format("{:.4f}", distance));
+        EXPECT_LE(distance, tolerance) << name;
+      });
 }
 
 TEST_P(GoldenDeployTest, IndexScoresAreTheReferences) {

@@ -22,6 +22,13 @@ Tensor quantise_rotated(Tensor& x_MX) {
   return scale.squeeze(1);
 }
 
+Tensor rounded_to_bf16(const Tensor& x) {
+  Tensor y = torch::empty_like(x);
+  const auto count = static_cast<size_t>(x.numel());
+  kernels::round_to_bf16({x.data_ptr<float>(), count}, {y.data_ptr<float>(), count});
+  return y;
+}
+
 kernels::IndexerInput input_of(const IndexerProjections& projections, const QueryTile& tile,
                                int64_t layer) {
   const auto rows = [&](const Tensor& x) {
@@ -67,6 +74,9 @@ IndexerProjections project_indexer(const IndexerWeights& weights, const Config& 
     Tensor q = out.q_NJX.view({tokens * heads, dim});
     out.w_NJ = out.w_NJ * quantise_rotated(q).view({tokens, heads});
     out.k_NX = out.k_NX * quantise_rotated(out.k_NX).unsqueeze(1);
+  } else if (options.bf16_matmuls && !torch::GradMode::is_enabled()) {
+    out.q_NJX = rounded_to_bf16(out.q_NJX);
+    out.k_NX = rounded_to_bf16(out.k_NX);
   }
   return out;
 }
@@ -78,19 +88,26 @@ void select_keys(const IndexerProjections& projections, const QueryTile& tile, i
 
 ops::KeySelection select_in_segments(const IndexerProjections& projections,
                                      std::span<const ops::SegmentRows> segments,
-                                     const Config& config) {
+                                     const Config& config, const ForwardOptions& options) {
   const auto selects = [&](const ops::SegmentRows& at) { return at.key_count > config.index_topk; };
   if (std::none_of(segments.begin(), segments.end(), selects)) return {};
-  const Tensor q = projections.q_NJX.detach().contiguous(),
-               w = projections.w_NJ.detach().contiguous(),
-               k = projections.k_NX.detach().contiguous();
+  Tensor q = projections.q_NJX.detach().contiguous(), k = projections.k_NX.detach().contiguous();
+  const Tensor w = projections.w_NJ.detach().contiguous();
+  // As in serving, which keeps keys in bf16.
+  const bool is_bf16 = options.bf16_matmuls;
+  if (is_bf16) {
+    q = rounded_to_bf16(q);
+    k = k.to(torch::kBFloat16);
+  }
   std::vector<std::vector<int32_t>> keys_N(q.size(0));
-  const kernels::RowLayout layout{kernels::RowFormat::kF32, k.size(1), 0};
+  const kernels::RowLayout layout{is_bf16 ? kernels::RowFormat::kBF16 : kernels::RowFormat::kF32,
+                                  k.size(1), 0};
+  const auto* const keys = static_cast<const std::byte*>(k.data_ptr());
   for (const ops::SegmentRows& at : segments) {
     if (!selects(at)) continue;
     std::vector<const std::byte*> pages;
     for (int64_t s = at.key_begin; s < at.key_begin + at.key_count; s += kernels::kPageRows)
-      pages.push_back(reinterpret_cast<const std::byte*>(ops::view2(k)[s]));
+      pages.push_back(keys + s * layout.num_bytes());
     kernels::select_keys({ops::view2(q).slice_rows(at.begin, at.begin + at.count),
                           ops::view2(w).slice_rows(at.begin, at.begin + at.count),
                           {layout, pages.data(), at.key_count}},

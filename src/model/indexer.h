@@ -39,7 +39,7 @@ void select_keys(const IndexerProjections& projections, const QueryTile& tile, i
 // since they select everything. k_NX may hold more keys than there are queries.
 ops::KeySelection select_in_segments(const IndexerProjections& projections,
                                      std::span<const ops::SegmentRows> segments,
-                                     const Config& config);
+                                     const Config& config, const ForwardOptions& options);
 
 // [count, position + count] f32, -inf for later keys.
 torch::Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile,

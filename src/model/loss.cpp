@@ -45,12 +45,13 @@ Losses language_model_loss(const Model& model, const TrainingBatch& batch,
                         batch.segment_positions.empty() ? 0 : batch.segment_positions[i], nullptr});
   Losses losses;
   ForwardStatistics statistics;
-  const Tensor hidden =
-      forward(model, batch.tokens_N, segments, options.forward, nullptr, &statistics);
+  ForwardOptions how = options.forward;
+  if (options.balance == Balance::kSequence) how.balance_sequences = batch.sequence_lengths;
+  const Tensor hidden = forward(model, batch.tokens_N, segments, how, nullptr, &statistics);
   Tensor predicted;
   if (options.mtp_weight > 0 && model.weights.mtp)
-    predicted = forward_mtp(model, hidden, batch.targets_N.clamp_min(0), segments, options.forward,
-                            &statistics);
+    predicted =
+        forward_mtp(model, hidden, batch.targets_N.clamp_min(0), segments, how, &statistics);
   if (options.language_model) add_cross_entropies(model, batch, options, hidden, predicted, losses);
   const bool trains = torch::GradMode::is_enabled();
   if (options.language_model && options.balance_weight > 0 && trains && !statistics.balance.empty())

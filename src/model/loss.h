@@ -9,6 +9,9 @@ struct TrainingBatch {
   torch::Tensor tokens_N;                // i64
   torch::Tensor targets_N;               // i64: the next token; -1 where there is none to predict
   std::vector<int64_t> segment_lengths;  // documents (or rows) that must not see each other; sum N
+  // The sequences of Balance::kSequence; sum N. Where ranks share the batch, what this rank has of
+  // each of its sequences, 0 of those that others have.
+  std::vector<int64_t> sequence_lengths = {};
   // Where each segment's first token stands within its document; empty: at its beginning. Only
   // where ranks share documents: forward.distribution->sequence.
   std::vector<int64_t> segment_positions = {};
@@ -25,9 +28,13 @@ struct LossShare {
   double main = 1, mtp = 1, tokens = 1;
 };
 
+// What the balance loss is taken over: the whole batch, or each row of it alone (the report's).
+enum class Balance { kBatch, kSequence };
+
 struct LossOptions {
   double mtp_weight = 0.3;    // 0 skips the MTP layer
-  double balance_weight = 0;  // of the mean of ForwardStatistics::balance
+  double balance_weight = 0;  // alpha of eq. (17), of the mean over the MoE layers
+  Balance balance = Balance::kBatch;
   double indexer_weight = 1;  // of the indexers' losses, where forward.indexer_loss is set
   // False: the indexers' losses alone, the report's dense warm-up; head and cross-entropies are not
   // computed.

@@ -62,6 +62,59 @@ class ExpertChooser {
 
 }  // namespace
 
+namespace {
+
+// The balance statistic of tokens of a set whose load is counts_E: their part of it, divided by
+// what they are of its tokens, so that parts add up when weighted by their tokens.
+Tensor balance_under_load(const Tensor& scores_TE, const Tensor& counts_E) {
+  const Tensor share = counts_E.to(torch::kFloat32) / counts_E.sum().item<double>();
+  const Tensor mean_score = (scores_TE / scores_TE.sum(1, true)).mean(0);
+  return (share * mean_score).sum() * static_cast<double>(scores_TE.size(1));
+}
+
+Tensor loads_of(const Tensor& expert_index_TK, int64_t num_experts) {
+  return torch::bincount(expert_index_TK.flatten(), {}, num_experts);
+}
+
+// Of each of options.balance_sequences, or of the batch as one: [S, E]. A sequence may reach over
+// several ranks, and then its load is that on all of them.
+Tensor sequence_loads(const Tensor& expert_index_NK, std::span<const int64_t> lengths,
+                      int64_t num_experts, const ForwardOptions& options) {
+  std::vector<Tensor> loads;
+  int64_t begin = 0;
+  for (const int64_t length : lengths) {
+    loads.push_back(loads_of(expert_index_NK.narrow(0, begin, length), num_experts));
+    begin += length;
+  }
+  CHECK_EQ(begin, expert_index_NK.size(0));
+  const Tensor loads_SE = torch::stack(loads);
+  if (options.distribution) options.distribution->batch.all_reduce(loads_SE);
+  return loads_SE;
+}
+
+Tensor mean_balance(const Tensor& scores_NE, const Tensor& expert_index_NK,
+                    const ForwardOptions& options) {
+  const int64_t num_tokens = scores_NE.size(0);
+  std::span<const int64_t> lengths = options.balance_sequences;
+  if (lengths.empty()) lengths = {&num_tokens, 1};
+  const Tensor loads_SE = sequence_loads(expert_index_NK, lengths, scores_NE.size(1), options);
+  if (lengths.size() == 1) return balance_under_load(scores_NE, loads_SE[0]);
+  std::vector<Tensor> parts;
+  int64_t begin = 0;
+  for (size_t i = 0; i < lengths.size(); begin += lengths[i++])
+    if (lengths[i] > 0)  // else it is on other ranks
+      parts.push_back(static_cast<double>(lengths[i]) *
+                      balance_under_load(scores_NE.narrow(0, begin, lengths[i]),
+                                         loads_SE[static_cast<int64_t>(i)]));
+  return torch::stack(parts).sum() / static_cast<double>(num_tokens);
+}
+
+}  // namespace
+
+Tensor balance_of(const Tensor& scores_TE, const Tensor& expert_index_TK) {
+  return balance_under_load(scores_TE, loads_of(expert_index_TK, scores_TE.size(1)));
+}
+
 Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND,
               const ForwardOptions& options) {
   // The router stays in f32 whatever the other matmuls do.
@@ -78,16 +131,8 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
   routing.expert_weight_NK = chosen * config.routed_scaling_factor;
   routing.counts_E =
       torch::bincount(routing.expert_index_NK.flatten(), {}, config.n_routed_experts);
-  if (torch::GradMode::is_enabled()) {
-    Tensor counts = routing.counts_E;
-    if (options.distribution && options.distribution->batch.size() > 1) {
-      counts = counts.clone();
-      options.distribution->batch.all_reduce(counts);
-    }
-    const Tensor share = counts.to(torch::kFloat32) / counts.sum().item<double>();
-    const Tensor mean_score = (scores / scores.sum(1, true)).mean(0);
-    routing.balance = (share * mean_score).sum() * static_cast<double>(config.n_routed_experts);
-  }
+  if (torch::GradMode::is_enabled())
+    routing.balance = mean_balance(scores, routing.expert_index_NK, options);
   return routing;
 }
 

@@ -15,10 +15,15 @@ struct Routing {
 // Scores are sigmoid(gate x) in f32. Selection adds the correction bias: the topk_group groups with
 // the greatest sum of their two best biased scores stay, and of their experts the
 // num_experts_per_tok best; ties to the lower index. Weights are the unbiased scores, normalised
-// (norm_topk_prob) and multiplied by routed_scaling_factor. The balance loss takes the load from
-// all ranks of options.distribution->batch.
+// (norm_topk_prob) and multiplied by routed_scaling_factor. The balance statistic takes the load
+// from all ranks of options.distribution->batch.
 Routing route(const MoeWeights& weights, const Config& config, const torch::Tensor& x_ND,
               const ForwardOptions& options);
+
+// The balance statistic of one set of tokens, eq. (17) to (20) without alpha: sum_e f_e P_e with
+// f_e = E / (K T) * (tokens routed to e) and P_e the mean over tokens of score_e / sum of scores.
+// Differentiable by the scores.
+torch::Tensor balance_of(const torch::Tensor& scores_TE, const torch::Tensor& expert_index_TK);
 
 // down(silu(gate x) * up x).
 torch::Tensor mlp(const MlpWeights& weights, const torch::Tensor& x_ND,

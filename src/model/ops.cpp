@@ -22,54 +22,44 @@ bool needs_gradient(std::initializer_list<Tensor> tensors) {
   return false;
 }
 
-Tensor rounded_to_bf16(const Tensor& x) {
-  Tensor y = torch::empty_like(x);
-  const auto count = static_cast<size_t>(x.numel());
-  kernels::round_to_bf16({x.data_ptr<float>(), count}, {y.data_ptr<float>(), count});
-  return y;
-}
-
 kernels::Strided rows_of(const Tensor& x) { return {x.data_ptr<float>(), x.size(-1), 1}; }
 kernels::Strided transpose_of(const Tensor& x) { return {x.data_ptr<float>(), 1, x.size(-1)}; }
 
+kernels::Precision precision_of(bool bf16) {
+  return bf16 ? kernels::Precision::kBF16 : kernels::Precision::kF32;
+}
+
 // a [M,K] b [K,N] in any orientation.
-Tensor gemm(int64_t m, int64_t n, int64_t k, kernels::Strided a, kernels::Strided b) {
-  Tensor c = torch::empty({m, n});
-  kernels::gemm({m, n, k}, a, b, view2(c), false);
+Tensor gemm(const kernels::GemmShape& shape, kernels::Strided a, kernels::Strided b, bool bf16) {
+  Tensor c = torch::empty({shape.m, shape.n});
+  kernels::gemm(shape, a, b, view2(c), false, precision_of(bf16));
   return c;
 }
 
-Tensor linear_forward(const Tensor& x, const kernels::WeightView& w) {
+Tensor linear_forward(const Tensor& x, const kernels::WeightView& w,
+                      kernels::Precision precision = kernels::Precision::kF32) {
   Tensor y = torch::empty({x.size(0), w.rows});
-  kernels::linear(view2(x), w, view2(y));
+  kernels::linear(view2(x), w, view2(y), precision);
   return y;
 }
 
 struct LinearFunction : Function<LinearFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, bool bf16) {
-    const Tensor x_used = bf16 ? rounded_to_bf16(x) : x;
-    const Tensor w_used = bf16 ? rounded_to_bf16(weight) : weight;
-    // The originals are saved, not the rounded copies: they live anyway.
     ctx->save_for_backward({x, weight});
     ctx->saved_data["bf16"] = bf16;
-    return linear_forward(x_used, weight_view({w_used, {}}));
+    if (!bf16) return linear_forward(x, weight_view({weight, {}}));
+    return gemm({x.size(0), weight.size(0), x.size(1)}, rows_of(x), transpose_of(weight), true);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
     const bool bf16 = ctx->saved_data["bf16"].toBool();
-    Tensor dy = grads[0].contiguous();
-    if (bf16) dy = rounded_to_bf16(dy);
-    Tensor x = saved[0], weight = saved[1], dx, dw;
+    const Tensor dy = grads[0].contiguous();
+    const Tensor &x = saved[0], &weight = saved[1];
     const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
-    if (ctx->needs_input_grad(0)) {
-      if (bf16) weight = rounded_to_bf16(weight);
-      dx = gemm(m, k, n, rows_of(dy), rows_of(weight));
-    }
-    if (ctx->needs_input_grad(1)) {
-      if (bf16) x = rounded_to_bf16(x);
-      dw = gemm(n, k, m, transpose_of(dy), rows_of(x));
-    }
+    Tensor dx, dw;
+    if (ctx->needs_input_grad(0)) dx = gemm({m, k, n}, rows_of(dy), rows_of(weight), bf16);
+    if (ctx->needs_input_grad(1)) dw = gemm({n, k, m}, transpose_of(dy), rows_of(x), bf16);
     return {dx, dw, Tensor()};
   }
 };
@@ -201,8 +191,7 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const Tensor& targets, bool bf16, bool with_gradients) {
     const int64_t rows = x.size(0), vocab = weight.size(0), dim = x.size(1);
-    const Tensor x_used = bf16 ? rounded_to_bf16(x) : x;
-    const Tensor w_used = bf16 ? rounded_to_bf16(weight) : weight;
+    const auto precision = precision_of(bf16);
     const int64_t num_targets = (targets >= 0).sum().item<int64_t>();
     const float scale = num_targets > 0 ? 1.0f / static_cast<float>(num_targets) : 0.0f;
     std::vector<double> losses(rows);
@@ -212,19 +201,15 @@ struct CrossEntropyFunction : Function<CrossEntropyFunction> {
     for (int64_t begin = 0; begin < rows; begin += kHeadBlock) {
       const int64_t count = std::min(kHeadBlock, rows - begin);
       const auto block = view2(logits).slice_rows(0, count);
-      const auto x_block = view2(x_used).slice_rows(begin, begin + count);
-      kernels::linear(x_block, weight_view({w_used, {}}), block);
+      const kernels::Strided x_block{view2(x)[begin], dim, 1};
+      kernels::gemm({count, vocab, dim}, x_block, transpose_of(weight), block, false, precision);
       kernels::cross_entropy(block, targets.data_ptr<int64_t>() + begin, scale,
                              losses.data() + begin);
       if (!with_gradients) continue;
-      if (bf16) {
-        const std::span<float> all(block.data, static_cast<size_t>(count * vocab));
-        kernels::round_to_bf16(all, all);
-      }
-      kernels::gemm({count, dim, vocab}, {block.data, vocab, 1}, rows_of(w_used),
-                    view2(dx).slice_rows(begin, begin + count), false);
-      kernels::gemm({vocab, dim, count}, {block.data, 1, vocab}, {x_block.data, dim, 1}, view2(dw),
-                    true);
+      kernels::gemm({count, dim, vocab}, {block.data, vocab, 1}, rows_of(weight),
+                    view2(dx).slice_rows(begin, begin + count), false, precision);
+      kernels::gemm({vocab, dim, count}, {block.data, 1, vocab}, x_block, view2(dw), true,
+                    precision);
     }
     ctx->save_for_backward({dx, dw});
     const double total = std::accumulate(losses.begin(), losses.end(), 0.0);
@@ -274,14 +259,16 @@ Tensor linear(const Tensor& x, const Linear& w, const LinearOptions& options) {
   if (needs_gradient({x, w.weight}))
     return LinearFunction::apply(x.contiguous(), w.weight, options.bf16_matmuls);
   Tensor input = x.contiguous();
-  if (options.quantise_input && w.weight.scalar_type() == torch::kByte) {
+  const bool is_quantised = options.quantise_input && w.weight.scalar_type() == torch::kByte;
+  if (is_quantised) {
     input = torch::empty_like(input);
     kernels::round_through_fp8(view2(x.contiguous()), view2(input));
   }
-  if (!options.bf16_matmuls) return linear_forward(input, weight_view(w));
-  const Tensor weight =
-      w.weight.scalar_type() == torch::kFloat32 ? rounded_to_bf16(w.weight) : w.weight;
-  return linear_forward(rounded_to_bf16(input), weight_view({weight, w.scale_inv}));
+  if (options.bf16_matmuls && w.weight.scalar_type() == torch::kFloat32)
+    return gemm({input.size(0), w.weight.size(0), input.size(1)}, rows_of(input),
+                transpose_of(w.weight), true);
+  // What went through FP8 is exact in bf16.
+  return linear_forward(input, weight_view(w), precision_of(options.bf16_matmuls || is_quantised));
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {

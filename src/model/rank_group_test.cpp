@@ -7,7 +7,10 @@
 #include <thread>
 
 #include "base/free_port.h"
+#include "model/distribution.h"
+#include "model/moe.h"
 #include "model/rank_ops.h"
+#include "model/test_config.h"
 
 namespace fathom::model {
 namespace {
@@ -149,6 +152,37 @@ TEST(RankOps, ExchangedRowsGetTheirGradientsBack) {
     const Tensor factor =
         ranks.rank() == 0 ? torch::tensor({{1.0f}, {2.0f}, {2.0f}}) : torch::tensor({{1.0f}});
     EXPECT_TRUE(gradient.equal(2 * x * factor)) << gradient;
+  });
+}
+
+// Balance of the sequences of a batch, or a part of it, and the router's gradient by it.
+std::pair<Tensor, Tensor> balance_of_sequences(const Tensor& x_ND, const ForwardOptions& options) {
+  const Config config = tiny_config();
+  const int64_t experts = config.n_routed_experts;
+  MoeWeights weights;
+  weights.gate.weight = torch::arange(experts * config.hidden_size).to(torch::kFloat32).sin();
+  weights.gate.weight = weights.gate.weight.view({experts, -1}).set_requires_grad(true);
+  weights.e_score_correction_bias = torch::zeros({experts});
+  const Tensor balance = route(weights, config, x_ND, options).balance;
+  balance.backward();
+  return {balance.detach(), weights.gate.weight.grad()};
+}
+
+TEST(RankOps, TheBalanceOfASequenceCountsTheLoadsOfAllItsRanks) {
+  const int64_t width = tiny_config().hidden_size;
+  const Tensor x = (torch::arange(30 * width).to(torch::kFloat32) * 0.7).cos().view({30, width});
+  const std::vector<int64_t> lengths = {10, 17, 3}, parts[] = {{10, 5, 0}, {0, 12, 3}};
+  const auto whole = balance_of_sequences(x, {.balance_sequences = lengths});
+  expect_on_ranks(2, [&](const RankGroup& ranks) {
+    const Distribution distribution{ranks, {}, {}};
+    const auto part = balance_of_sequences(
+        x.narrow(0, 15 * ranks.rank(), 15),
+        {.balance_sequences = parts[ranks.rank()], .distribution = &distribution});
+    const Tensor balance = part.first / 2, gradient = part.second / 2;
+    ranks.all_reduce(balance);
+    ranks.all_reduce(gradient);
+    EXPECT_TRUE(balance.allclose(whole.first, 1e-5, 1e-6)) << balance << whole.first;
+    EXPECT_TRUE(gradient.allclose(whole.second, 1e-4, 1e-6));
   });
 }
 

@@ -77,6 +77,12 @@ void advance_caches(std::span<const Segment> segments) {
 
 }  // namespace
 
+ForwardOptions serving_options(const Model& model) {
+  const LayerWeights& layer = model.weights.layers.front();
+  const bool is_fp8 = layer.self_attn.q_a_proj.weight.scalar_type() == torch::kByte;
+  return {.mode = is_fp8 ? NumericMode::kDeploy : NumericMode::kPlain, .bf16_matmuls = true};
+}
+
 Tensor forward(const Model& model, const Tensor& tokens_N, std::span<const Segment> segments,
                const ForwardOptions& options, Trace* trace, ForwardStatistics* statistics) {
   for (const Segment& segment : segments)

@@ -46,8 +46,15 @@ struct ForwardOptions {
   bool sparse = true;         // false: dense attention, the indexer selects nothing
   bool indexer_loss = false;  // without caches: collect ForwardStatistics::indexer_loss
   bool bf16_matmuls = false;  // round both operands of every matmul to bf16 (accumulate in f32)
+  // Lengths of the sequences over each of which ForwardStatistics::balance is taken, their sum N;
+  // empty: over the batch as one. Of a sequence that ranks share, the length of this one's part,
+  // 0 where it has none. Must outlive the call.
+  std::span<const int64_t> balance_sequences = {};
   const Distribution* distribution = nullptr;  // training: where ranks share the work
 };
+
+// What serving computes with: operands of matmuls in bf16 and, for FP8 weights, deploy mode.
+ForwardOptions serving_options(const Model& model);
 
 // What one layer did, for the golden cases and --dump-layers.
 struct LayerTrace {
@@ -66,8 +73,8 @@ struct Trace {
 struct ForwardStatistics {
   std::vector<torch::Tensor> counts_E;  // i64: tokens that each expert got
   std::vector<torch::Tensor> index_NK;  // i64: the experts of each token, ascending
-  // Differentiable: E / K * sum_e (share of the tokens routed to e) * (mean share of e in a token's
-  // scores), 1 when balanced. The batch-wise form of the report of V3, section 2.1.2, eq. (17).
+  // Differentiable: sum_e f_e P_e of the report of V3, section 2.1.2, eq. (17) to (20), 1 when
+  // balanced; the mean over options.balance_sequences, weighted by their tokens.
   std::vector<torch::Tensor> balance;
   // Of the indexers, per layer, where options.indexer_loss is set. See model/attention_ops.
   std::vector<torch::Tensor> indexer_loss;  // differentiable by the indexers' weights alone

@@ -17,12 +17,12 @@ using torch::Tensor;
 // one copied.
 void symmetric_product(int64_t rows, int64_t cols, const std::vector<float>& x,
                        std::vector<float>& out) {
-  constexpr int64_t kBlock = 48;
+  constexpr int64_t kBlock = 96;
   for (int64_t begin = 0; begin < rows; begin += kBlock) {
     const int64_t end = std::min(begin + kBlock, rows);
     kernels::gemm_serial({end - begin, end, cols}, {x.data() + begin * cols, cols, 1},
                          {x.data(), 1, cols}, {out.data() + begin * rows, end - begin, end, rows},
-                         false);
+                         false, kernels::Precision::kBF16);
   }
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = i + 1; j < rows; ++j) out[i * rows + j] = out[j * rows + i];
@@ -37,7 +37,7 @@ void newton_schulz_step(int64_t rows, int64_t cols, std::vector<float>& x, std::
   for (size_t i = 0; i < b.size(); ++i) b[i] = kB * a[i] + kC * b[i];
   for (int64_t i = 0; i < rows; ++i) b[i * rows + i] += kA;
   kernels::gemm_serial({rows, cols, rows}, {b.data(), rows, 1}, {x.data(), cols, 1},
-                       {next.data(), rows, cols}, false);
+                       {next.data(), rows, cols}, false, kernels::Precision::kBF16);
   x.swap(next);
 }
 
@@ -63,6 +63,19 @@ void orthogonalise(int64_t rows, int64_t cols, float* update) {
     transpose(m, n, x.data(), update);
   else
     std::copy_n(x.data(), m * n, update);
+}
+
+double weight_decay_of(model::Role role, const OptimizerRecipe& recipe) {
+  switch (role) {
+    case model::Role::kMatrix:
+      return recipe.weight_decay;
+    case model::Role::kEmbedding:
+      return recipe.embedding_weight_decay;
+    case model::Role::kRouter:
+      return recipe.router_weight_decay;
+    default:
+      return recipe.norm_weight_decay;
+  }
 }
 
 Optimizer::Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe,
@@ -104,8 +117,7 @@ void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
   const int64_t count = weight.numel();
   float* w = weight.data_ptr<float>();
   const float* g = gradient.data_ptr<float>();
-  const bool is_matrix = slot.slot.role == model::Role::kMatrix;
-  const auto decay = static_cast<float>(is_matrix ? recipe_.weight_decay : 0.0);
+  const auto decay = static_cast<float>(weight_decay_of(slot.slot.role, recipe_));
   const auto rate = static_cast<float>(learning_rate);
   float* m = slot.first_moment.data_ptr<float>();
   if (!slot.is_muon) {

@@ -15,6 +15,9 @@ namespace fathom::pretrain {
 // semi-orthogonal matrix, in f32. Serial. update_MN in and out, row-major.
 void orthogonalise(int64_t rows, int64_t cols, float* update_MN);
 
+// The decay of a kind of tensor, decoupled: times the learning rate, of the weight itself.
+double weight_decay_of(model::Role role, const OptimizerRecipe& recipe);
+
 class Optimizer {
  public:
   // The slots' tensors must outlive the optimizer. Each of the ranks updates its share of them and

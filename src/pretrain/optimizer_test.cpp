@@ -85,6 +85,28 @@ TEST(Optimizer, AdamWIsThePublishedFormula) {
   EXPECT_TRUE(weights.unused.equal(torch::ones(3)));
 }
 
+// With a gradient of zero nothing but the decay moves a weight.
+TEST(Optimizer, EachKindOfTensorDecaysByItsOwnRate) {
+  const OptimizerRecipe recipe{.matrices = "adamw",
+                               .weight_decay = 0.1,
+                               .embedding_weight_decay = 0.2,
+                               .router_weight_decay = 0.3,
+                               .norm_weight_decay = 0.4};
+  for (const auto& [role, decay] : {std::pair{Role::kMatrix, 0.1f},
+                                    {Role::kEmbedding, 0.2f},
+                                    {Role::kRouter, 0.3f},
+                                    {Role::kNorm, 0.4f},
+                                    {Role::kBias, 0.4f}}) {
+    Tensor weight = torch::ones({3, 4}).requires_grad_(true);
+    weight.mutable_grad() = torch::zeros({3, 4});
+    Optimizer({{"w", {3, 4}, role, false, &weight, nullptr}}, recipe).step(0.5, 1);
+    EXPECT_NEAR(weight.detach().max().item<float>(), 1 - 0.5f * decay, 1e-6);
+    EXPECT_NEAR(weight.detach().min().item<float>(), 1 - 0.5f * decay, 1e-6);
+  }
+  for (const Role role : {Role::kEmbedding, Role::kRouter, Role::kNorm, Role::kBias})
+    EXPECT_EQ(weight_decay_of(role, OptimizerRecipe{}), 0);
+}
+
 TEST(Optimizer, MuonsUpdateHasAdamWsSize) {
   Weights weights({.matrices = "muon", .weight_decay = 0, .clip_norm = 1e9});
   const Tensor before = weights.matrix.detach().clone();

@@ -95,12 +95,15 @@ TEST(LocalBatch, PartsCutDocumentsAndSumToTheBatch) {
   const model::TrainingBatch whole{
       torch::arange(12),
       torch::tensor({1, 2, 3, -1, 5, 6, 7, 8, 9, 10, 11, -1}, torch::kLong),
-      {4, 7, 1}};
+      {4, 7, 1},
+      {4, 8}};
   const LocalBatch first = local_batch(whole, 0, 2), second = local_batch(whole, 1, 2);
   EXPECT_EQ(first.batch.segment_lengths, (std::vector<int64_t>{4, 2}));
   EXPECT_EQ(first.batch.segment_positions, (std::vector<int64_t>{0, 0}));
   EXPECT_EQ(second.batch.segment_lengths, (std::vector<int64_t>{5, 1}));
   EXPECT_EQ(second.batch.segment_positions, (std::vector<int64_t>{2, 0}));
+  EXPECT_EQ(first.batch.sequence_lengths, (std::vector<int64_t>{4, 2}));
+  EXPECT_EQ(second.batch.sequence_lengths, (std::vector<int64_t>{0, 6}));
   EXPECT_TRUE(second.batch.tokens_N.equal(torch::arange(6, 12)));
   EXPECT_DOUBLE_EQ(first.share.main, 0.5);
   EXPECT_DOUBLE_EQ(first.share.main + second.share.main, 1);
@@ -110,6 +113,30 @@ TEST(LocalBatch, PartsCutDocumentsAndSumToTheBatch) {
   const LocalBatch all = local_batch(whole, 0, 1);
   EXPECT_EQ(all.share.main, 1);
   EXPECT_EQ(all.batch.segment_lengths, whole.segment_lengths);
+}
+
+// Streams [0, 4) of a step of so many micro-batches: which each has, and how many share one.
+std::string shares(int64_t total, int64_t micro_batch_rows) {
+  std::string text;
+  for (int64_t stream = 0; stream < 4; ++stream) {
+    Division division;
+    division.stream = stream;
+    division.num_streams = 4;
+    division.micro_batch_rows = micro_batch_rows;
+    const StepShare share = division.share_of(total);
+    text +=
+        fmt::format("{}+{}/{} ", share.first_micro_batch, share.num_micro_batches, share.num_parts);
+  }
+  return text;
+}
+
+TEST(Division, ABatchThatGrowsIsDividedAsItIs) {
+  EXPECT_EQ(shares(1, 4), "0+1/4 0+1/4 0+1/4 0+1/4 ");
+  EXPECT_EQ(shares(1, 2), "0+1/1 1+1/1 2+1/1 3+1/1 ");  // from 1 on there is none: for nothing
+  EXPECT_EQ(shares(2, 2), "0+1/2 0+1/2 1+1/2 1+1/2 ");
+  EXPECT_EQ(shares(3, 4), "0+1/1 1+1/1 2+1/1 3+1/1 ");
+  EXPECT_EQ(shares(6, 4), "0+2/1 2+2/1 4+2/1 6+2/1 ");
+  EXPECT_EQ(shares(8, 4), "0+2/1 2+2/1 4+2/1 6+2/1 ");
 }
 
 }  // namespace

@@ -6,6 +6,9 @@
 #include <type_traits>
 
 #include "base/check.h"
+#include "base/file.h"
+#include "base/json_lines.h"
+#include "pretrain/recipe_source.h"
 
 namespace fathom::pretrain {
 namespace {
@@ -20,10 +23,10 @@ const char* expected_name(const uint64_t&) { return "an integer of at least 0"; 
 // One section's fields by name; reading refuses every other key.
 class Section {
  public:
-  Section(const Json& recipe, std::string name, std::string_view source)
+  Section(const Json& recipe, std::string name, const RecipeSource& source)
       : name_(std::move(name)), source_(source) {
     if (recipe.contains(name_)) json_ = recipe[name_];
-    if (!json_.is_object()) fail("{}: \"{}\" must be an object", source_, name_);
+    if (!json_.is_object()) fail("{}: \"{}\" must be an object", source_.of(name_), name_);
   }
 
   template <typename T>
@@ -41,8 +44,8 @@ class Section {
                return item.is_number_integer();
              });
     if (!fits)
-      fail("{}: \"{}.{}\" is {}; expected {}", source_, name_, key, found.dump(),
-           expected_name(value));
+      fail("{}: \"{}.{}\" is {}; expected {}", source_.of(name_ + "." + key), name_, key,
+           found.dump(), expected_name(value));
     value = found.get<T>();
     return *this;
   }
@@ -50,89 +53,146 @@ class Section {
   void refuse_the_rest() const {
     for (const auto& [key, value] : json_.items())
       if (!known_.contains(key))
-        fail("{}: \"{}.{}\" is not a known key; check its spelling", source_, name_, key);
+        fail("{}: \"{}.{}\" is not a known key; check its spelling", source_.of(name_ + "." + key),
+             name_, key);
   }
 
  private:
   std::string name_;
-  std::string_view source_;
+  const RecipeSource& source_;
   Json json_ = Json::object();
   std::map<std::string, bool> known_;
 };
 
-void require(bool condition, std::string_view source, const std::string& what) {
-  if (!condition) fail("{}: {}", source, what);
+// Growing steps are counted one by one to find where a step begins.
+constexpr int64_t kMostGrowthSteps = 1'000'000;
+
+// Refuses impossible values, naming each by its key.
+class Checker {
+ public:
+  explicit Checker(const RecipeSource& source) : source_(source) {}
+
+  void require(bool condition, std::string_view key, const std::string& what) const {
+    if (!condition) fail("{}: \"{}\" {}", source_.of(key), key, what);
+  }
+  template <typename T>
+  void at_least(std::string_view key, T value, T least) const {
+    require(value >= least, key, fmt::format("is {}; expected at least {}", value, least));
+  }
+  template <typename T>
+  void between(std::string_view key, T value, T least, T most) const {
+    require(value >= least && value <= most, key,
+            fmt::format("is {}; expected {} to {}", value, least, most));
+  }
+  void one_of(std::string_view key, const std::string& value, const char* a, const char* b) const {
+    require(value == a || value == b, key,
+            fmt::format("is \"{}\"; expected \"{}\" or \"{}\"", value, a, b));
+  }
+
+ private:
+  const RecipeSource& source_;
+};
+
+void check_schedules(const TrainingRecipe& t, const Checker& check) {
+  check.one_of("training.schedule", t.schedule, "wsd", "cosine");
+  check.require(t.warmup_steps >= 0 && t.warmup_steps <= t.steps, "training.warmup_steps",
+                fmt::format("is {}; expected 0 to steps = {}", t.warmup_steps, t.steps));
+  check.between("training.decay_fraction", t.decay_fraction, 0.0, 1.0);
+  check.between("training.final_fraction", t.final_fraction, 0.0, 1.0);
+  check.require(t.first_batch_rows >= 0 && t.first_batch_rows <= t.batch_rows &&
+                    t.first_batch_rows % t.micro_batch_rows == 0,
+                "training.first_batch_rows",
+                fmt::format("is {}; expected 0 or a multiple of micro_batch_rows = {} up to "
+                            "batch_rows = {}",
+                            t.first_batch_rows, t.micro_batch_rows, t.batch_rows));
+  check.require(t.first_sequence_length == 0 ||
+                    (t.first_sequence_length >= 2 && t.first_sequence_length <= t.sequence_length),
+                "training.first_sequence_length",
+                fmt::format("is {}; expected 0 or 2 to sequence_length = {}",
+                            t.first_sequence_length, t.sequence_length));
+  check.between("training.batch_growth_steps", t.batch_growth_steps, int64_t{0}, kMostGrowthSteps);
+  check.between("training.length_growth_steps", t.length_growth_steps, int64_t{0},
+                kMostGrowthSteps);
+  check.between("training.late_mtp_fraction", t.late_mtp_fraction, 0.0, 1.0);
+  check.between("training.fixed_bias_fraction", t.fixed_bias_fraction, 0.0, 1.0);
 }
 
-void check(const Recipe& r, std::string_view source) {
-  require(!r.model.has_fp8_weights, source,
-          "\"model.quantization_config\": FP8 weights cannot be trained; remove it");
-  const TrainingRecipe& t = r.training;
-  const OptimizerRecipe& o = r.optimizer;
-  require(t.steps >= 1, source, "\"training.steps\" must be at least 1");
-  require(
-      t.sequence_length >= 2 && t.sequence_length <= r.model.max_position_embeddings, source,
-      fmt::format("\"training.sequence_length\" is {}; expected 2 to max_position_embeddings = {}",
-                  t.sequence_length, r.model.max_position_embeddings));
-  require(t.micro_batch_rows >= 1 && t.batch_rows % t.micro_batch_rows == 0, source,
-          fmt::format("\"training.batch_rows\" is {}; expected a multiple of micro_batch_rows = {}",
-                      t.batch_rows, t.micro_batch_rows));
-  require(t.batch_rows >= 1, source, "\"training.batch_rows\" must be at least 1");
-  require(
-      t.schedule == "wsd" || t.schedule == "cosine", source,
-      fmt::format("\"training.schedule\" is \"{}\"; expected \"wsd\" or \"cosine\"", t.schedule));
-  require(t.warmup_steps >= 0 && t.warmup_steps <= t.steps, source,
-          fmt::format("\"training.warmup_steps\" is {}; expected 0 to steps = {}", t.warmup_steps,
-                      t.steps));
-  require(t.decay_fraction >= 0 && t.decay_fraction <= 1, source,
-          "\"training.decay_fraction\" must lie in 0..1");
-  require(t.final_fraction >= 0 && t.final_fraction <= 1, source,
-          "\"training.final_fraction\" must lie in 0..1");
-  require(
-      t.mtp_weight >= 0 && t.expert_bias_rate >= 0 && t.balance_weight >= 0 &&
-          t.indexer_weight >= 0,
-      source,
-      "\"training.mtp_weight\", \"balance_weight\", \"indexer_weight\" and \"expert_bias_rate\" "
-      "must be at least 0");
-  require(t.validate_every >= 1 && t.checkpoint_every >= 1 && t.keep_checkpoints >= 1, source,
-          "\"training.validate_every\", \"checkpoint_every\" and \"keep_checkpoints\" must be at "
-          "least 1");
-  require(
-      o.matrices == "muon" || o.matrices == "adamw", source,
-      fmt::format("\"optimizer.matrices\" is \"{}\"; expected \"muon\" or \"adamw\"", o.matrices));
-  require(o.learning_rate > 0 && o.epsilon > 0 && o.clip_norm > 0, source,
-          "\"optimizer.learning_rate\", \"epsilon\" and \"clip_norm\" must be above 0");
-  require(o.weight_decay >= 0, source, "\"optimizer.weight_decay\" must be at least 0");
-  for (double beta : {o.beta1, o.beta2, o.muon_momentum})
-    require(beta >= 0 && beta < 1, source,
-            "\"optimizer.beta1\", \"beta2\" and \"muon_momentum\" must lie in 0..1, below 1");
-  require(
-      r.tokenizer.vocab_size == r.model.vocab_size, source,
-      fmt::format("\"tokenizer.vocab_size\" is {} but \"model.vocab_size\" is {}; they must agree",
-                  r.tokenizer.vocab_size, r.model.vocab_size));
+void check_training(const TrainingRecipe& t, const model::Config& model, const Checker& check) {
+  check.at_least("training.steps", t.steps, int64_t{1});
+  check.require(t.sequence_length >= 2 && t.sequence_length <= model.max_position_embeddings,
+                "training.sequence_length",
+                fmt::format("is {}; expected 2 to max_position_embeddings = {}", t.sequence_length,
+                            model.max_position_embeddings));
+  check.at_least("training.batch_rows", t.batch_rows, int64_t{1});
+  check.at_least("training.micro_batch_rows", t.micro_batch_rows, int64_t{1});
+  check.require(t.batch_rows % t.micro_batch_rows == 0, "training.batch_rows",
+                fmt::format("is {}; expected a multiple of micro_batch_rows = {}", t.batch_rows,
+                            t.micro_batch_rows));
+  check_schedules(t, check);
+  check.between("training.fim_rate", t.fim_rate, 0.0, 1.0);
+  check.one_of("training.balance", t.balance, "batch", "sequence");
+  check.at_least("training.mtp_weight", t.mtp_weight, 0.0);
+  check.at_least("training.late_mtp_weight", t.late_mtp_weight, 0.0);
+  check.at_least("training.balance_weight", t.balance_weight, 0.0);
+  check.at_least("training.indexer_weight", t.indexer_weight, 0.0);
+  check.at_least("training.expert_bias_rate", t.expert_bias_rate, 0.0);
+  check.at_least("training.validate_every", t.validate_every, int64_t{1});
+  check.at_least("training.checkpoint_every", t.checkpoint_every, int64_t{1});
+  check.at_least("training.keep_checkpoints", t.keep_checkpoints, int64_t{1});
 }
 
-void apply_override(const std::string& assignment, Stage stage, Json& json) {
+void check_optimizer(const OptimizerRecipe& o, const Checker& check) {
+  check.one_of("optimizer.matrices", o.matrices, "muon", "adamw");
+  for (const auto& [key, value] : {std::pair{"optimizer.learning_rate", o.learning_rate},
+                                   {"optimizer.epsilon", o.epsilon},
+                                   {"optimizer.clip_norm", o.clip_norm}})
+    check.require(value > 0, key, fmt::format("is {}; expected above 0", value));
+  check.at_least("optimizer.weight_decay", o.weight_decay, 0.0);
+  check.at_least("optimizer.embedding_weight_decay", o.embedding_weight_decay, 0.0);
+  check.at_least("optimizer.router_weight_decay", o.router_weight_decay, 0.0);
+  check.at_least("optimizer.norm_weight_decay", o.norm_weight_decay, 0.0);
+  for (const auto& [key, value] : {std::pair{"optimizer.beta1", o.beta1},
+                                   {"optimizer.beta2", o.beta2},
+                                   {"optimizer.muon_momentum", o.muon_momentum}})
+    check.require(value >= 0 && value < 1, key,
+                  fmt::format("is {}; expected 0 to 1, below 1", value));
+}
+
+void check_recipe(const Recipe& r, const RecipeSource& source) {
+  const Checker check(source);
+  check.require(!r.model.has_fp8_weights, "model.quantization_config",
+                "stands for FP8 weights, which cannot be trained; remove it");
+  check.require(r.tokenizer.vocab_size == r.model.vocab_size, "tokenizer.vocab_size",
+                fmt::format("is {} but \"model.vocab_size\" is {}; they must agree",
+                            r.tokenizer.vocab_size, r.model.vocab_size));
+  check_training(r.training, r.model, check);
+  check_optimizer(r.optimizer, check);
+}
+
+void apply_override(const std::string& assignment, RecipeSource& source, Json& json) {
   const size_t equals = assignment.find('='), dot = assignment.find('.');
   if (equals == std::string::npos || dot == std::string::npos || dot > equals)
     fail("--set {}: expected section.key=value", assignment);
   const std::string section = assignment.substr(0, dot);
   const std::string key = assignment.substr(dot + 1, equals - dot - 1);
-  const bool is_of_stage = stage != Stage::kDense &&
+  const bool is_of_stage = source.stage != Stage::kDense &&
                            (section == "model" || section == "optimizer" || section == "training");
-  Json& sections = is_of_stage ? json["stages"][std::string(name_of(stage))] : json;
+  Json& sections = is_of_stage ? json["stages"][std::string(name_of(source.stage))] : json;
   sections[section][key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
+  source.overrides[section + "." + key] = "--set " + assignment;
 }
 
 // The recipe of one stage: its own values in place of the dense stage's; its model is that of the
 // stages before it, with what it changes. The dense stage's recipe is the file without "stages".
-Json with_stage(Json json, Stage stage, std::string_view source) {
+Json with_stage(Json json, const RecipeSource& source) {
+  const Stage stage = source.stage;
   const Json stages = json.contains("stages") ? json["stages"] : Json::object();
   json.erase("stages");
   if (stage == Stage::kDense) return json;
   const std::string name(name_of(stage));
   if (!stages.contains(name))
-    fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise", source, name);
+    fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise",
+         source.of("stages"), name);
   json["stage"] = name;
   for (const auto& [earlier, value] : kStages) {
     const Json sections = stages.value(std::string(earlier), Json::object());
@@ -144,87 +204,125 @@ Json with_stage(Json json, Stage stage, std::string_view source) {
   return json;
 }
 
-void check_stages(const Json& json, std::string_view source) {
+void check_stages(const Json& json, const RecipeSource& source) {
   if (!json.contains("stages")) return;
-  if (!json["stages"].is_object()) fail("{}: \"stages\" must be an object", source);
+  if (!json["stages"].is_object()) fail("{}: \"stages\" must be an object", source.of("stages"));
   for (const auto& [name, sections] : json["stages"].items()) {
     const bool is_known = std::any_of(std::begin(kStages) + 1, std::end(kStages),
                                       [&](const auto& stage) { return stage.first == name; });
     if (!is_known)
-      fail("{}: \"stages.{}\" is not a known stage; expected extend, warmup or sparse", source,
-           name);
-    if (!sections.is_object()) fail("{}: \"stages.{}\" must be an object", source, name);
+      fail("{}: \"stages.{}\" is not a known stage; expected extend, warmup or sparse",
+           source.of("stages." + name), name);
+    if (!sections.is_object())
+      fail("{}: \"stages.{}\" must be an object", source.of("stages." + name), name);
     for (const auto& [section, values] : sections.items())
       if ((section != "model" && section != "optimizer" && section != "training") ||
           !values.is_object())
         fail("{}: \"stages.{}.{}\" is not known; expected objects model, optimizer or training",
-             source, name, section);
+             source.of("stages." + name + "." + section), name, section);
   }
 }
 
-}  // namespace
+OptimizerRecipe read_optimizer(const Json& json, const RecipeSource& source) {
+  OptimizerRecipe o;
+  Section(json, "optimizer", source)
+      .field("matrices", o.matrices)
+      .field("learning_rate", o.learning_rate)
+      .field("beta1", o.beta1)
+      .field("beta2", o.beta2)
+      .field("epsilon", o.epsilon)
+      .field("weight_decay", o.weight_decay)
+      .field("embedding_weight_decay", o.embedding_weight_decay)
+      .field("router_weight_decay", o.router_weight_decay)
+      .field("norm_weight_decay", o.norm_weight_decay)
+      .field("muon_momentum", o.muon_momentum)
+      .field("muon_per_head", o.muon_per_head)
+      .field("clip_norm", o.clip_norm)
+      .refuse_the_rest();
+  return o;
+}
 
-Recipe parse_recipe(const Json& file, std::string_view source, Stage stage) {
-  if (!file.is_object()) fail("{}: a recipe is a JSON object", source);
+TrainingRecipe read_training(const Json& json, const RecipeSource& source) {
+  TrainingRecipe t;
+  Section(json, "training", source)
+      .field("seed", t.seed)
+      .field("steps", t.steps)
+      .field("sequence_length", t.sequence_length)
+      .field("batch_rows", t.batch_rows)
+      .field("micro_batch_rows", t.micro_batch_rows)
+      .field("document_masking", t.document_masking)
+      .field("fim_rate", t.fim_rate)
+      .field("bf16_matmuls", t.bf16_matmuls)
+      .field("schedule", t.schedule)
+      .field("warmup_steps", t.warmup_steps)
+      .field("decay_fraction", t.decay_fraction)
+      .field("final_fraction", t.final_fraction)
+      .field("first_batch_rows", t.first_batch_rows)
+      .field("batch_growth_steps", t.batch_growth_steps)
+      .field("first_sequence_length", t.first_sequence_length)
+      .field("length_growth_steps", t.length_growth_steps)
+      .field("mtp_weight", t.mtp_weight)
+      .field("late_mtp_weight", t.late_mtp_weight)
+      .field("late_mtp_fraction", t.late_mtp_fraction)
+      .field("balance_weight", t.balance_weight)
+      .field("balance", t.balance)
+      .field("indexer_weight", t.indexer_weight)
+      .field("expert_bias_rate", t.expert_bias_rate)
+      .field("fixed_bias_fraction", t.fixed_bias_fraction)
+      .field("skip_steps", t.skip_steps)
+      .field("validate_every", t.validate_every)
+      .field("checkpoint_every", t.checkpoint_every)
+      .field("keep_checkpoints", t.keep_checkpoints)
+      .refuse_the_rest();
+  return t;
+}
+
+void check_keys(const Json& file, const RecipeSource& source) {
+  if (!file.is_object()) fail("{}: a recipe is a JSON object", source.name);
   for (const auto& [key, value] : file.items())
     if (key != "corpus" && key != "data" && key != "tokenizer" && key != "model" &&
         key != "optimizer" && key != "training" && key != "stages")
       fail(
           "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
           "training or stages",
-          source, key);
+          source.of(key), key);
   check_stages(file, source);
-  const Json json = with_stage(file, stage, source);
+}
+
+Recipe parse(const Json& file, const RecipeSource& source) {
+  check_keys(file, source);
+  const Json json = with_stage(file, source);
   Recipe r;
-  r.stage = stage;
+  r.stage = source.stage;
   if (!json.contains("data") || !json["data"].is_string())
-    fail("{}: \"data\" is missing; expected the folder for corpus and tokens", source);
-  if (!json.contains("model")) fail("{}: \"model\" is missing; expected a model's config", source);
+    fail("{}: \"data\" is missing; expected the folder for corpus and tokens", source.of("data"));
+  if (!json.contains("model"))
+    fail("{}: \"model\" is missing; expected a model's config", source.name);
   r.data = json["data"].get<std::string>();
   Section(json, "tokenizer", source).field("vocab_size", r.tokenizer.vocab_size).refuse_the_rest();
-  Section(json, "optimizer", source)
-      .field("matrices", r.optimizer.matrices)
-      .field("learning_rate", r.optimizer.learning_rate)
-      .field("beta1", r.optimizer.beta1)
-      .field("beta2", r.optimizer.beta2)
-      .field("epsilon", r.optimizer.epsilon)
-      .field("weight_decay", r.optimizer.weight_decay)
-      .field("muon_momentum", r.optimizer.muon_momentum)
-      .field("muon_per_head", r.optimizer.muon_per_head)
-      .field("clip_norm", r.optimizer.clip_norm)
-      .refuse_the_rest();
-  Section(json, "training", source)
-      .field("seed", r.training.seed)
-      .field("steps", r.training.steps)
-      .field("sequence_length", r.training.sequence_length)
-      .field("batch_rows", r.training.batch_rows)
-      .field("micro_batch_rows", r.training.micro_batch_rows)
-      .field("document_masking", r.training.document_masking)
-      .field("bf16_matmuls", r.training.bf16_matmuls)
-      .field("schedule", r.training.schedule)
-      .field("warmup_steps", r.training.warmup_steps)
-      .field("decay_fraction", r.training.decay_fraction)
-      .field("final_fraction", r.training.final_fraction)
-      .field("mtp_weight", r.training.mtp_weight)
-      .field("balance_weight", r.training.balance_weight)
-      .field("indexer_weight", r.training.indexer_weight)
-      .field("expert_bias_rate", r.training.expert_bias_rate)
-      .field("skip_steps", r.training.skip_steps)
-      .field("validate_every", r.training.validate_every)
-      .field("checkpoint_every", r.training.checkpoint_every)
-      .field("keep_checkpoints", r.training.keep_checkpoints)
-      .refuse_the_rest();
-  r.model = model::parse_config(json["model"], fmt::format("{}: \"model\"", source));
+  r.optimizer = read_optimizer(json, source);
+  r.training = read_training(json, source);
+  r.model = model::parse_config(json["model"], [&](std::string_view field) {
+    return fmt::format("{}: \"model\"", source.of(fmt::format("model.{}", field)));
+  });
   r.source = json;
-  check(r, source);
+  check_recipe(r, source);
   return r;
+}
+
+}  // namespace
+
+Recipe parse_recipe(const Json& json, std::string_view source, Stage stage) {
+  return parse(json, {.name = std::string(source), .stage = stage});
 }
 
 Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides,
                    Stage stage) {
   Json json = base::read_json_file(path);
-  for (const std::string& assignment : overrides) apply_override(assignment, stage, json);
-  return parse_recipe(json, path.string(), stage);
+  RecipeSource source{
+      .name = path.string(), .stage = stage, .lines = base::json_lines(base::read_file(path))};
+  for (const std::string& assignment : overrides) apply_override(assignment, source, json);
+  return parse(json, source);
 }
 
 }  // namespace fathom::pretrain

@@ -25,7 +25,10 @@ struct OptimizerRecipe {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double epsilon = 1e-10;
-  double weight_decay = 0.1;  // matrices only
+  double weight_decay = 0.1;          // of weight matrices
+  double embedding_weight_decay = 0;  // of embedding and head
+  double router_weight_decay = 0;     // of experts' gates, indexers' head weights
+  double norm_weight_decay = 0;       // of norms and biases
   double muon_momentum = 0.95;
   bool muon_per_head = false;  // orthogonalise each head of MLA's up-projections by itself (GLM-5)
   double clip_norm = 1.0;
@@ -38,15 +41,28 @@ struct TrainingRecipe {
   int64_t batch_rows = 8;        // rows of a step
   int64_t micro_batch_rows = 8;  // rows of one forward and backward pass
   bool document_masking = true;  // documents packed into one row do not see each other
+  double fim_rate = 0;           // share of documents reordered for fill-in-the-middle
   bool bf16_matmuls = true;
   std::string schedule = "wsd";  // or "cosine": see schedule.h
   int64_t warmup_steps = 50;
   double decay_fraction = 0.25;  // "wsd": of all steps, at the end
   double final_fraction = 0.05;  // of the peak learning rate, where either schedule ends
+  // Rows of a step grow evenly from first_batch_rows to batch_rows over the first steps; 0: always
+  // batch_rows.
+  int64_t first_batch_rows = 0;
+  int64_t batch_growth_steps = 0;
+  // Rows are cut into sequences of first_sequence_length, doubled at even distances over the first
+  // steps until they are sequence_length; 0: never cut.
+  int64_t first_sequence_length = 0;
+  int64_t length_growth_steps = 0;
   double mtp_weight = 0.3;
-  double balance_weight = 1e-3;     // of the balance loss, same section, eq. (17)
+  double late_mtp_weight = 0.1;     // in place of mtp_weight over the last
+  double late_mtp_fraction = 0;     // share of the steps
+  double balance_weight = 1e-3;     // alpha of the balance loss, same section, eq. (17)
+  std::string balance = "batch";    // what that is taken over; or "sequence": each row, eq. (18)
   double indexer_weight = 1;        // of the indexers' losses: stages warmup and sparse
   double expert_bias_rate = 1e-3;   // gamma of the report of V3, section 2.1.2
+  double fixed_bias_fraction = 0;   // of the steps, at the end: gamma is 0
   std::vector<int64_t> skip_steps;  // whose batches are left out: no gradient, no update
   int64_t validate_every = 250;     // steps
   int64_t checkpoint_every = 250;

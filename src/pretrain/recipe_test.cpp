@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "base/check.h"
 #include "pretrain/test_data.h"
 
@@ -66,21 +68,33 @@ TEST(Recipe, EveryFaultIsNamed) {
       {"/training", 5, "\"training\" must be an object"},
       {"/training/steps", "10", "\"training.steps\" is \"10\"; expected an integer"},
       {"/training/steps", 1.5, "\"training.steps\" is 1.5; expected an integer"},
-      {"/training/steps", 0, "\"training.steps\" must be at least 1"},
+      {"/training/steps", 0, "\"training.steps\" is 0; expected at least 1"},
       {"/training/seed", -1, "\"training.seed\" is -1; expected an integer of at least 0"},
       {"/training/document_masking", 1, "expected true or false"},
       {"/training/sequence_length", 129, "expected 2 to max_position_embeddings = 128"},
       {"/training/micro_batch_rows", 3, "expected a multiple of micro_batch_rows = 3"},
-      {"/training/batch_rows", 0, "\"training.batch_rows\" must be at least 1"},
+      {"/training/batch_rows", 0, "\"training.batch_rows\" is 0; expected at least 1"},
       {"/training/schedule", "linear", "expected \"wsd\" or \"cosine\""},
+      {"/training/first_batch_rows", 3, "expected 0 or a multiple of micro_batch_rows = 4"},
+      {"/training/first_batch_rows", 12, "up to batch_rows = 8"},
+      {"/training/batch_growth_steps", -1, "\"training.batch_growth_steps\" is -1"},
+      {"/training/first_sequence_length", 33, "expected 0 or 2 to sequence_length = 32"},
+      {"/training/length_growth_steps", -1, "\"training.length_growth_steps\" is -1"},
+      {"/training/late_mtp_fraction", 1.5, "\"training.late_mtp_fraction\" is 1.5; expected 0 to"},
+      {"/training/late_mtp_weight", -1, "\"training.late_mtp_weight\" is -1; expected at least 0"},
+      {"/training/fixed_bias_fraction", -0.5, "\"training.fixed_bias_fraction\" is -0.5"},
+      {"/training/fim_rate", 2, "\"training.fim_rate\" is 2; expected 0 to 1"},
+      {"/training/balance", "row", "is \"row\"; expected \"batch\" or \"sequence\""},
       {"/training/warmup_steps", -1, "\"training.warmup_steps\" is -1; expected 0 to steps = 10"},
       {"/training/warmup_steps", 11, "\"training.warmup_steps\" is 11; expected 0 to steps = 10"},
-      {"/training/decay_fraction", 1.5, "\"training.decay_fraction\" must lie in 0..1"},
-      {"/training/final_fraction", -0.5, "\"training.final_fraction\" must lie in 0..1"},
-      {"/training/keep_checkpoints", 0, "must be at least 1"},
+      {"/training/decay_fraction", 1.5, "\"training.decay_fraction\" is 1.5; expected 0 to 1"},
+      {"/training/final_fraction", -0.5, "\"training.final_fraction\" is -0.5; expected 0 to 1"},
+      {"/training/keep_checkpoints", 0, "\"training.keep_checkpoints\" is 0; expected at least 1"},
       {"/optimizer/matrices", "sgd", "expected \"muon\" or \"adamw\""},
-      {"/optimizer/learning_rate", 0, "must be above 0"},
+      {"/optimizer/learning_rate", 0, "\"optimizer.learning_rate\" is 0; expected above 0"},
       {"/optimizer/beta2", 1, "below 1"},
+      {"/optimizer/weight_decay", -1, "\"optimizer.weight_decay\" is -1; expected at least 0"},
+      {"/optimizer/norm_weight_decay", -1, "\"optimizer.norm_weight_decay\" is -1; expected at"},
       {"/tokenizer/vocab_size", 65,
        "\"tokenizer.vocab_size\" is 65 but \"model.vocab_size\" is 64"},
       {"/model/hidden_size", "big", "hidden_size"},
@@ -89,7 +103,7 @@ TEST(Recipe, EveryFaultIsNamed) {
       {"/model/initializer_range", -1, "field \"initializer_range\" is -1; expected above 0"},
       {"/model/quantization_config",
        {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}},
-       "\"model.quantization_config\": FP8 weights cannot be trained; remove it"},
+       "\"model.quantization_config\" stands for FP8 weights, which cannot be trained; remove it"},
   };
   for (const auto& [pointer, value, message] : table) {
     Json recipe = tiny_recipe("data/tiny");
@@ -99,6 +113,84 @@ TEST(Recipe, EveryFaultIsNamed) {
     EXPECT_TRUE(error.starts_with("r.json: ")) << error;
   }
   EXPECT_EQ(error_of(tiny_recipe("data/tiny")), "");
+}
+
+// A recipe on disk, a key a line, so that a fault can be told from its line.
+class RecipeLines : public testing::Test {
+ protected:
+  std::string error_of(const std::string& text, const std::vector<std::string>& overrides = {},
+                       Stage stage = Stage::kDense) const {
+    base::write_file_atomically(path_, text);
+    try {
+      read_recipe(path_, overrides, stage);
+    } catch (const Error& error) {
+      const std::string what = error.what();
+      return what.starts_with(path_.string()) ? "r" + what.substr(path_.string().size()) : what;
+    }
+    return "";
+  }
+  static std::string replaced(std::string text, const std::string& from, const std::string& to) {
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    return text.replace(at, from.size(), to);
+  }
+  static int64_t line_of(const std::string& text, const std::string& part) {
+    const size_t at = text.find(part);
+    EXPECT_NE(at, std::string::npos) << part;
+    return 1 + std::count(text.begin(), text.begin() + static_cast<int64_t>(at), '\n');
+  }
+
+  std::filesystem::path path_ = empty_folder("recipe_lines_" + this_test()) / "r.json";
+  std::string good_ = tiny_recipe("data/tiny").dump(2);
+};
+
+TEST_F(RecipeLines, EveryFaultNamesItsLine) {
+  EXPECT_EQ(error_of(good_), "");
+  struct Fault {
+    std::string from, to, message;
+  };
+  for (const auto& [from, to, message] : {
+           Fault{"\"steps\": 10", "\"stepz\": 10",
+                 "\"training.stepz\" is not a known key; check its spelling"},
+           {"\"steps\": 10", "\"steps\": \"10\"",
+            "\"training.steps\" is \"10\"; expected an integer"},
+           {"\"learning_rate\": 0.01", "\"learning_rate\": 0",
+            "\"optimizer.learning_rate\" is 0; expected above 0"},
+           {"\"sequence_length\": 32", "\"sequence_length\": 129",
+            "\"training.sequence_length\" is 129; expected 2 to max_position_embeddings = 128"},
+           {"\"hidden_size\": 32", "\"hiden_size\": 32",
+            "\"model\": field \"hidden_size\" is missing; expected an integer"},
+           {"\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 5",
+            "\"model\": num_experts_per_tok is 5 but n_routed_experts is 4; expected "
+            "num_experts_per_tok <= n_routed_experts"},
+           {"\"data\": ", "\"dat\": ",
+            "\"dat\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
+            "training or stages"},
+       }) {
+    const std::string text = replaced(good_, from, to);
+    // What is missing is missing from the object that begins there.
+    const bool is_missing = message.find("is missing") != std::string::npos;
+    const int64_t line = line_of(text, is_missing ? "\"model\": {" : to);
+    EXPECT_EQ(error_of(text), fmt::format("r:{}: {}", line, message));
+  }
+}
+
+TEST_F(RecipeLines, AStagesValueStandsInItsSectionAndAnOverrideOnTheCommandLine) {
+  Json json = tiny_recipe("data/tiny");
+  json["stages"] = {{"extend", {{"model", {{"index_topk", 0}}}}},
+                    {"sparse", {{"training", {{"steps", 0}}}}}};
+  const std::string text = json.dump(2);
+  EXPECT_EQ(error_of(text, {"model.index_topk=4"}, Stage::kSparse),
+            fmt::format("r:{}: \"training.steps\" is 0; expected at least 1",
+                        line_of(text, "\"steps\": 0")));
+  EXPECT_EQ(error_of(text, {"training.steps=5"}, Stage::kSparse),
+            fmt::format("r:{}: \"model\": field \"index_topk\" is 0; expected 1 to 16777216",
+                        line_of(text, "\"index_topk\": 0")));
+  EXPECT_EQ(error_of(good_, {"training.stepz=3"}),
+            "--set training.stepz=3: \"training.stepz\" is not a known key; check its spelling");
+  EXPECT_EQ(error_of(good_, {"training.batch_rows=7"}),
+            "--set training.batch_rows=7: \"training.batch_rows\" is 7; expected a multiple of "
+            "micro_batch_rows = 4");
 }
 
 Json staged_recipe() {

@@ -1,6 +1,7 @@
 #include "pretrain/run_folder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <sstream>
 
@@ -12,9 +13,8 @@
 namespace fathom::pretrain {
 namespace {
 
-void save_optimizer(const Optimizer& optimizer, const std::filesystem::path& path) {
+void save_optimizer(const std::vector<Optimizer::State>& state, const std::filesystem::path& path) {
   std::vector<model::NamedTensor> tensors;
-  const auto state = optimizer.state();
   for (const auto& [name, tensor] : state)
     tensors.push_back({name,
                        {model::DType::kF32, tensor.sizes().vec(),
@@ -66,7 +66,7 @@ RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) 
 }
 
 void RunFolder::save(const TrainerState& state, const model::Model& model,
-                     const Optimizer& optimizer, int64_t keep,
+                     const std::vector<Optimizer::State>& optimizer, int64_t keep,
                      const model::RankGroup& ranks) const {
   const std::string name = fmt::format("step-{:06}", state.step);
   const auto temporary = folder_ / (name + ".tmp");
@@ -122,20 +122,31 @@ std::vector<Optimizer::State> RunFolder::load_optimizer(const std::filesystem::p
   return state;
 }
 
-void RunFolder::append_metrics(const Json& line) const {
-  std::ofstream(folder_ / "metrics.jsonl", std::ios::app) << line.dump() << "\n";
+void RunFolder::begin_metrics(const TrainerState& state) {
+  const auto path = folder_ / "metrics.jsonl";
+  std::vector<Json> kept;
+  if (std::filesystem::exists(path)) {
+    std::istringstream lines(base::read_file(path));
+    std::string text;
+    for (std::string line; std::getline(lines, line);) {
+      auto json = Json::parse(line, nullptr, false);  // a killed process may leave half a line
+      if (!json.is_object() || json.value("step", int64_t{0}) > state.step) continue;
+      text += line + "\n";
+      kept.push_back(std::move(json));
+    }
+    base::write_file_atomically(path, text);
+  }
+  const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
+  events_.emplace(folder_ / "events", kept, now.count() - state.seconds);
 }
 
-void RunFolder::truncate_metrics(int64_t step) const {
+void RunFolder::append_metrics(const Json& line) {
+  CHECK(events_.has_value(), "append_metrics before begin_metrics");
   const auto path = folder_ / "metrics.jsonl";
-  if (!std::filesystem::exists(path)) return;
-  std::istringstream lines(base::read_file(path));
-  std::string kept;
-  for (std::string line; std::getline(lines, line);) {
-    const auto json = Json::parse(line, nullptr, false);  // a killed process may leave half a line
-    if (json.is_object() && json.value("step", int64_t{0}) <= step) kept += line + "\n";
-  }
-  base::write_file_atomically(path, kept);
+  std::ofstream file(path, std::ios::app);
+  file << line.dump() << "\n" << std::flush;
+  if (!file) fail("{}: cannot write; expected room on the disk", path.string());
+  events_->append(line);
 }
 
 }  // namespace fathom::pretrain

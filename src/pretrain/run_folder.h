@@ -1,5 +1,6 @@
 // A training run on disk: FOLDER/step-000250/ with the model (Hugging Face layout, f32),
-// optimizer.safetensors and trainer.json; FOLDER/latest names the newest; FOLDER/metrics.jsonl.
+// optimizer.safetensors and trainer.json; FOLDER/latest names the newest; FOLDER/metrics.jsonl, and
+// the same numbers for TensorBoard under FOLDER/events/.
 // Of several ranks, which share the folder, each writes the moments that it owns:
 // optimizer-00001-of-00002.safetensors. Any number of ranks reads what any number wrote.
 #pragma once
@@ -9,6 +10,7 @@
 
 #include "base/json.h"
 #include "model/transformer.h"
+#include "pretrain/event_file.h"
 #include "pretrain/optimizer.h"
 
 namespace fathom::pretrain {
@@ -26,20 +28,24 @@ class RunFolder {
 
   // Everything is written under a temporary name, then renamed; then `latest` is replaced. A killed
   // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints. Every
-  // rank calls it; the first writes all but the moments of the others.
-  void save(const TrainerState& state, const model::Model& model, const Optimizer& optimizer,
-            int64_t keep, const model::RankGroup& ranks = {}) const;
+  // rank calls it with its own moments; the first writes everything else, and gives the checkpoint
+  // its name when the files of all ranks are there.
+  void save(const TrainerState& state, const model::Model& model,
+            const std::vector<Optimizer::State>& optimizer, int64_t keep,
+            const model::RankGroup& ranks = {}) const;
 
   std::optional<std::filesystem::path> latest() const;
   static TrainerState load_state(const std::filesystem::path& checkpoint);
   static std::vector<Optimizer::State> load_optimizer(const std::filesystem::path& checkpoint);
 
-  // One JSON object a line. On resuming, forgets lines of steps beyond `step`.
-  void append_metrics(const Json& line) const;
-  void truncate_metrics(int64_t step) const;
+  // Before anything is appended: forgets lines of steps beyond those done.
+  void begin_metrics(const TrainerState& state);
+  // One JSON object a line.
+  void append_metrics(const Json& line);
 
  private:
   std::filesystem::path folder_;
+  std::optional<EventFile> events_;
 };
 
 }  // namespace fathom::pretrain

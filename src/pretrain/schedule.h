@@ -1,4 +1,7 @@
-// Learning rate as a function of the step.
+// What changes from step to step, as functions of (recipe, step) alone: the learning rate, the
+// batch's size, the sequences' length, the weight of the MTP loss, the experts' bias rate.
+//
+// Learning rate:
 //   wsd:    warm-up, plateau, then linear decay over the last decay_fraction of the steps
 //   cosine: warm-up, then half a cosine
 // Both rise linearly over warmup_steps and end at final_fraction of the peak.
@@ -8,7 +11,20 @@
 
 namespace fathom::pretrain {
 
-// Multiplier of the peak learning rate at `step` of `total_steps` (0-based).
+// Steps are 0-based.
 double learning_rate_factor(const TrainingRecipe& recipe, int64_t step, int64_t total_steps);
+
+// Rows of a step: whole micro-batches.
+int64_t rows_of(const TrainingRecipe& recipe, int64_t step);
+// Rows of all steps before it: where the step begins in the order of rows.
+int64_t rows_before(const TrainingRecipe& recipe, int64_t step);
+// Tokens of all steps before it.
+int64_t tokens_before(const TrainingRecipe& recipe, int64_t step);
+
+// Longest sequence that a row is cut into.
+int64_t sequence_length_at(const TrainingRecipe& recipe, int64_t step);
+
+double mtp_weight_at(const TrainingRecipe& recipe, int64_t step, int64_t total_steps);
+double expert_bias_rate_at(const TrainingRecipe& recipe, int64_t step, int64_t total_steps);
 
 }  // namespace fathom::pretrain

@@ -148,8 +148,8 @@ double TokenRows::targets_per_byte() const {
 }
 
 TokenRows::TokenRows(const std::filesystem::path& folder, const std::string& split,
-                     int64_t sequence_length)
-    : sequence_length_(sequence_length), first_row_{0} {
+                     int64_t sequence_length, FimOptions fim)
+    : sequence_length_(sequence_length), fim_(std::move(fim)), first_row_{0} {
   const Json summary = base::read_json_file(folder / "tokens.json").at(split);
   num_tokens_ = summary.at("num_tokens");
   num_bytes_ = summary.at("num_bytes");
@@ -177,14 +177,13 @@ std::vector<int64_t> TokenRows::row(int64_t index) const {
     else
       tokens[i] = reinterpret_cast<const int32_t*>(view.data)[begin + i];
   }
-  return tokens;
+  return with_fill_in_the_middle(tokens, index, fim_);
 }
 
-std::vector<int64_t> rows_of_step(int64_t num_rows, int64_t batch_rows, uint64_t seed,
-                                  int64_t step) {
+std::vector<int64_t> rows_in_order(int64_t num_rows, int64_t begin, int64_t count, uint64_t seed) {
   std::vector<int64_t> result, order;
   int64_t epoch_of_order = -1;
-  for (int64_t i = step * batch_rows; i < (step + 1) * batch_rows; ++i) {
+  for (int64_t i = begin; i < begin + count; ++i) {
     const int64_t epoch = i / num_rows;
     if (epoch != epoch_of_order) {
       order.resize(num_rows);
@@ -200,13 +199,17 @@ std::vector<int64_t> rows_of_step(int64_t num_rows, int64_t batch_rows, uint64_t
 }
 
 model::TrainingBatch make_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
-                                int64_t bos_token_id, bool document_masking) {
-  std::vector<int64_t> tokens, targets, lengths;
+                                int64_t bos_token_id, bool document_masking,
+                                int64_t longest_sequence) {
+  std::vector<int64_t> tokens, targets, lengths, sequence_lengths;
   for (int64_t index : indices) {
     const auto row = rows.row(index);
-    for (size_t i = 0; i + 1 < row.size(); ++i) {
+    const int64_t longest = longest_sequence > 0 ? longest_sequence : std::ssize(row);
+    for (int64_t i = 0; i + 1 < std::ssize(row); ++i) {
       const bool begins_document = document_masking && row[i] == bos_token_id;
-      if (i == 0 || begins_document) lengths.push_back(0);
+      if (i % longest == 0) sequence_lengths.push_back(0);
+      if (i % longest == 0 || begins_document) lengths.push_back(0);
+      ++sequence_lengths.back();
       ++lengths.back();
       tokens.push_back(row[i]);
       targets.push_back(document_masking && row[i + 1] == bos_token_id ? -1 : row[i + 1]);
@@ -216,7 +219,7 @@ model::TrainingBatch make_batch(const TokenRows& rows, const std::vector<int64_t
   const auto tensor = [&](std::vector<int64_t>& values) {
     return torch::from_blob(values.data(), {count}, torch::kLong).clone();
   };
-  return {tensor(tokens), tensor(targets), lengths};
+  return {tensor(tokens), tensor(targets), lengths, sequence_lengths};
 }
 
 }  // namespace fathom::pretrain

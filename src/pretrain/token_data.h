@@ -12,6 +12,7 @@
 
 #include "model/loss.h"
 #include "model/safetensors.h"
+#include "pretrain/fill_in_the_middle.h"
 #include "text/tokenizer.h"
 
 namespace fathom::pretrain {
@@ -30,10 +31,12 @@ void tokenize_corpus(const TokenizeOptions& options);
 // BOS.
 void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config);
 
-// One split's shards, mapped. A row is sequence_length + 1 consecutive tokens of a shard.
+// One split's shards, mapped. A row is sequence_length + 1 consecutive tokens of a shard, with
+// documents reordered where `fim` asks for it.
 class TokenRows {
  public:
-  TokenRows(const std::filesystem::path& folder, const std::string& split, int64_t sequence_length);
+  TokenRows(const std::filesystem::path& folder, const std::string& split, int64_t sequence_length,
+            FimOptions fim = {});
 
   int64_t num_rows() const { return first_row_.back(); }
   int64_t num_tokens() const { return num_tokens_; }
@@ -45,19 +48,21 @@ class TokenRows {
 
  private:
   int64_t sequence_length_;
+  FimOptions fim_;
   int64_t num_tokens_ = 0, num_bytes_ = 0, num_documents_ = 0;
   std::vector<model::Safetensors> shards_;
   std::vector<int64_t> first_row_;  // of each shard, and the total
 };
 
-// The rows of a step: a seeded permutation of all rows, another one each epoch. A function of
-// (seed, step) alone.
-std::vector<int64_t> rows_of_step(int64_t num_rows, int64_t batch_rows, uint64_t seed,
-                                  int64_t step);
+// Rows [begin, begin + count) of the order of training: a seeded permutation of all rows, another
+// one each epoch. A function of its arguments alone.
+std::vector<int64_t> rows_in_order(int64_t num_rows, int64_t begin, int64_t count, uint64_t seed);
 
 // Rows as one batch. With document masking a row splits where a document begins (BOS), and no token
-// predicts the beginning of the next document.
+// predicts the beginning of the next document. A row longer than `longest_sequence` is cut into
+// sequences of that length, which do not see each other either; 0: none is.
 model::TrainingBatch make_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
-                                int64_t bos_token_id, bool document_masking);
+                                int64_t bos_token_id, bool document_masking,
+                                int64_t longest_sequence = 0);
 
 }  // namespace fathom::pretrain

@@ -117,11 +117,11 @@ TEST_F(TokenShards, TokensOfAnotherModelAreRefused) {
   EXPECT_THROW(TokenRows(options_.output, "train", 100000), Error);
 }
 
-TEST(RowsOfStep, EachEpochTakesEveryRowOnce) {
+TEST(RowsInOrder, EachEpochTakesEveryRowOnce) {
   constexpr int64_t kRows = 50, kBatch = 8;
   std::vector<int64_t> drawn;
   for (int64_t step = 0; step < 25; ++step)
-    for (int64_t row : rows_of_step(kRows, kBatch, 5, step)) drawn.push_back(row);
+    for (int64_t row : rows_in_order(kRows, step * kBatch, kBatch, 5)) drawn.push_back(row);
   ASSERT_EQ(drawn.size(), 4u * kRows);
   std::set<std::vector<int64_t>> orders;
   for (int64_t epoch = 0; epoch < 4; ++epoch) {
@@ -130,8 +130,9 @@ TEST(RowsOfStep, EachEpochTakesEveryRowOnce) {
     orders.insert({begin, begin + kRows});
   }
   EXPECT_EQ(orders.size(), 4u);
-  EXPECT_EQ(rows_of_step(kRows, kBatch, 5, 6), std::vector(drawn.begin() + 48, drawn.begin() + 56));
-  EXPECT_NE(rows_of_step(kRows, kBatch, 6, 6), rows_of_step(kRows, kBatch, 5, 6));
+  EXPECT_EQ(rows_in_order(kRows, 48, kBatch, 5),
+            std::vector(drawn.begin() + 48, drawn.begin() + 56));
+  EXPECT_NE(rows_in_order(kRows, 48, kBatch, 6), rows_in_order(kRows, 48, kBatch, 5));
 }
 
 class Batches : public testing::Test {
@@ -167,9 +168,23 @@ TEST_F(Batches, DocumentsAreMaskedFromOneAnother) {
   EXPECT_EQ(values(masked.tokens_N), (Tokens{0, 5, 6, 1, 0, 7, 8, 0, 5, 6, 1, 0, 7, 8}));
   EXPECT_EQ(values(masked.targets_N), (Tokens{5, 6, 1, -1, 7, 8, 9, 5, 6, 1, -1, 7, 8, 9}));
   EXPECT_EQ(masked.segment_lengths, (Tokens{4, 3, 4, 3}));
+  EXPECT_EQ(masked.sequence_lengths, (Tokens{7, 7}));
   const auto open = make_batch(rows, {0, 0}, 0, false);
   EXPECT_EQ(values(open.targets_N), (Tokens{5, 6, 1, 0, 7, 8, 9, 5, 6, 1, 0, 7, 8, 9}));
   EXPECT_EQ(open.segment_lengths, (Tokens{7, 7}));
+}
+
+// The same tokens and targets; what a cut hides is what came before.
+TEST_F(Batches, RowsAreCutIntoShorterSequences) {
+  const TokenRows rows(folder_, "train", 7);
+  const auto cut = make_batch(rows, {0, 0}, 0, true, 3);
+  EXPECT_EQ(values(cut.tokens_N), (Tokens{0, 5, 6, 1, 0, 7, 8, 0, 5, 6, 1, 0, 7, 8}));
+  EXPECT_EQ(values(cut.targets_N), (Tokens{5, 6, 1, -1, 7, 8, 9, 5, 6, 1, -1, 7, 8, 9}));
+  EXPECT_EQ(cut.segment_lengths, (Tokens{3, 1, 2, 1, 3, 1, 2, 1}));
+  EXPECT_EQ(cut.sequence_lengths, (Tokens{3, 3, 1, 3, 3, 1}));
+  const auto open = make_batch(rows, {0}, 0, false, 3);
+  EXPECT_EQ(open.segment_lengths, (Tokens{3, 3, 1}));
+  EXPECT_EQ(make_batch(rows, {0}, 0, false, 7).segment_lengths, (Tokens{7}));
 }
 
 }  // namespace

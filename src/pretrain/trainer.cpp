@@ -22,11 +22,11 @@ double mean(const std::vector<double>& values) {
                               static_cast<double>(values.size());
 }
 
-void add_counts(const std::vector<Tensor>& more, std::vector<Tensor>& total) {
+// A batch that does not count leaves zeros, so that ranks have as many counts as each other.
+void add_counts(const std::vector<Tensor>& more, bool does_count, std::vector<Tensor>& total) {
   if (total.empty())
-    total = more;
-  else
-    for (size_t i = 0; i < more.size(); ++i) total[i] = total[i] + more[i];
+    for (const Tensor& count : more) total.push_back(torch::zeros_like(count));
+  for (size_t i = 0; does_count && i < more.size(); ++i) total[i] = total[i] + more[i];
 }
 
 void add_scaled(const std::vector<double>& more, double factor, std::vector<double>& total) {
@@ -83,6 +83,8 @@ model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
   model::LossOptions options;
   options.mtp_weight = recipe.mtp_weight;
   options.balance_weight = recipe.balance_weight;
+  options.balance =
+      recipe.balance == "sequence" ? model::Balance::kSequence : model::Balance::kBatch;
   options.indexer_weight = recipe.indexer_weight;
   options.language_model = stage != Stage::kWarmup;
   options.forward = {.form = model::AttentionForm::kMha,
@@ -132,34 +134,41 @@ Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& check
   return trainer;
 }
 
-void Trainer::add_micro_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
-                              StepReport& report, std::vector<Tensor>& counts) const {
-  const auto whole =
-      make_batch(rows, indices, model_.config.bos_token_id, recipe_.training.document_masking);
-  const auto local = local_batch(whole, division_.part, division_.num_parts);
-  model::LossOptions options = loss_options(recipe_.stage, recipe_.training);
-  options.share = local.share;
-  options.forward.distribution = &division_.distribution;
-  const auto losses = model::language_model_loss(model_, local.batch, options);
-  const auto num_micro_batches = static_cast<double>(division_.total_micro_batches);
-  (losses.total / num_micro_batches).backward();
-  report.loss += losses.main / num_micro_batches;
-  report.mtp_loss += losses.mtp / num_micro_batches;
-  report.indexer_loss += mean(losses.indexer) / num_micro_batches;
-  report.indexer_recall += mean(losses.indexer_recall) / num_micro_batches;
-  add_counts(losses.expert_counts, counts);
+void Trainer::add_micro_batch(const model::TrainingBatch& batch, const model::LossOptions& options,
+                              double weight, StepReport& report,
+                              std::vector<Tensor>& counts) const {
+  const auto losses = model::language_model_loss(model_, batch, options);
+  (losses.total * weight).backward();
+  report.loss += losses.main * weight;
+  report.mtp_loss += losses.mtp * weight;
+  report.indexer_loss += mean(losses.indexer) * weight;
+  report.indexer_recall += mean(losses.indexer_recall) * weight;
+  add_counts(losses.expert_counts, weight > 0, counts);
 }
 
 StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_steps) {
   const TrainingRecipe& t = recipe_.training;
   if (std::find(t.skip_steps.begin(), t.skip_steps.end(), step + 1) != t.skip_steps.end())
     return {.is_skipped = true};
-  const auto indices = rows_of_step(rows.num_rows(), t.batch_rows, t.seed, step);
+  const int64_t batch_rows = rows_of(t, step);
+  const auto indices = rows_in_order(rows.num_rows(), rows_before(t, step), batch_rows, t.seed);
+  const StepShare share = division_.share_of(batch_rows / t.micro_batch_rows);
+  model::LossOptions options = loss_options(recipe_.stage, t);
+  options.mtp_weight = mtp_weight_at(t, step, total_steps);
+  options.forward.distribution = &division_.distributions.at(share.num_parts);
   StepReport report;
   std::vector<Tensor> counts;
-  for (int64_t i = 0; i < division_.num_micro_batches; ++i) {
-    const auto begin = indices.begin() + (division_.first_micro_batch + i) * t.micro_batch_rows;
-    add_micro_batch(rows, {begin, begin + t.micro_batch_rows}, report, counts);
+  for (int64_t i = 0; i < share.num_micro_batches; ++i) {
+    // Ranks work in step: one that has no micro-batch left repeats the last for nothing.
+    const int64_t number = share.first_micro_batch + i, last = share.total_micro_batches - 1;
+    const double weight = number <= last ? 1 / static_cast<double>(share.total_micro_batches) : 0;
+    const auto begin = indices.begin() + std::min(number, last) * t.micro_batch_rows;
+    const auto local = local_batch(
+        make_batch(rows, {begin, begin + t.micro_batch_rows}, model_.config.bos_token_id,
+                   t.document_masking, sequence_length_at(t, step)),
+        share.part, share.num_parts);
+    options.share = local.share;
+    add_micro_batch(local.batch, options, weight, report, counts);
   }
   sum_over(division_.all, report, counts);
   if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss)) return report;
@@ -169,18 +178,20 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
   const auto norms = optimizer_.step(report.learning_rate, step + 1);
   report.gradient_norm = norms.model;
   report.indexer_gradient_norm = norms.indexer;
-  if (recipe_.stage != Stage::kWarmup) balance_experts(counts, report);
+  if (recipe_.stage != Stage::kWarmup)
+    balance_experts(counts, expert_bias_rate_at(t, step, total_steps), report);
   return report;
 }
 
-void Trainer::balance_experts(const std::vector<Tensor>& counts, StepReport& report) {
+void Trainer::balance_experts(const std::vector<Tensor>& counts, double rate, StepReport& report) {
   const auto biases = expert_biases(model_.weights);
   for (size_t i = 0; i < counts.size(); ++i) {
     const Tensor load = counts[i].to(torch::kFloat32);
     const Tensor mean = load.mean();
     report.max_violation = std::max(report.max_violation, (load.max() / mean).item<double>() - 1.0);
     Tensor bias = biases[i];
-    bias.add_((mean - load).sign(), recipe_.training.expert_bias_rate);
+    if (rate == 0) continue;
+    bias.add_((mean - load).sign(), rate);
     bias.sub_(bias.mean());  // selection does not see a common shift; without this it would drift
   }
 }
@@ -193,7 +204,8 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   options.language_model = true;
   options.forward.sparse = trains_indexer(recipe_.stage);
   options.forward.indexer_loss = false;
-  options.forward.distribution = &division_.distribution;
+  const auto& distribution = division_.distributions.at(division_.sequence_parallel);
+  options.forward.distribution = &distribution;
   model::LossOptions indexer_options = options;
   indexer_options.language_model = indexer_options.forward.sparse = false;
   indexer_options.forward.indexer_loss = true;
@@ -214,7 +226,7 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
     std::vector<int64_t> part(std::min(t.micro_batch_rows, count - begin));
     std::iota(part.begin(), part.end(), begin);
     const auto whole = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto& sequence = division_.distribution.sequence;
+    const auto& sequence = distribution.sequence;
     const auto local = local_batch(whole, sequence.rank(), sequence.size());
     options.share = indexer_options.share = local.share;
     const double targets = factor * (whole.targets_N >= 0).sum().item<double>();

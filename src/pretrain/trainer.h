@@ -9,7 +9,7 @@
 
 namespace fathom::pretrain {
 
-// What a stage computes: its attention and the parts of its loss.
+// What a stage computes: its attention and the parts of its loss, as they are at its beginning.
 model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe);
 
 // The warm-up trains nothing but the indexers; all other stages whatever their losses reach.
@@ -23,6 +23,7 @@ struct StepReport {
   double gradient_norm = 0;   // before clipping, without the indexers
   double indexer_gradient_norm = 0;
   double learning_rate = 0;
+  double seconds = 0;        // forward, backward and update
   bool is_skipped = false;   // by the recipe's skip_steps: nothing else is set
   double max_violation = 0;  // greatest expert load over the mean, minus 1 (MaxVio)
 };
@@ -58,9 +59,11 @@ class Trainer {
 
  private:
   Trainer(const Recipe& recipe, model::Model model, const Ranks& ranks);
-  void add_micro_batch(const TokenRows& rows, const std::vector<int64_t>& indices,
-                       StepReport& report, std::vector<torch::Tensor>& counts) const;
-  void balance_experts(const std::vector<torch::Tensor>& counts, StepReport& report);
+  // Gradients, figures and counts of a micro-batch, or this rank's part of it, of which the step
+  // has so much; 0: of which it has nothing.
+  void add_micro_batch(const model::TrainingBatch& batch, const model::LossOptions& options,
+                       double weight, StepReport& report, std::vector<torch::Tensor>& counts) const;
+  void balance_experts(const std::vector<torch::Tensor>& counts, double rate, StepReport& report);
 
   Recipe recipe_;
   Division division_;

@@ -47,6 +47,25 @@ TEST_F(TinyTrainer, MicroBatchesAddUpToTheBatch) {
   }
 }
 
+// A row's balance depends on the row alone, so rows may be split over passes (or machines) at will;
+// that of a batch may not.
+TEST_F(TinyTrainer, TheSequenceWiseBalanceLossAddsUpOverMicroBatches) {
+  json_["training"]["document_masking"] = false;
+  json_["training"]["bf16_matmuls"] = false;
+  json_["training"]["balance_weight"] = 1.0;
+  const auto difference = [&](const char* balance) {
+    json_["training"]["balance"] = balance;
+    std::vector<double> norms;
+    for (int micro_batch_rows : {8, 1}) {
+      json_["training"]["micro_batch_rows"] = micro_batch_rows;
+      norms.push_back(trainer().step(rows("train"), 0, 10).gradient_norm);
+    }
+    return std::abs(norms[0] - norms[1]);
+  };
+  EXPECT_LT(difference("sequence"), 1e-4);
+  EXPECT_GT(difference("batch"), 1e-3);
+}
+
 TEST_F(TinyTrainer, ASkippedStepChangesNothing) {
   json_["training"]["skip_steps"] = {2};
   Trainer t = trainer();
@@ -75,6 +94,25 @@ TEST_F(TinyTrainer, BiasesMoveByGammaTowardsIdleExpertsAndStayCentred) {
   EXPECT_GT(bias.abs().max().item<double>(), 1e-4);
   EXPECT_LT(bias.abs().max().item<double>(), 2.001e-3);
   EXPECT_NEAR(bias.sum().item<double>(), 0, 1e-7);
+}
+
+TEST_F(TinyTrainer, BiasesStayWhereTheyAreOverTheLastShareOfTheSteps) {
+  json_["training"]["fixed_bias_fraction"] = 0.5;
+  Trainer t = trainer();
+  const auto& bias = t.model().weights.layers[1].moe->e_score_correction_bias;
+  for (int64_t step = 0; step < 5; ++step) t.step(rows("train"), step, 10);
+  const auto before = bias.clone();
+  EXPECT_GT(before.abs().max().item<double>(), 1e-4);
+  EXPECT_GT(t.step(rows("train"), 5, 10).max_violation, 0);
+  EXPECT_TRUE(bias.equal(before));
+}
+
+TEST_F(TinyTrainer, TheMtpLossStopsWhereItsLateWeightIsZero) {
+  json_["training"]["late_mtp_weight"] = 0.0;
+  json_["training"]["late_mtp_fraction"] = 0.2;
+  Trainer t = trainer();
+  EXPECT_GT(t.step(rows("train"), 7, 10).mtp_loss, 0);
+  EXPECT_EQ(t.step(rows("train"), 8, 10).mtp_loss, 0);
 }
 
 TEST_F(TinyTrainer, BalancingUndoesACollapsedRouter) {

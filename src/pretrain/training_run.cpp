@@ -9,6 +9,8 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "model/checkpoint.h"
+#include "pretrain/checkpoint_writer.h"
+#include "pretrain/schedule.h"
 #include "pretrain/trainer.h"
 #include "text/bpe_trainer.h"
 #include "text/corpus.h"
@@ -55,21 +57,22 @@ struct Run {
   model::RankGroup ranks;
   base::Stopwatch watch;
   double seconds_before = 0;
+  CheckpointWriter checkpoints{ranks};  // last: its thread uses the folder
 };
 
 void report_step(Run& run, const StepReport& report, base::Progress* progress) {
   if (!run.ranks.is_first()) return;
-  const auto& t = run.options.recipe.training;
-  const double tokens = static_cast<double>(t.batch_rows * t.sequence_length);
-  const auto done = static_cast<double>(run.state.step);
+  const TrainingRecipe& t = run.options.recipe.training;
+  const auto tokens = static_cast<double>(tokens_before(t, run.state.step));
   if (report.is_skipped) {
     run.folder.append_metrics({{"step", run.state.step}, {"skipped", true}});
     return;
   }
   const Stage stage = run.options.recipe.stage;
   Json metrics = {{"step", run.state.step},
-                  {"tokens", done * tokens},
+                  {"tokens", tokens},
                   {"learning_rate", report.learning_rate},
+                  {"step_seconds", report.seconds},
                   {"seconds", run.state.seconds}};
   std::string line = fmt::format("step {}, lr {:.2e}", run.state.step, report.learning_rate);
   if (stage != Stage::kWarmup) {
@@ -90,11 +93,12 @@ void report_step(Run& run, const StepReport& report, base::Progress* progress) {
     line += fmt::format(", recall {:.3f}", report.indexer_recall);
     metrics["indexer_recall"] = report.indexer_recall;
   }
-  progress->update(done * tokens, line);
+  progress->update(tokens, line);
   run.folder.append_metrics(metrics);
 }
 
-[[noreturn]] void fail_as_not_finite(const Run& run, std::string_view what) {
+[[noreturn]] void fail_as_not_finite(Run& run, std::string_view what) {
+  run.checkpoints.wait();
   const auto last = run.folder.latest();
   fail("{} stage: {} is not finite at step {}; the last good checkpoint is {}",
        name_of(run.options.recipe.stage), what, run.state.step,
@@ -130,29 +134,35 @@ double shared_seconds(const Run& run) {
 
 void train(Run& run, Trainer& trainer) {
   const auto& t = run.options.recipe.training;
-  const double tokens_per_step = static_cast<double>(t.batch_rows * t.sequence_length);
+  const auto tokens_until = [&](int64_t step) {
+    return static_cast<double>(tokens_before(t, step));
+  };
   std::optional<base::Progress> progress;
   if (run.ranks.is_first())
-    progress.emplace("pretrain", static_cast<double>(run.state.total_steps) * tokens_per_step,
-                     "tokens", static_cast<double>(run.state.step) * tokens_per_step);
+    progress.emplace("pretrain", tokens_until(run.state.total_steps), "tokens",
+                     tokens_until(run.state.step));
   StepBudget budget(run.options, run.state);
   const int64_t stop = run.options.stop_after_step.value_or(INT64_MAX);
   while (run.state.step < run.state.total_steps && run.state.step < stop) {
-    const StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
+    run.checkpoints.check();
+    const base::Stopwatch step_watch;
+    StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
+    report.seconds = step_watch.seconds();
     ++run.state.step;
     if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss + report.gradient_norm +
                        report.indexer_gradient_norm))
       fail_as_not_finite(run, "loss");
     run.state.seconds = shared_seconds(run);
     const bool is_total_new = budget.update();
-    if (progress) progress->set_total(static_cast<double>(run.state.total_steps) * tokens_per_step);
+    if (progress) progress->set_total(tokens_until(run.state.total_steps));
     report_step(run, report, progress ? &*progress : nullptr);
     const bool is_last = run.state.step == run.state.total_steps || run.state.step == stop;
     if (is_last || run.state.step % t.validate_every == 0) validate(run, trainer);
-    // A new total is saved before the first step that depends on it.
     if (is_last || is_total_new || run.state.step % t.checkpoint_every == 0)
-      run.folder.save(run.state, trainer.model(), trainer.optimizer(), t.keep_checkpoints,
-                      run.ranks);
+      run.checkpoints.start(run.folder, run.state, trainer.model(), trainer.optimizer(),
+                            t.keep_checkpoints);
+    // A new total is saved before the first step that depends on it.
+    if (is_last || is_total_new) run.checkpoints.wait();
   }
 }
 
@@ -168,6 +178,16 @@ void train_among_ranks(Run& run, Trainer& trainer) {
         name_of(run.options.recipe.stage), error.what(), run.state.step + 1,
         last ? last->string() : "none (none was written yet)");
   }
+}
+
+// Of training alone: validation reads the text as it stands.
+FimOptions fim_options(const Recipe& recipe) {
+  FimOptions fim{.rate = recipe.training.fim_rate,
+                 .seed = recipe.training.seed,
+                 .bos_token_id = recipe.model.bos_token_id,
+                 .eos_token_id = recipe.model.eos_token_id};
+  if (fim.rate > 0) fim.tokens = read_fim_tokens(tokenizer_folder(recipe));
+  return fim;
 }
 
 void export_model(const TrainingRunOptions& options, const Trainer& trainer) {
@@ -238,9 +258,23 @@ void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoi
     fail("{}: was started with another recipe; give --run another folder, or delete this one",
          options.run.string());
   run.seconds_before = run.state.seconds;
-  if (!run.ranks.is_first()) return;
-  run.folder.truncate_metrics(run.state.step);
-  fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
+  if (run.ranks.is_first())
+    fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
+}
+
+// What can be known before the data is gathered.
+void check_run(const TrainingRunOptions& options) {
+  const Recipe& recipe = options.recipe;
+  if (options.minutes && recipe.training.schedule != "wsd")
+    fail("--minutes needs \"training.schedule\": \"wsd\"; a {} must know its steps beforehand",
+         recipe.training.schedule);
+  const bool is_new = !std::filesystem::exists(options.run / "latest");
+  if (is_new && !options.init && recipe.stage != Stage::kDense)
+    fail("the {} stage begins with a trained model; name its folder with --init",
+         name_of(recipe.stage));
+  if (is_new && options.init && !std::filesystem::exists(*options.init / "config.json"))
+    fail("--init {}: no config.json; expected the folder of a checkpoint", options.init->string());
+  if (std::filesystem::exists(tokenizer_folder(recipe) / "tokenizer.json")) fim_options(recipe);
 }
 
 }  // namespace
@@ -248,28 +282,24 @@ void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoi
 void run_training(const TrainingRunOptions& options) {
   const Recipe& recipe = options.recipe;
   const model::RankGroup ranks = join_ranks(options);
+  check_run(options);
   if (options.prepare) ranks.after_first("prepare", options.prepare);
   const auto tokens = recipe.data / "tokens";
   check_tokens_fit(tokens, recipe.model);
-  if (options.minutes && recipe.training.schedule != "wsd")
-    fail("--minutes needs \"training.schedule\": \"wsd\"; a {} must know its steps beforehand",
-         recipe.training.schedule);
   Run run{options,
           RunFolder(options.run),
           {},
-          TokenRows(tokens, "train", recipe.training.sequence_length),
+          TokenRows(tokens, "train", recipe.training.sequence_length, fim_options(recipe)),
           TokenRows(tokens, "validation", recipe.training.sequence_length),
           ranks,
           {}};
   const auto checkpoint = run.folder.latest();
   resume_state(run, checkpoint);
-  if (!checkpoint && !options.init && recipe.stage != Stage::kDense)
-    fail("the {} stage begins with a trained model; name its folder with --init",
-         name_of(recipe.stage));
   const Ranks sharing{ranks, options.sequence_parallel, options.expert_parallel};
   Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint, sharing)
                     : options.init ? Trainer::begin_with(recipe, *options.init, sharing)
                                    : Trainer(recipe, sharing);
+  if (ranks.is_first()) run.folder.begin_metrics(run.state);
   run.watch = {};
   train_among_ranks(run, trainer);
   if (ranks.is_first() && options.export_folder && run.state.step >= run.state.total_steps)

@@ -31,7 +31,8 @@ struct TrainingRunOptions {
 // Data order, learning rate and updates are functions of (recipe, step): a run killed at any moment
 // resumes from its last checkpoint to the same bits. A non-finite loss ends it with an Error that
 // names the stage, the step and the last good checkpoint, and so does a rank that dies with the
-// other ranks.
+// other ranks. Throws Error before options.prepare where the options contradict each other, the
+// model to begin with is not there, or the tokenizer lacks what the recipe needs.
 void run_training(const TrainingRunOptions& options);
 
 // The preparation alone: corpus, tokenizer, tokens under recipe.data.

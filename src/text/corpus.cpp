@@ -8,6 +8,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/json_lines.h"
 #include "base/progress.h"
 #include "text/corpus_text.h"
 
@@ -24,17 +25,24 @@ struct HashedDocument {
   Document document;
 };
 
+// Errors name the file and the line.
 std::vector<CorpusSource> read_recipe(const fs::path& path) {
   const Json recipe = base::read_json_file(path);
-  if (!recipe.is_object() || !recipe.contains("corpus") || !recipe.at("corpus").is_array()) {
-    fail("{}: 'corpus' must be a list of sources", path.string());
+  const auto lines = base::json_lines(base::read_file(path));
+  if (!recipe.is_object() || !recipe.contains("corpus")) {
+    fail("{}: 'corpus' is missing; expected a list of sources to gather text from", path.string());
+  }
+  if (!recipe.at("corpus").is_array()) {
+    fail("{}:{}: 'corpus' must be a list of sources", path.string(), lines.at("corpus"));
   }
   std::vector<CorpusSource> sources;
   for (const Json& entry : recipe.at("corpus")) {
-    const std::string where = fmt::format("{}: corpus[{}]", path.string(), sources.size());
+    const std::string entry_name = fmt::format("corpus[{}]", sources.size());
+    const std::string where =
+        fmt::format("{}:{}: {}", path.string(), lines.at(entry_name), entry_name);
     sources.push_back(CorpusSource::parse(entry, where));
   }
-  if (sources.empty()) fail("{}: 'corpus' is empty", path.string());
+  if (sources.empty()) fail("{}:{}: 'corpus' is empty", path.string(), lines.at("corpus"));
   return sources;
 }
 

@@ -65,7 +65,7 @@ class Corpus : public testing::Test {
       build();
       return "accepted";
     } catch (const Error& error) {
-      const std::string what = error.what(), prefix = options_.recipe.string() + ": ";
+      const std::string what = error.what(), prefix = options_.recipe.string() + ":";
       return what.starts_with(prefix) ? what.substr(prefix.size()) : what;
     }
   }
@@ -129,21 +129,39 @@ TEST_F(Corpus, LimitTakesTheFirstByHash) {
   EXPECT_LT(num_bytes, 11000);
 }
 
+TEST_F(Corpus, ARecipeWithoutSourcesIsRefused) {
+  recipe_ = {{"data", "x"}};
+  EXPECT_EQ(error_of_build(),
+            " 'corpus' is missing; expected a list of sources to gather text from");
+  recipe_["corpus"] = 5;
+  EXPECT_EQ(error_of_build(), "1: 'corpus' must be a list of sources");
+  recipe_["corpus"] = Json::array();
+  EXPECT_EQ(error_of_build(), "1: 'corpus' is empty");
+}
+
 TEST_F(Corpus, BadRecipesAreNamed) {
   Json& source = recipe_["corpus"][0];
   const Json good = source;
   source["kind"] = "pdf";
-  EXPECT_EQ(error_of_build(), "corpus[0].kind: unknown kind 'pdf'");
+  EXPECT_EQ(error_of_build(), "1: corpus[0].kind: unknown kind 'pdf'");
   source = good;
   source.erase("licence");
-  EXPECT_EQ(error_of_build(), "corpus[0]: 'licence' is missing: no text of unclear licence");
+  EXPECT_EQ(error_of_build(), "1: corpus[0]: 'licence' is missing: no text of unclear licence");
   source = good;
   source["package"] = "--option";
-  EXPECT_EQ(error_of_build(), "corpus[0].package: '--option' is not the name of a package");
+  EXPECT_EQ(error_of_build(), "1: corpus[0].package: '--option' is not the name of a package");
   source = good;
   source["colour"] = 1;
-  EXPECT_EQ(error_of_build(), "corpus[0].colour: unknown key");
+  EXPECT_EQ(error_of_build(), "1: corpus[0].colour: unknown key");
   source = good;
+  base::write_file_atomically(options_.recipe, "{\"corpus\": [\n\n  {\"package\": 5}]}");
+  try {
+    build_corpus(options_);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(),
+              options_.recipe.string() + ":3: corpus[0].package: expected a string, found 5");
+  }
   source["suffixes"] = {".none"};
   EXPECT_EQ(error_of_build(), "sample: no file under 'usr/share/doc' matches");
   source = good;

@@ -1,0 +1,43 @@
+// The lightning indexer's tile on AVX512-BF16: one query's heads against 32 keys. For
+// lightning_indexer.cpp, which decides where it may be used.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/paged_rows.h"
+
+namespace fathom::kernels {
+
+inline constexpr int64_t kIndexTileKeys = 32;
+
+// Whether this machine and the keys' format allow the tile: values that bf16 holds exactly (BF16,
+// or FP8 with one scale a key).
+bool can_pair_index_keys(const RowLayout& layout);
+
+// Whether bf16 holds each of x exactly, and none as a subnormal, which its dot products drop.
+bool is_exact_in_bf16(const float* x, int64_t count);
+
+// Number of pairs that the packed heads of a query take, and a tile of keys.
+int64_t paired_heads_size(int64_t num_heads, int64_t dim);
+int64_t paired_keys_size(int64_t dim);
+
+void pair_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint32_t* heads);
+
+// Keys first .. first + count - 1 (count <= 32), widened and transposed, and their scales. Missing
+// keys repeat the last.
+void pair_keys(const PagedRows& k_SX, int64_t first, int64_t count, uint32_t* keys,
+               float (&scales)[kIndexTileKeys]);
+
+// One query's heads and weights.
+struct PairedQuery {
+  const uint32_t* heads;
+  const float* w_J;
+  int64_t num_heads, dim;
+};
+
+// scores[i] = scales[i] * sum_j w[j] relu(q[j] . k[i]): sums over pairs of x and then over heads,
+// in order.
+void score_paired_tile(const PairedQuery& query, const uint32_t* keys, const float* scales,
+                       float (&scores)[kIndexTileKeys]);
+
+}  // namespace fathom::kernels

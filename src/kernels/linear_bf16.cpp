@@ -1,0 +1,225 @@
+#include "kernels/linear_bf16.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/parallel.h"
+#include "kernels/bf16_dot.h"
+#include "kernels/fp8.h"
+
+namespace fathom::kernels {
+
+#if FATHOM_HAS_BF16_KERNELS
+
+namespace {
+
+// A register of W holds eight consecutive k ("an octet") of four rows, a row's four pairs side by
+// side. x's octet is broadcast to all; in the end each row's four lanes are added. More rows in a
+// register would take more shuffles where one row of x must read W at the memory's speed, fewer
+// would leave more sums to scale after each block.
+constexpr int64_t kOctet = 8;
+constexpr int64_t kVectors = 4;
+constexpr int64_t kPanelRows = 4 * kVectors;            // of W; divides a block of 128
+constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
+constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
+constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
+constexpr int64_t kPrefetch = 512;                      // bytes ahead in each row of W
+constexpr int64_t kSums = kVectors * 16;                // of a row of x and a panel
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// x in bf16, each row zero behind its end up to whole blocks of 128.
+struct RoundedRows {
+  const uint16_t* data;
+  int64_t stride;
+  const uint16_t* operator[](int64_t m) const { return data + m * stride; }
+};
+
+BF16_KERNEL void round_row(const float* x, int64_t count, int64_t stride, uint16_t* out) {
+  for (int64_t k = 0; k < stride; k += 32) {
+    const auto left = [&](int64_t at) {
+      return static_cast<__mmask16>(count - at >= 16 ? 0xffff
+                                    : count > at     ? (1 << (count - at)) - 1
+                                                     : 0);
+    };
+    _mm512_storeu_si512(out + k, round_to_pairs(_mm512_maskz_loadu_ps(left(k), x + k),
+                                                _mm512_maskz_loadu_ps(left(k + 16), x + k + 16)));
+  }
+}
+
+// Up to 16 rows of W as stored.
+struct BF16Rows {
+  static constexpr bool kIsScaled = false;
+  const uint16_t* data;
+  int64_t num_rows, cols;
+};
+struct E4M3Rows {
+  static constexpr bool kIsScaled = true;
+  const uint8_t* data;
+  int64_t num_rows, cols;
+};
+
+// Sixty-four bytes of a row from byte `at` on, zeros behind its end; the last row stands in for
+// those that are missing.
+BF16_INLINE __m512i load_bytes(const void* data, int64_t num_rows, int64_t row_bytes, int64_t row,
+                               int64_t at) {
+  const char* const p =
+      static_cast<const char*>(data) + std::min(row, num_rows - 1) * row_bytes + at;
+  const int64_t left = row_bytes - at;
+  _mm_prefetch(p + kPrefetch, _MM_HINT_T0);
+  if (left >= 64) return _mm512_loadu_si512(p);
+  return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : (__mmask64{1} << left) - 1, p);
+}
+
+// Four rows of four 128-bit parts become columns.
+BF16_INLINE void transpose_parts(__m512i (&row)[4]) {
+  const __m512i even01 = _mm512_shuffle_i32x4(row[0], row[1], 0x88);
+  const __m512i odd01 = _mm512_shuffle_i32x4(row[0], row[1], 0xdd);
+  const __m512i even23 = _mm512_shuffle_i32x4(row[2], row[3], 0x88);
+  const __m512i odd23 = _mm512_shuffle_i32x4(row[2], row[3], 0xdd);
+  row[0] = _mm512_shuffle_i32x4(even01, even23, 0x88);
+  row[1] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
+  row[2] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
+  row[3] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
+}
+
+// The panel's columns from k on as out [num_octets <= 16][4 vectors][32 bf16]. Part p of vector v
+// is row 4p + v: add_lanes then leaves the rows in order.
+BF16_KERNEL void pack_block(const BF16Rows& w, int64_t k, int64_t num_octets, uint16_t* out) {
+  for (int64_t v = 0; v < kVectors; ++v)
+    for (int64_t o = 0; o < num_octets; o += 4) {
+      __m512i block[4];
+      for (int64_t p = 0; p < 4; ++p)
+        block[p] = load_bytes(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet));
+      transpose_parts(block);
+      for (int64_t i = 0; i < 4; ++i)
+        _mm512_storeu_si512(out + ((o + i) * kVectors + v) * 32, block[i]);
+    }
+}
+BF16_KERNEL void pack_block(const E4M3Rows& w, int64_t k, int64_t num_octets, uint16_t* out) {
+  const E4M3Widener table = e4m3_widener();
+  for (int64_t v = 0; v < kVectors; ++v)
+    for (int64_t o = 0; o < num_octets; o += 8) {
+      __m512i block[4];
+      for (int64_t p = 0; p < 4; ++p)
+        block[p] = load_bytes(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet);
+      transpose_parts(block);
+      for (int64_t i = 0; i < 4; ++i) {
+        __m512i wide[2];
+        widen_e4m3_parts(table, block[i], wide);
+        _mm512_storeu_si512(out + ((o + 2 * i) * kVectors + v) * 32, wide[0]);
+        _mm512_storeu_si512(out + ((o + 2 * i + 1) * kVectors + v) * 32, wide[1]);
+      }
+    }
+}
+
+// sums [kRows][4][16] go on over a block: with a factor, the block's own sums times it are added.
+template <int kRows, bool kIsScaled>
+BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_octets,
+                           float factor, float* sums) {
+  __m512 sum[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < kVectors; ++v)
+      sum[i][v] = kIsScaled ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + (i * kVectors + v) * 16);
+  for (int64_t o = 0; o < num_octets; ++o) {
+    __m512i weights[kVectors];
+    for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + (o * kVectors + v) * 32);
+    for (int i = 0; i < kRows; ++i) {
+      const __m512i input = _mm512_broadcast_i32x4(
+          _mm_loadu_si128(reinterpret_cast<const __m128i*>(x[i] + o * kOctet)));
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_pairs(sum[i][v], input, weights[v]);
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < kVectors; ++v) {
+      float* const to = sums + (i * kVectors + v) * 16;
+      _mm512_storeu_ps(
+          to, kIsScaled ? _mm512_fmadd_ps(sum[i][v], _mm512_set1_ps(factor), _mm512_loadu_ps(to))
+                        : sum[i][v]);
+    }
+}
+
+using AddBlock = void (*)(const RoundedRows&, const uint16_t*, int64_t, float, float*);
+template <bool kIsScaled>
+constexpr AddBlock kAddBlock[] = {add_block<1, kIsScaled>, add_block<2, kIsScaled>,
+                                  add_block<3, kIsScaled>, add_block<4, kIsScaled>,
+                                  add_block<5, kIsScaled>, add_block<6, kIsScaled>};
+
+// y[0..num_cols) from a row's sums: each row of W's four lanes, first and third, second and fourth.
+BF16_KERNEL void add_lanes(const float* sums, int64_t num_cols, float* y) {
+  __m512 v[kVectors];
+  for (int i = 0; i < kVectors; ++i) v[i] = _mm512_loadu_ps(sums + i * 16);
+  const __m512d v01 =
+      _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]) + _mm512_unpackhi_ps(v[0], v[1]));
+  const __m512d v23 =
+      _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3]) + _mm512_unpackhi_ps(v[2], v[3]));
+  const __m512 sum = _mm512_castpd_ps(_mm512_unpacklo_pd(v01, v23)) +
+                     _mm512_castpd_ps(_mm512_unpackhi_pd(v01, v23));
+  _mm512_mask_storeu_ps(y, static_cast<__mmask16>((1 << num_cols) - 1), sum);
+}
+
+// One panel of W for rows of x. factors: of the blocks of columns.
+template <typename Rows>
+void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, View2<float> y) {
+  alignas(64) uint16_t block[kPanelRows * kQuantGroup];
+  alignas(64) float sums[kItemRows * kSums];
+  std::fill_n(sums, y.rows * kSums, 0.0f);
+  for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
+    // In eights: as many as a register of bytes holds.
+    const int64_t num_octets = std::min(kBlockOctets, ceil_div(w.cols - k, 8 * kOctet) * 8);
+    pack_block(w, k, num_octets, block);
+    for (int64_t m = 0; m < y.rows; m += kTileRows)
+      kAddBlock<Rows::kIsScaled>[std::min(kTileRows, y.rows - m) - 1](
+          {x[m] + k, x.stride}, block, num_octets,
+          Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, sums + m * kSums);
+  }
+  for (int64_t m = 0; m < y.rows; ++m) add_lanes(sums + m * kSums, y.cols, y[m]);
+}
+
+}  // namespace
+
+void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
+  static thread_local std::vector<uint16_t> buffer;
+  const int64_t stride = ceil_div(w.cols, kQuantGroup) * kQuantGroup;
+  buffer.resize(x_MK.rows * stride);
+  uint16_t* const rounded = buffer.data();
+  const auto grain = [](int64_t work) {
+    return std::max<int64_t>(1, (4 << 20) / std::max<int64_t>(work, 1));
+  };
+  base::parallel_for(x_MK.rows, grain(32 * w.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) round_row(x_MK[m], w.cols, stride, rounded + m * stride);
+  });
+  // Panels are cut at multiples of 16 of the whole matrix, whose rows share their factors.
+  const int64_t num_blocks = stride / kQuantGroup, first = w.first_row / kPanelRows;
+  const int64_t num_panels = ceil_div(w.first_row + w.rows, kPanelRows) - first;
+  const int64_t num_m_blocks = ceil_div(x_MK.rows, kItemRows);
+  const int64_t work = std::min(x_MK.rows, kItemRows) * kPanelRows * w.cols;
+  base::parallel_for(num_panels * num_m_blocks, grain(work), [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; ++at) {
+      const int64_t m = at / num_panels * kItemRows, panel = first + at % num_panels;
+      const int64_t row = std::max(panel * kPanelRows, w.first_row);
+      const int64_t num_w = std::min((panel + 1) * kPanelRows, w.first_row + w.rows) - row;
+      const RoundedRows x{rounded + m * stride, stride};
+      const View2<float> y(y_MN[m] + (row - w.first_row), std::min(kItemRows, x_MK.rows - m), num_w,
+                           y_MN.stride);
+      if (w.format == WeightFormat::kBF16)
+        multiply_panel(x,
+                       BF16Rows{static_cast<const uint16_t*>(w.data) + row * w.cols, num_w, w.cols},
+                       nullptr, y);
+      else
+        multiply_panel(x,
+                       E4M3Rows{static_cast<const uint8_t*>(w.data) + row * w.cols, num_w, w.cols},
+                       w.scale_inv + row / kQuantGroup * num_blocks, y);
+    }
+  });
+}
+
+#else
+
+void linear_bf16(View2<const float>, const WeightView&, View2<float>) {
+  CHECK(false, "no AVX512-BF16: ask has_bf16_dot() first");
+}
+
+#endif
+
+}  // namespace fathom::kernels

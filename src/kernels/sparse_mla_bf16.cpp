@@ -1,0 +1,302 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/bf16_tile.h"
+#include "kernels/fp8.h"
+#include "kernels/sparse_mla_block.h"
+
+namespace fathom::kernels {
+
+bool can_pair_latents(const RowLayout& layout) {
+  return has_bf16_dot() && layout.format != RowFormat::kF32;
+}
+
+int64_t paired_queries_size(const SparseMla& io) {
+  return round_up_to_pair_tiles(io.q_HD.rows) * num_pairs(io.q_HD.cols);
+}
+
+#if FATHOM_HAS_BF16_KERNELS
+
+namespace {
+
+// Keys whose scores and exponentials are held at once, for all heads. At V3.2's shape: values 128
+// KiB, queries 150, scores 66, exponentials 33, sums 280, so that all of it stays in an L2 cache of
+// 1 MiB.
+constexpr int64_t kBlock = 128;
+constexpr int64_t kBlockPairs = kBlock / 2;
+constexpr int64_t kTile = kPairTileCols;
+// Numbers of a row that are widened at once.
+constexpr int64_t kWidth = 64;
+
+int64_t padded(int64_t count, int64_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
+struct Scratch {
+  uint16_t* rows;     // [32][D, padded to 64], bf16
+  uint32_t* columns;  // [D / 2][32], pairs along D
+  uint32_t* values;   // [C / 32][64][32], pairs of keys
+  float* scores;      // [H][128]
+  uint32_t* p;        // [H][64], pairs of keys
+  float* rescale;     // [H]
+};
+
+Scratch reserve_scratch(const SparseMla& io) {
+  static thread_local LineBuffer rows, columns, values, scores, p, rescale;
+  const int64_t width = padded(io.q_HD.cols, kWidth);
+  const int64_t heads = round_up_to_pair_tiles(io.q_HD.rows);
+  return {rows.reserve<uint16_t>(kTile * width),
+          columns.reserve<uint32_t>(width / 2 * kTile),
+          values.reserve<uint32_t>(padded(io.out_HC.cols, kTile) * kBlockPairs),
+          scores.reserve<float>(heads * kBlock),
+          p.reserve<uint32_t>(heads * kBlockPairs),
+          rescale.reserve<float>(heads)};
+}
+
+// e^x for x <= 0, to 3e-7 of it: 2^n 2^f with a polynomial for f in [-1/2, 1/2] (Cephes' exp2f
+// coefficients).
+BF16_INLINE __m512 exp_negative(__m512 x) {
+  // In this order the maximum of NaN is NaN.
+  const __m512 y =
+      _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
+  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_sub_ps(y, n);
+  __m512 e = _mm512_set1_ps(1.535336188319500e-4f);
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.339887440266574e-3f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(9.618437357674640e-3f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(5.550332471162809e-2f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(2.402264791363012e-1f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(6.931472028550421e-1f));
+  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(e, n);
+}
+
+BF16_INLINE __mmask32 first_halves(int64_t count) {
+  return count >= 32 ? ~0u : (1u << std::max<int64_t>(count, 0)) - 1;
+}
+
+// bf16 numbers * 2^exponent; zeros and NaNs stay.
+BF16_INLINE __m512i scale_bf16(__m512i numbers, int exponent) {
+  const __m512i magnitude = _mm512_and_si512(numbers, _mm512_set1_epi16(0x7fff));
+  const __mmask32 is_number = _mm512_mask_cmplt_epi16_mask(
+      _mm512_test_epi16_mask(magnitude, magnitude), magnitude, _mm512_set1_epi16(0x7f80));
+  return _mm512_mask_add_epi16(numbers, is_number, numbers,
+                               _mm512_set1_epi16(static_cast<int16_t>(exponent << 7)));
+}
+
+BF16_INLINE void copy_bf16(const std::byte* from, int64_t count, uint16_t* to) {
+  for (int64_t x = 0; x < count; x += 32) {
+    const __mmask32 mask = first_halves(count - x);
+    _mm512_mask_storeu_epi16(to + x, mask, _mm512_maskz_loadu_epi16(mask, from + 2 * x));
+  }
+}
+
+// A row as bf16, zeros behind it up to `width`. FP8's power-of-two scales go to the exponents.
+BF16_INLINE void widen_to_bf16(const RowLayout& layout, const std::byte* row, int64_t width,
+                               uint16_t* out) {
+  const int64_t dim = layout.dim();
+  for (int64_t x = dim; x < width; x += 32)
+    _mm512_mask_storeu_epi16(out + x, first_halves(width - x), _mm512_setzero_si512());
+  if (layout.format == RowFormat::kBF16) {
+    copy_bf16(row, dim, out);
+    return;
+  }
+  const E4M3Widener table = e4m3_widener();
+  const std::byte* const scales = row + layout.quantised;
+  for (int64_t x = 0; x < layout.quantised; x += kWidth) {
+    const int64_t count = layout.quantised - x;
+    const __mmask64 mask = count >= kWidth ? ~0ull : (1ull << count) - 1;
+    uint32_t scale;
+    std::memcpy(&scale, scales + x / kQuantGroup * sizeof scale, sizeof scale);
+    __m512i wide[2];
+    widen_e4m3(table, _mm512_maskz_loadu_epi8(mask, row + x), wide);
+    for (int i = 0; i < 2; ++i)
+      _mm512_mask_storeu_epi16(out + x + 32 * i, first_halves(count - 32 * i),
+                               scale_bf16(wide[i], static_cast<int>(scale >> 23) - 127));
+  }
+  const int64_t groups = (layout.quantised + kQuantGroup - 1) / kQuantGroup;
+  copy_bf16(scales + groups * sizeof(float), layout.exact, out + layout.quantised);
+}
+
+// Sixteen rows of bf16 as columns of pairs.
+BF16_INLINE void transpose_pairs(const uint16_t* rows, int64_t width, uint32_t* out) {
+  for (int64_t x = 0; x < width; x += 32) {
+    __m512i lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = _mm512_loadu_si512(rows + i * width + x);
+    transpose_lanes(lanes);
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + (x / 2 + i) * kTile, lanes[i]);
+  }
+}
+
+// Rows two by two as pairs of keys, a tile of columns after another.
+BF16_INLINE void interleave_values(const uint16_t* rows, int64_t width, int64_t cols,
+                                   uint32_t* values) {
+  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  for (int64_t pair = 0; pair < kTile / 2; ++pair, rows += 2 * width) {
+    for (int64_t c = 0; c < cols; c += kTile) {
+      const __m512i even = _mm512_loadu_si512(rows + c), odd = _mm512_loadu_si512(rows + width + c);
+      uint32_t* const out = values + c * kBlockPairs + pair * kTile;
+      _mm512_storeu_si512(out, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_storeu_si512(out + kPairLanes, _mm512_permutex2var_epi16(even, high, odd));
+    }
+  }
+}
+
+const std::byte* row_of(const SparseMla& io, int64_t i) {
+  return io.latent_SD[io.keys ? io.keys[i] : i];
+}
+
+// 32 keys from the first-th on, as columns and as values; missing ones are zero.
+BF16_KERNEL void load_keys(const SparseMla& io, int64_t first, int64_t count,
+                           const Scratch& scratch, uint32_t* values) {
+  const int64_t width = padded(io.q_HD.cols, kWidth);
+  for (int64_t i = 0; i < count; ++i)
+    widen_to_bf16(io.latent_SD.layout, row_of(io, first + i), width, scratch.rows + i * width);
+  std::fill(scratch.rows + count * width, scratch.rows + kTile * width, uint16_t{0});
+  for (int64_t i = 0; i < kTile; i += kPairLanes)
+    transpose_pairs(scratch.rows + i * width, width, scratch.columns + i);
+  interleave_values(scratch.rows, width, io.out_HC.cols, values);
+}
+
+// Rows that are gathered next, to the second cache.
+struct Ahead {
+  const SparseMla& io;
+  int64_t next, end;
+
+  void fetch(int64_t count) {
+    const int64_t bytes = io.latent_SD.layout.num_bytes();
+    for (const int64_t stop = std::min(next + count, end); next < stop; ++next)
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row_of(io, next) + at);
+  }
+};
+
+template <int kRows>
+BF16_INLINE void score_heads(const uint32_t* queries, const uint32_t* columns, int64_t pairs,
+                             float scale, float* scores) {
+  __m512 dot[kRows][2];
+  clear(dot);
+  multiply_pairs<kRows>(queries, columns, kTile, pairs, dot);
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < 2; ++v)
+      _mm512_storeu_ps(scores + i * kBlock + v * kPairLanes,
+                       _mm512_mul_ps(dot[i][v], _mm512_set1_ps(scale)));
+}
+
+// scores[h][0..31] of the tile in `columns`. Fetches the next tile's rows a few at a time.
+BF16_KERNEL void score_tile(const SparseMla& io, const uint32_t* queries, const uint32_t* columns,
+                            Ahead ahead, float* scores) {
+  const int64_t heads = io.q_HD.rows, pairs = num_pairs(io.q_HD.cols);
+  for (int64_t h = 0, size; h < heads; h += size, queries += size * pairs) {
+    size = pair_tile_rows(heads - h);
+    ahead.fetch(kTile * size / heads + 1);
+    if (size == 12) score_heads<12>(queries, columns, pairs, io.scale, scores + h * kBlock);
+    if (size == 8) score_heads<8>(queries, columns, pairs, io.scale, scores + h * kBlock);
+  }
+}
+
+// p = exp(scores - maximum), rounded, of one head. Returns what the sums so far must be multiplied
+// by. The weight sums what was rounded, so that the weights of values add up to one.
+BF16_INLINE float exponentials(const float* scores, int64_t count, float& maximum, float& weight,
+                               uint32_t* p) {
+  constexpr int kVectors = kBlock / kPairLanes;
+  const __m512 minus_infinity = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  __m512 score[kVectors], most = _mm512_set1_ps(maximum);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t valid = std::max<int64_t>(count - v * kPairLanes, 0);
+    score[v] = _mm512_mask_loadu_ps(minus_infinity, first_lanes(valid), scores + v * kPairLanes);
+    most = _mm512_max_ps(most, score[v]);
+  }
+  const float old = maximum;
+  maximum = _mm512_reduce_max_ps(most);
+  most = _mm512_set1_ps(maximum);
+  const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+  __m512 sum = _mm512_setzero_ps();
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; v += 2) {
+    const __m512i pairs = round_to_pairs(exp_negative(_mm512_sub_ps(score[v], most)),
+                                         exp_negative(_mm512_sub_ps(score[v + 1], most)));
+    _mm512_storeu_si512(p + v / 2 * kPairLanes, pairs);
+    sum = dot_pairs(sum, pairs, ones);
+  }
+  const float rescale =
+      old == maximum ? 1.0f : _mm512_cvtss_f32(exp_negative(_mm512_set1_ps(old - maximum)));
+  weight = weight * rescale + _mm512_reduce_add_ps(sum);
+  return rescale;
+}
+
+BF16_KERNEL void soften_block(const Scratch& scratch, int64_t count, MlaPartial& partial,
+                              int64_t heads) {
+  for (int64_t h = 0; h < round_up_to_pair_tiles(heads); ++h)
+    scratch.rescale[h] = exponentials(scratch.scores + h * kBlock, count, partial.maximum[h],
+                                      partial.weight[h], scratch.p + h * kBlockPairs);
+}
+
+// 32 columns of kRows heads' sums.
+template <int kRows>
+BF16_INLINE void add_values(const uint32_t* p, const float* rescale, const uint32_t* values,
+                            int64_t pairs, float* sums, int64_t stride) {
+  __m512 sum[kRows][2];
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < 2; ++v)
+      sum[i][v] = _mm512_mul_ps(_mm512_loadu_ps(sums + i * stride + v * kPairLanes),
+                                _mm512_set1_ps(rescale[i]));
+  multiply_pairs<kRows, kBlockPairs, 1>(p, values, kTile, pairs, sum);
+#pragma GCC unroll 12
+  for (int i = 0; i < kRows; ++i)
+    for (int v = 0; v < 2; ++v) _mm512_storeu_ps(sums + i * stride + v * kPairLanes, sum[i][v]);
+}
+
+// sum_HC = rescale * sum_HC + p values. A slice of columns for all heads, so that it stays in L1.
+BF16_KERNEL void accumulate(const Scratch& scratch, int64_t count, MlaPartial& partial,
+                            int64_t heads) {
+  const int64_t pairs = (count + 1) / 2, stride = partial.sum_HC.stride;
+  for (int64_t c = 0; c < partial.sum_HC.cols; c += kTile) {
+    const uint32_t* const values = scratch.values + c * kBlockPairs;
+    for (int64_t h = 0, size; h < heads; h += size) {
+      size = pair_tile_rows(heads - h);
+      const uint32_t* const p = scratch.p + h * kBlockPairs;
+      float* const sums = partial.sum_HC.data + h * stride + c;
+      if (size == 12) add_values<12>(p, scratch.rescale + h, values, pairs, sums, stride);
+      if (size == 8) add_values<8>(p, scratch.rescale + h, values, pairs, sums, stride);
+    }
+  }
+}
+
+}  // namespace
+
+BF16_KERNEL void pair_queries(const SparseMla& io, uint32_t* packed) {
+  Ahead{io, 0, std::min(io.num_keys, kTile)}.fetch(kTile);
+  pack_pair_rows(io.q_HD.data, io.q_HD.rows, io.q_HD.cols, io.q_HD.stride, packed);
+}
+
+void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, int64_t end,
+                   MlaPartial& partial) {
+  const int64_t heads = io.q_HD.rows;
+  const Scratch scratch = reserve_scratch(io);
+  for (int64_t s = begin; s < end; s += kBlock) {
+    const int64_t count = std::min(kBlock, end - s);
+    for (int64_t i = 0; i < count; i += kTile) {
+      load_keys(io, s + i, std::min(kTile, count - i), scratch, scratch.values + i / 2 * kTile);
+      score_tile(io, queries, scratch.columns,
+                 {io, s + i + kTile, std::min(io.num_keys, s + i + 2 * kTile)}, scratch.scores + i);
+    }
+    soften_block(scratch, count, partial, heads);
+    accumulate(scratch, count, partial, heads);
+  }
+}
+
+#else
+
+// Never called: can_pair_latents() is false.
+void pair_queries(const SparseMla&, uint32_t*) {}
+void attend_paired(const SparseMla&, const uint32_t*, int64_t, int64_t, MlaPartial&) {}
+
+#endif
+
+}  // namespace fathom::kernels
