@@ -136,8 +136,9 @@ void write_training_report(const TrainingReportOptions& options) {
       "</title>\n<style>\nbody { font: 14px sans-serif; color: #222; margin: 24px; }\n"
       "table { border-collapse: collapse; margin-bottom: 16px; }\n"
       "th, td { border-bottom: 1px solid #ddd; padding: 4px 12px; text-align: left; }\n"
+      ".charts { display: flex; flex-wrap: wrap; gap: 16px; }\n"
       "svg { max-width: 100%; height: auto; }\n</style></head>\n<body><h1>Training runs</h1>\n";
-  html += table(runs);
+  html += table(runs) + "<div class=\"charts\">\n";
   for (const Chart& chart : kCharts) {
     PlotPanel panel{chart.title, "tokens", chart.unit, {}, {}, false};
     for (size_t i = 0; i < runs.size(); ++i) {
@@ -147,7 +148,7 @@ void write_training_report(const TrainingReportOptions& options) {
     }
     if (!panel.series.empty()) html += draw_svg({panel});
   }
-  base::write_file_atomically(options.out, html + "</body></html>\n");
+  base::write_file_atomically(options.out, html + "</div></body></html>\n");
 }
 
 }  // namespace fathom::bench

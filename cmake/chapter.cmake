@@ -26,7 +26,7 @@ function(chapter_test name)
     set(prefix "sanitize.")
   endif()
   gtest_discover_tests(${name} TEST_PREFIX "${prefix}" DISCOVERY_MODE PRE_TEST
-                       NO_PRETTY_VALUES PROPERTIES TIMEOUT 300)
+                       NO_PRETTY_VALUES DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 300)
 endfunction()
 
 function(house_rules target)

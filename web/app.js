@@ -37,8 +37,9 @@ function settings() {
   };
 }
 
-// Calls onChunk for every data line of a streamed answer. Throws the server's own error message.
-async function stream(path, body, onChunk) {
+// Calls onChunks with the data lines of a streamed answer, those of a moment at once: a fast model
+// would otherwise keep the page from drawing. Throws the server's own error message.
+async function stream(path, body, onChunks) {
   running = new AbortController();
   const response = await fetch(path, {
     method: 'POST', headers: {'Content-Type': 'application/json'},
@@ -49,19 +50,29 @@ async function stream(path, body, onChunk) {
     throw new Error(answer?.error?.message ?? `the server answered ${response.status}`);
   }
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let pending = '';
-  for (;;) {
-    const {value, done} = await reader.read();
-    if (done) return;
-    pending += value;
-    const lines = pending.split('\n');
-    pending = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith('data: ') || line === 'data: [DONE]') continue;
-      const chunk = JSON.parse(line.slice(6));
-      if (chunk.error) throw new Error(chunk.error.message);
-      onChunk(chunk);
+  let pending = '', chunks = [], timer = null;
+  const draw = () => {
+    clearTimeout(timer);
+    timer = null;
+    if (chunks.length) onChunks(chunks.splice(0));
+  };
+  try {
+    for (;;) {
+      const {value, done} = await reader.read();
+      if (done) return;
+      pending += value;
+      const lines = pending.split('\n');
+      pending = lines.pop();
+      for (const line of lines) {
+        if (!line.startsWith('data: ') || line === 'data: [DONE]') continue;
+        const chunk = JSON.parse(line.slice(6));
+        if (chunk.error) throw new Error(chunk.error.message);
+        chunks.push(chunk);
+      }
+      timer ??= setTimeout(draw, 30);
     }
+  } finally {
+    draw();
   }
 }
 
@@ -72,7 +83,7 @@ function rate(tokens, start, usage) {
 }
 
 // Runs one request with the buttons, the error line and the rate kept up to date. False: it failed.
-async function run(path, body, onChunk) {
+async function run(path, body, onChunks) {
   showError('');
   byId('run').disabled = true;
   byId('stop').hidden = false;
@@ -80,10 +91,11 @@ async function run(path, body, onChunk) {
   const start = performance.now();
   let tokens = 0;
   try {
-    await stream(path, body, (chunk) => {
-      onChunk(chunk);
-      tokens = chunk.usage?.completion_tokens ?? tokens + 1;
-      byId('status').textContent = rate(tokens, start, chunk.usage);
+    await stream(path, body, (chunks) => {
+      onChunks(chunks);
+      const {usage} = chunks.at(-1);
+      tokens = usage?.completion_tokens ?? tokens + chunks.length;
+      byId('status').textContent = rate(tokens, start, usage);
     });
     return true;
   } catch (error) {
@@ -104,9 +116,9 @@ async function run(path, body, onChunk) {
 async function complete() {
   const area = byId('text');
   area.readOnly = true;
-  await run('/v1/completions', {...settings(), prompt: area.value}, (chunk) => {
+  await run('/v1/completions', {...settings(), prompt: area.value}, (chunks) => {
     const isAtEnd = area.scrollTop + area.clientHeight > area.scrollHeight - 40;
-    area.value += chunk.choices[0]?.text ?? '';
+    area.value += chunks.map((chunk) => chunk.choices[0]?.text ?? '').join('');
     if (isAtEnd) area.scrollTop = area.scrollHeight;
   });
   area.readOnly = false;
@@ -149,11 +161,12 @@ async function send() {
     ...settings(), messages: turns,
     thinking: {type: byId('thinking').checked ? 'enabled' : 'disabled'},
   };
-  const isAnswered = await run('/v1/chat/completions', body, (chunk) => {
-    const delta = chunk.choices[0]?.delta ?? {};
-    if (delta.reasoning_content) addReasoning(answer, delta.reasoning_content);
-    answer.content.textContent += delta.content ?? '';
-    if (delta.reasoning_content || delta.content) answer.box.classList.remove('waiting');
+  const isAnswered = await run('/v1/chat/completions', body, (chunks) => {
+    const joined = (key) => chunks.map((chunk) => chunk.choices[0]?.delta?.[key] ?? '').join('');
+    const reasoning = joined('reasoning_content'), content = joined('content');
+    if (reasoning) addReasoning(answer, reasoning);
+    answer.content.textContent += content;
+    if (reasoning || content) answer.box.classList.remove('waiting');
     answer.box.scrollIntoView({block: 'nearest'});
   });
   answer.box.classList.remove('waiting');

@@ -1,5 +1,6 @@
 // T15 of the list in model/dsa_training_test.cpp: what sampling and training make of the same
 // tokens, with attention that is sparse in both.
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
@@ -82,7 +83,7 @@ TEST(DsaTraining, T15TrainingAndRolloutAgreeOnEveryLogProbability) {
       worst = std::max(worst, difference);
     }
   }
-  RecordProperty("mean", std::to_string(sum / static_cast<double>(count)));
+  RecordProperty("mean", fmt::format("{:.1e}", sum / static_cast<double>(count)));
   EXPECT_LT(sum / static_cast<double>(count), 1e-6);  // log-probabilities of 4 are 5e-7 apart
   EXPECT_LT(worst, 1e-5);
 }

@@ -23,7 +23,7 @@ constexpr int64_t kPanelRows = 4 * kVectors;            // of W; divides a block
 constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
 constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
 constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
-constexpr int64_t kPrefetch = 512;                      // bytes ahead in each row of W
+constexpr int64_t kPrefetch = 2048;                     // bytes ahead of what is read of W
 constexpr int64_t kSums = kVectors * 16;                // of a row of x and a panel
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -83,35 +83,102 @@ BF16_INLINE void transpose_parts(__m512i (&row)[4]) {
   row[3] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
 }
 
-// The panel's columns from k on as out [num_octets <= 16][4 vectors][32 bf16]. Part p of vector v
-// is row 4p + v: add_lanes then leaves the rows in order.
-BF16_KERNEL void pack_block(const BF16Rows& w, int64_t k, int64_t num_octets, uint16_t* out) {
-  for (int64_t v = 0; v < kVectors; ++v)
-    for (int64_t o = 0; o < num_octets; o += 4) {
-      __m512i block[4];
-      for (int64_t p = 0; p < 4; ++p)
-        block[p] = load_bytes(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet));
-      transpose_parts(block);
-      for (int64_t i = 0; i < 4; ++i)
-        _mm512_storeu_si512(out + ((o + i) * kVectors + v) * 32, block[i]);
-    }
+// Calls use(octet, register) for vector v's octets from column k on, in order. Part p of vector v
+// is row 4p + v: add_lanes then leaves the rows in order, and what a vector reads is followed in
+// memory by what the next one does.
+template <typename Use>
+BF16_INLINE void for_each_octet(const BF16Rows& w, const E4M3Widener&, int64_t v, int64_t k,
+                                int64_t num_octets, Use& use) {
+  for (int64_t o = 0; o < num_octets; o += 4) {
+    __m512i block[4];
+    for (int64_t p = 0; p < 4; ++p)
+      block[p] = load_bytes(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet));
+    transpose_parts(block);
+    for (int64_t i = 0; i < 4; ++i) use(o + i, block[i]);
+  }
 }
-BF16_KERNEL void pack_block(const E4M3Rows& w, int64_t k, int64_t num_octets, uint16_t* out) {
+template <typename Use>
+BF16_INLINE void for_each_octet(const E4M3Rows& w, const E4M3Widener& table, int64_t v, int64_t k,
+                                int64_t num_octets, Use& use) {
+  for (int64_t o = 0; o < num_octets; o += 8) {
+    __m512i block[4];
+    for (int64_t p = 0; p < 4; ++p)
+      block[p] = load_bytes(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet);
+    transpose_parts(block);
+    for (int64_t i = 0; i < 4; ++i) {
+      __m512i wide[2];
+      widen_e4m3_parts(table, block[i], wide);
+      use(o + 2 * i, wide[0]);
+      use(o + 2 * i + 1, wide[1]);
+    }
+  }
+}
+
+struct StoreOctet {
+  uint16_t* out;
+  BF16_INLINE void operator()(int64_t o, __m512i octet) const {
+    _mm512_storeu_si512(out + o * kVectors * 32, octet);
+  }
+};
+
+BF16_INLINE __m512i broadcast_octet(const uint16_t* x) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+}
+
+// A row of x times the rows of W that a register holds, block by block.
+template <int kRows>
+struct AddOctet {
+  const RoundedRows& x;
+  int64_t k = 0;
+  __m512 sum[kRows];
+  BF16_INLINE void operator()(int64_t o, __m512i octet) {
+    for (int i = 0; i < kRows; ++i)
+      sum[i] = dot_pairs(sum[i], broadcast_octet(x[i] + k + o * kOctet), octet);
+  }
+};
+
+// In eights: as many as a register of bytes holds.
+int64_t octets_from(int64_t k, int64_t cols) {
+  return std::min(kBlockOctets, ceil_div(cols - k, 8 * kOctet) * 8);
+}
+
+// The panel's columns from k on as out [num_octets <= 16][4 vectors][32 bf16].
+template <typename Rows>
+BF16_KERNEL void pack_block(const Rows& w, int64_t k, int64_t num_octets, uint16_t* out) {
   const E4M3Widener table = e4m3_widener();
-  for (int64_t v = 0; v < kVectors; ++v)
-    for (int64_t o = 0; o < num_octets; o += 8) {
-      __m512i block[4];
-      for (int64_t p = 0; p < 4; ++p)
-        block[p] = load_bytes(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet);
-      transpose_parts(block);
-      for (int64_t i = 0; i < 4; ++i) {
-        __m512i wide[2];
-        widen_e4m3_parts(table, block[i], wide);
-        _mm512_storeu_si512(out + ((o + 2 * i) * kVectors + v) * 32, wide[0]);
-        _mm512_storeu_si512(out + ((o + 2 * i + 1) * kVectors + v) * 32, wide[1]);
-      }
-    }
+  for (int64_t v = 0; v < kVectors; ++v) {
+    StoreOctet store{out + v * 32};
+    for_each_octet(w, table, v, k, num_octets, store);
+  }
 }
+
+// sums [kRows][4][16] for few rows of x: W goes from memory to the products, four rows at a time
+// from beginning to end, as the processor's own prefetching likes it.
+template <int kRows, typename Rows>
+BF16_KERNEL void dot_few(const RoundedRows& x, const Rows& w, const float* factors, float* sums) {
+  const E4M3Widener table = e4m3_widener();
+  for (int64_t v = 0; v < kVectors; ++v) {
+    __m512 total[kRows];
+    for (__m512& lanes : total) lanes = _mm512_setzero_ps();
+    for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
+      AddOctet<kRows> add{x, k, {}};
+      for (int i = 0; i < kRows; ++i) add.sum[i] = Rows::kIsScaled ? _mm512_setzero_ps() : total[i];
+      for_each_octet(w, table, v, k, octets_from(k, w.cols), add);
+      for (int i = 0; i < kRows; ++i)
+        total[i] =
+            Rows::kIsScaled
+                ? _mm512_fmadd_ps(add.sum[i], _mm512_set1_ps(factors[k / kQuantGroup]), total[i])
+                : add.sum[i];
+    }
+    for (int i = 0; i < kRows; ++i) _mm512_storeu_ps(sums + (i * kVectors + v) * 16, total[i]);
+  }
+}
+
+template <typename Rows>
+using DotFew = void (*)(const RoundedRows&, const Rows&, const float*, float*);
+template <typename Rows>
+constexpr DotFew<Rows> kDotFew[] = {dot_few<1, Rows>, dot_few<2, Rows>, dot_few<3, Rows>,
+                                    dot_few<4, Rows>};
 
 // sums [kRows][4][16] go on over a block: with a factor, the block's own sums times it are added.
 template <int kRows, bool kIsScaled>
@@ -125,8 +192,7 @@ BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_
     __m512i weights[kVectors];
     for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + (o * kVectors + v) * 32);
     for (int i = 0; i < kRows; ++i) {
-      const __m512i input = _mm512_broadcast_i32x4(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(x[i] + o * kOctet)));
+      const __m512i input = broadcast_octet(x[i] + o * kOctet);
       for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_pairs(sum[i][v], input, weights[v]);
     }
   }
@@ -163,15 +229,18 @@ template <typename Rows>
 void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, View2<float> y) {
   alignas(64) uint16_t block[kPanelRows * kQuantGroup];
   alignas(64) float sums[kItemRows * kSums];
-  std::fill_n(sums, y.rows * kSums, 0.0f);
-  for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
-    // In eights: as many as a register of bytes holds.
-    const int64_t num_octets = std::min(kBlockOctets, ceil_div(w.cols - k, 8 * kOctet) * 8);
-    pack_block(w, k, num_octets, block);
-    for (int64_t m = 0; m < y.rows; m += kTileRows)
-      kAddBlock<Rows::kIsScaled>[std::min(kTileRows, y.rows - m) - 1](
-          {x[m] + k, x.stride}, block, num_octets,
-          Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, sums + m * kSums);
+  if (y.rows <= std::ssize(kDotFew<Rows>)) {
+    kDotFew<Rows>[y.rows - 1](x, w, factors, sums);
+  } else {
+    std::fill_n(sums, y.rows * kSums, 0.0f);
+    for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
+      const int64_t num_octets = octets_from(k, w.cols);
+      pack_block(w, k, num_octets, block);
+      for (int64_t m = 0; m < y.rows; m += kTileRows)
+        kAddBlock<Rows::kIsScaled>[std::min(kTileRows, y.rows - m) - 1](
+            {x[m] + k, x.stride}, block, num_octets,
+            Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, sums + m * kSums);
+    }
   }
   for (int64_t m = 0; m < y.rows; ++m) add_lanes(sums + m * kSums, y.cols, y[m]);
 }

@@ -162,12 +162,9 @@ void mha_segment(const AttentionInput& in, const Segment& segment, int64_t first
   });
 }
 
-// The published reference de-quantises kv_b_proj to bf16 for the absorbed products.
+// The absorbed products quantise nothing, in deploy mode neither.
 kernels::Precision absorbed_precision(const AttentionInput& in) {
-  const bool is_fp8 = in.weights.kv_b_proj.weight.scalar_type() == torch::kByte;
-  const bool is_bf16 =
-      in.options.bf16_matmuls || (is_fp8 && in.options.mode == NumericMode::kDeploy);
-  return is_bf16 ? kernels::Precision::kBF16 : kernels::Precision::kF32;
+  return in.options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32;
 }
 
 // q_nope W_k: queries of all heads in the latent space, followed by their rotary part,

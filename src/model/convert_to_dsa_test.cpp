@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/grad_mode.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -48,7 +49,8 @@ class ConvertToDsa : public testing::Test {
     return "";
   }
 
-  fs::path folder_ = fs::path(testing::TempDir()) / "fathom_convert_to_dsa";
+  fs::path folder_ =
+      fs::path(testing::TempDir()) / ("fathom_convert_to_dsa_" + std::to_string(::getpid()));
   Model model_ = initialise(tiny_config(), 3);
   Json config_;
 };

@@ -191,7 +191,7 @@ TEST(Orthogonalise, KeepsSingularVectorsAndEvensOutValues) {
         EXPECT_GT(value, 0.6);  // the quintic's fixed interval is about 0.68 to 1.13
         EXPECT_LT(value, 1.2);
       } else {
-        EXPECT_NEAR(value, 0, 1e-3);
+        EXPECT_NEAR(value, 0, 1e-2);  // five products of bf16 in a row
       }
     }
 }
