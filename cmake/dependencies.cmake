@@ -11,6 +11,7 @@ if(NOT FATHOM_SANITIZE)
   find_package(CLI11 REQUIRED)
   pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
   find_package(Torch REQUIRED)
+  find_package(Gloo REQUIRED)  # headers of what LibTorch's c10d speaks through
   # As SYSTEM, so that -Werror judges only this project.
   add_library(torch_base INTERFACE)
   target_include_directories(torch_base SYSTEM INTERFACE ${TORCH_INCLUDE_DIRS})

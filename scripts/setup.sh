@@ -7,9 +7,9 @@ set -euo pipefail
 build=(
   g++:g++ cmake:cmake ninja-build:ninja ccache:ccache pkg-config:pkg-config
   libtorch-dev libopenblas0-pthread nlohmann-json3-dev libcli11-dev libcpp-httplib-dev
-  libpcre2-dev zlib1g-dev libssl-dev libfmt-dev libgtest-dev
+  libgloo-dev libpcre2-dev zlib1g-dev libssl-dev libfmt-dev libgtest-dev
 )
-test=(git:git clang-format:clang-format nodejs:node npm:npm chromium:chromium
+test=(git:git openmpi-bin:mpirun clang-format:clang-format nodejs:node npm:npm chromium:chromium
   fonts-liberation)
 
 peer=(python3-torch python3-numpy)

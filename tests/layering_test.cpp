@@ -30,8 +30,9 @@ const std::vector<std::string> kTorchFreeChapters = {"base", "kernels", "text"};
 // Headers that chapters include which only carry a model around: LibTorch's would cost each of
 // their files half a minute of compile time.
 const std::vector<std::string> kTorchFreeHeaders = {
-    "model/config.h",       "model/model.h",     "model/safetensors.h", "model/kv_cache.h",
-    "model/forward_file.h", "pretrain/recipe.h", "pretrain/stage.h",    "pretrain/training_run.h",
+    "model/config.h",    "model/model.h",        "model/safetensors.h",
+    "model/kv_cache.h",  "model/forward_file.h", "pretrain/ranks.h",
+    "pretrain/recipe.h", "pretrain/stage.h",     "pretrain/training_run.h",
 };
 const std::vector<std::string> kTorchFreeHeadersOf = {"engine", "server"};
 

@@ -118,7 +118,8 @@ class BlockLoss {
 
  private:
   int64_t num_heads() const { return in_.w_TJ.cols; }
-  int64_t head_dim() const { return in_.k_TX.cols; }
+  int64_t head_dim() const { return in_.k_SX.cols; }
+  int64_t offset() const { return in_.k_SX.rows - in_.q_TJX.rows; }  // the first query's position
 
   // scores[t][s - s_begin] = a[t] . b[s] for keys [s_begin, s_end).
   View2<float> tile(View2<const float> a, View2<const float> b, int64_t s_begin, int64_t s_end) {
@@ -133,21 +134,21 @@ class BlockLoss {
   template <typename Body>
   void for_each_tile(View2<const float> a, View2<const float> b, int64_t t_begin,
                      const Body& body) {
-    const int64_t num_keys = t_begin + a.rows;
+    const int64_t num_keys = offset() + t_begin + a.rows;
     for (int64_t s = 0; s < num_keys; s += kKeyBlock) {
       const int64_t s_end = std::min(s + kKeyBlock, num_keys);
       const auto visible = [&](int64_t row) {
-        return std::clamp<int64_t>(t_begin + row + 1 - s, 0, s_end - s);
+        return std::clamp<int64_t>(offset() + t_begin + row + 1 - s, 0, s_end - s);
       };
       body(tile(a, b, s, s_end), s, visible);
     }
   }
 
   void add_dense(int64_t t_begin, int64_t t_end) {
-    const int64_t rows = t_end - t_begin;
-    p_.assign(rows * t_end, 0.0f);
-    scores_.assign(rows * t_end, 0.0f);
-    const View2<float> p(p_.data(), rows, t_end), scores(scores_.data(), rows, t_end);
+    const int64_t rows = t_end - t_begin, num_keys = offset() + t_end;
+    p_.assign(rows * num_keys, 0.0f);
+    scores_.assign(rows * num_keys, 0.0f);
+    const View2<float> p(p_.data(), rows, num_keys), scores(scores_.data(), rows, num_keys);
     const float share = 1.0f / static_cast<float>(in_.shape.num_heads);
     for (int64_t h = 0; h < in_.shape.num_heads; ++h)
       for_each_tile(head_columns(in_.q, h, in_.shape.qk_dim).slice_rows(t_begin, t_end),
@@ -161,13 +162,13 @@ class BlockLoss {
       return head_columns(in_.q_TJX, j, head_dim()).slice_rows(t_begin, t_end);
     };
     for (int64_t j = 0; j < num_heads(); ++j)
-      for_each_tile(q_head(j), in_.k_TX, t_begin,
+      for_each_tile(q_head(j), in_.k_SX, t_begin,
                     [&](View2<float> z, int64_t s, const auto& visible) {
                       for (int64_t i = 0; i < rows; ++i)
                         add_relu(z[i], visible(i), in_.w_TJ[t_begin + i][j], scores[i] + s);
                     });
     for (int64_t i = 0; i < rows; ++i) {
-      const int64_t count = t_begin + i + 1;
+      const int64_t count = offset() + t_begin + i + 1;
       if (in_.recall_k > 0) recall += recall_row(p[i], count, scores[i], in_.recall_k, best_);
       loss += loss_row(p[i], count, scores[i]);
     }
@@ -181,7 +182,7 @@ class BlockLoss {
       std::fill_n(dq[i], dq.cols, 0.0f);
       out_.dw_TJ[t_begin + i][j] = 0;
     }
-    for_each_tile(q, in_.k_TX, t_begin, [&](View2<float> z, int64_t s, const auto& visible) {
+    for_each_tile(q, in_.k_SX, t_begin, [&](View2<float> z, int64_t s, const auto& visible) {
       for (int64_t i = 0; i < q.rows; ++i) {
         const int64_t count = visible(i);
         out_.dw_TJ[t_begin + i][j] +=
@@ -189,7 +190,7 @@ class BlockLoss {
         std::fill(z[i] + count, z[i] + z.cols, 0.0f);
       }
       gemm_serial({q.rows, head_dim(), z.cols}, rows_of(z),
-                  rows_of(in_.k_TX.slice_rows(s, s + z.cols)), dq, true, in_.shape.precision);
+                  rows_of(in_.k_SX.slice_rows(s, s + z.cols)), dq, true, in_.shape.precision);
       gemm_serial({z.cols, head_dim(), q.rows}, transpose_of(z), rows_of(q),
                   dk_.slice_rows(s, s + z.cols), true, in_.shape.precision);
     });
@@ -214,14 +215,14 @@ class BlockLoss {
       add_probabilities(tile_.data(), count, in_.shape.scale, in_.lse_HT[h][t], share, p_.data());
     }
     for (int64_t j = 0; j < num_heads(); ++j) {
-      gathered_dots(in_.q_TJX[t] + j * head_dim(), in_.k_TX, keys, z_.data() + j * count);
+      gathered_dots(in_.q_TJX[t] + j * head_dim(), in_.k_SX, keys, z_.data() + j * count);
       add_relu(z_.data() + j * count, count, in_.w_TJ[t][j], scores_.data());
     }
     loss += loss_row(p_.data(), count, scores_.data());
     for (int64_t j = 0; j < num_heads(); ++j) {
       float* const dz = z_.data() + j * count;
       out_.dw_TJ[t][j] = head_gradient(scores_.data(), count, in_.w_TJ[t][j], dz);
-      gathered_sum(dz, in_.k_TX, keys, out_.dq_TJX[t] + j * head_dim());
+      gathered_sum(dz, in_.k_SX, keys, out_.dq_TJX[t] + j * head_dim());
       scatter_add(dz, in_.q_TJX[t] + j * head_dim(), keys, dk_);
     }
   }
@@ -235,13 +236,14 @@ class BlockLoss {
 
 void check_shapes(const IndexerLossInput& in, const IndexerLossOutput& out) {
   const int64_t tokens = in.q.rows;
-  CHECK_EQ(in.k.rows, tokens);
+  CHECK_LE(tokens, in.k.rows);
   CHECK_EQ(in.q_TJX.rows, tokens);
-  CHECK_EQ(in.k_TX.rows, tokens);
-  CHECK_EQ(in.q_TJX.cols, in.w_TJ.cols * in.k_TX.cols);
+  CHECK_EQ(in.k_SX.rows, in.k.rows);
+  CHECK_EQ(out.dk_SX.rows, in.k.rows);
+  CHECK_EQ(in.q_TJX.cols, in.w_TJ.cols * in.k_SX.cols);
   CHECK_EQ(out.dq_TJX.cols, in.q_TJX.cols);
   CHECK_EQ(out.dw_TJ.cols, in.w_TJ.cols);
-  CHECK_EQ(out.dk_TX.cols, in.k_TX.cols);
+  CHECK_EQ(out.dk_SX.cols, in.k_SX.cols);
   if (!in.keys_T.empty()) CHECK_EQ(in.keys_T.num_queries, tokens);
 }
 
@@ -249,14 +251,14 @@ void check_shapes(const IndexerLossInput& in, const IndexerLossOutput& out) {
 
 void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   check_shapes(in, out);
-  const int64_t tokens = in.q.rows, dim = in.k_TX.cols;
+  const int64_t tokens = in.q.rows, num_keys = in.k.rows, dim = in.k_SX.cols;
   const int64_t num_blocks = (tokens + kQueryBlock - 1) / kQueryBlock;
   const int64_t num_parts = std::min(kNumParts, num_blocks);
-  std::vector<float> dk(num_parts * tokens * dim, 0.0f);
+  std::vector<float> dk(num_parts * num_keys * dim, 0.0f);
   std::vector<double> loss(num_parts), recall(num_parts);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      BlockLoss block(in, out, {dk.data() + part * tokens * dim, tokens, dim});
+      BlockLoss block(in, out, {dk.data() + part * num_keys * dim, num_keys, dim});
       for (int64_t i = part; i < num_blocks; i += num_parts)
         block.add(i * kQueryBlock, std::min((i + 1) * kQueryBlock, tokens));
       loss[part] = block.loss;
@@ -268,12 +270,12 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
     out.loss += loss[part];
     out.recall += recall[part];
   }
-  base::parallel_for(tokens, 256, [&](int64_t begin, int64_t end) {
+  base::parallel_for(num_keys, 256, [&](int64_t begin, int64_t end) {
     for (int64_t s = begin; s < end; ++s)
       for (int64_t x = 0; x < dim; ++x) {
         float sum = 0;
-        for (int64_t part = 0; part < num_parts; ++part) sum += dk[(part * tokens + s) * dim + x];
-        out.dk_TX[s][x] = sum;
+        for (int64_t part = 0; part < num_parts; ++part) sum += dk[(part * num_keys + s) * dim + x];
+        out.dk_SX[s][x] = sum;
       }
   });
 }
@@ -281,17 +283,18 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
 namespace reference {
 
 void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
-  const int64_t tokens = in.q.rows, heads = in.shape.num_heads, dim = in.k_TX.cols;
+  const int64_t tokens = in.q.rows, heads = in.shape.num_heads, dim = in.k_SX.cols;
+  const int64_t offset = in.k.rows - tokens;
   const auto dot = [](const float* a, const float* b, int64_t count) {
     double sum = 0;
     for (int64_t i = 0; i < count; ++i) sum += static_cast<double>(a[i]) * b[i];
     return sum;
   };
-  std::vector<double> dk(tokens * dim);
+  std::vector<double> dk(in.k.rows * dim);
   out.loss = out.recall = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     std::vector<int32_t> keys;
-    for (int32_t s = 0; s <= t && in.keys_T.empty(); ++s) keys.push_back(s);
+    for (int32_t s = 0; s <= offset + t && in.keys_T.empty(); ++s) keys.push_back(s);
     if (!in.keys_T.empty()) keys.assign(in.keys_T[t].begin(), in.keys_T[t].end());
     std::vector<double> p(keys.size()), scores(keys.size());
     double sum = 0;
@@ -304,7 +307,7 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
             static_cast<double>(heads);
       for (int64_t j = 0; j < in.w_TJ.cols; ++j)
         scores[i] +=
-            in.w_TJ[t][j] * std::max(dot(in.q_TJX[t] + j * dim, in.k_TX[keys[i]], dim), 0.0);
+            in.w_TJ[t][j] * std::max(dot(in.q_TJX[t] + j * dim, in.k_SX[keys[i]], dim), 0.0);
       sum += std::exp(scores[i]);
     }
     std::vector<double> dq(in.q_TJX.cols), dw(in.w_TJ.cols);
@@ -312,11 +315,11 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
       if (p[i] > 0) out.loss += p[i] * (std::log(p[i]) - scores[i] + std::log(sum));
       const double g = std::exp(scores[i]) / sum - p[i];
       for (int64_t j = 0; j < in.w_TJ.cols; ++j) {
-        const double z = dot(in.q_TJX[t] + j * dim, in.k_TX[keys[i]], dim);
+        const double z = dot(in.q_TJX[t] + j * dim, in.k_SX[keys[i]], dim);
         if (z <= 0) continue;
         dw[j] += g * z;
         for (int64_t x = 0; x < dim; ++x) {
-          dq[j * dim + x] += g * in.w_TJ[t][j] * in.k_TX[keys[i]][x];
+          dq[j * dim + x] += g * in.w_TJ[t][j] * in.k_SX[keys[i]][x];
           dk[keys[i] * dim + x] += g * in.w_TJ[t][j] * in.q_TJX[t][j * dim + x];
         }
       }
@@ -324,8 +327,8 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
     std::copy(dq.begin(), dq.end(), out.dq_TJX[t]);
     std::copy(dw.begin(), dw.end(), out.dw_TJ[t]);
   }
-  for (int64_t s = 0; s < tokens; ++s)
-    for (int64_t x = 0; x < dim; ++x) out.dk_TX[s][x] = static_cast<float>(dk[s * dim + x]);
+  for (int64_t s = 0; s < in.k.rows; ++s)
+    for (int64_t x = 0; x < dim; ++x) out.dk_SX[s][x] = static_cast<float>(dk[s * dim + x]);
 }
 
 }  // namespace reference

@@ -16,13 +16,13 @@
 
 namespace fathom::kernels {
 
-// One sequence of T tokens. The teacher is attention's own q_T[H*qk], k_T[H*qk] and lse_HT, which
-// must be of the same keys that keys_T names; the indexer's q_TJX (heads one behind another), w_TJ
-// and k_TX are those of kernels/lightning_indexer.
+// One sequence of S tokens, of which the last T are queries. The teacher is attention's own
+// q_T[H*qk], k_S[H*qk] and lse_HT, which must be of the same keys that keys_T names; the indexer's
+// q_TJX (heads one behind another), w_TJ and k_SX are those of kernels/lightning_indexer.
 struct IndexerLossInput {
   AttentionShape shape;
   View2<const float> q, k, lse_HT;
-  View2<const float> q_TJX, w_TJ, k_TX;
+  View2<const float> q_TJX, w_TJ, k_SX;
   SelectedKeys keys_T;   // empty: every query sees all keys up to itself
   int64_t recall_k = 0;  // without keys_T: also measures the recall of a top-k of that size
 };
@@ -31,11 +31,11 @@ struct IndexerLossInput {
 struct IndexerLossOutput {
   double loss = 0;    // sum_t L[t], nats
   double recall = 0;  // sum over t of p's mass on the recall_k best keys
-  View2<float> dq_TJX, dw_TJ, dk_TX;
+  View2<float> dq_TJX, dw_TJ, dk_SX;
 };
 
 // CHECKs shapes. Parallel over blocks of queries; bits do not depend on the threads. Scratch:
-// blocks of 64 query rows by all keys, and eight times dk: linear in T. Oracle
+// blocks of 64 query rows by all keys, and eight times dk: linear in S. Oracle
 // reference::indexer_loss, 1e-5.
 void indexer_loss(const IndexerLossInput& input, IndexerLossOutput& output);
 

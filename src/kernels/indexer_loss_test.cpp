@@ -141,6 +141,36 @@ TEST(DsaTraining, T5AQueryWithoutKeysCountsForNothing) {
   EXPECT_EQ(max_difference(with.dk.view, without.dk.view), 0);
 }
 
+// The last queries of a sequence alone: their part of the loss, and no gradient of another query.
+TEST(IndexerLoss, FewerQueriesThanKeysAreTheSequencesLast) {
+  for (int64_t selected : {0, 8}) {
+    Case all(150), first(80), last(150);
+    for (Case* c : {&all, &first, &last})
+      if (selected > 0) c->select(selected);
+    auto whole = all.output(), begin = first.output(), end = last.output();
+    IndexerLossInput input = all.input();
+    indexer_loss(input, whole);
+    const auto head = [](View2<const float> x) { return x.slice_rows(0, 80); };
+    IndexerLossInput early = input, late = input;
+    early.q = head(input.q), early.k = head(input.k);
+    early.q_TJX = head(input.q_TJX), early.w_TJ = head(input.w_TJ), early.k_SX = head(input.k_SX);
+    if (selected > 0) early.keys_T = input.keys_T.slice(0, 80);
+    const auto tail = [](auto x) { return x.slice_rows(80, 150); };
+    late.q = tail(input.q), late.q_TJX = tail(input.q_TJX), late.w_TJ = tail(input.w_TJ);
+    late.lse_HT = View2<const float>(input.lse_HT.data + 80, kHeads, 70, input.lse_HT.stride);
+    if (selected > 0) late.keys_T = input.keys_T.slice(80, 70);
+    end.dq_TJX = tail(end.dq_TJX), end.dw_TJ = tail(end.dw_TJ);
+    indexer_loss(early, begin);
+    indexer_loss(late, end);
+    EXPECT_NEAR(begin.loss + end.loss, whole.loss, 1e-4);
+    EXPECT_LE(max_difference(tail(whole.dq_TJX), end.dq_TJX), 1e-5);
+    EXPECT_LE(max_difference(tail(whole.dw_TJ), end.dw_TJ), 1e-5);
+    for (int64_t s = 0; s < 150; ++s)
+      for (int64_t x = 0; x < kDim; ++x)
+        EXPECT_NEAR((s < 80 ? begin.dk_SX[s][x] : 0) + end.dk_SX[s][x], whole.dk_SX[s][x], 1e-4);
+  }
+}
+
 TEST(IndexerLoss, BitsDoNotDependOnTheThreads) {
   const int before = base::num_threads();
   for (bool is_selected : {false, true}) {

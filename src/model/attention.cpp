@@ -7,9 +7,11 @@
 #include "kernels/sparse_mla.h"
 #include "model/attention_ops.h"
 #include "model/attention_probabilities.h"
+#include "model/distribution.h"
 #include "model/indexer.h"
 #include "model/key_rule.h"
 #include "model/ops.h"
+#include "model/rank_ops.h"
 #include "model/teacher_gradient.h"
 
 namespace fathom::model {
@@ -63,15 +65,56 @@ ExpandedKv expand(const AttentionInput& in, const Tensor& latent_SC, const Tenso
           kv[1].reshape({rows, heads * c.v_head_dim})};
 }
 
+// The ranks that share the batch's tokens: this one alone, where none do.
+RankGroup sequence_ranks(const AttentionInput& in) {
+  return in.options.distribution ? in.options.distribution->sequence : RankGroup();
+}
+
+// Keys and values of every token that this rank's queries may see. Latents are what goes from rank
+// to rank: they are a fraction of the keys and values that each rank makes of them.
+ExpandedKv expand_for_queries(const AttentionInput& in, const Projections& p) {
+  const RankGroup ranks = sequence_ranks(in);
+  if (ranks.size() == 1) return expand(in, p.latent_NC, p.k_rope_NR);
+  const auto rows = ops::gather_rows(torch::cat({p.latent_NC, p.k_rope_NR}, 1), ranks)
+                        .split_with_sizes({in.config.kv_lora_rank, in.config.qk_rope_head_dim}, 1);
+  return expand(in, rows[0].contiguous(), rows[1]);
+}
+
 kernels::AttentionShape attention_shape(const Config& c, const ForwardOptions& options) {
   return {c.num_attention_heads, c.qk_head_dim(), c.v_head_dim,
           static_cast<float>(c.softmax_scale()),
           options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32};
 }
 
-Tensor training_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
+// The batch's segments, which begin at position 0, or those parts of them that are this rank's:
+// keys are then those of all ranks, in the order of the tokens.
+std::vector<ops::SegmentRows> segment_rows(const AttentionInput& in, int64_t num_tokens) {
+  std::vector<ops::SegmentRows> rows;
+  int64_t begin = 0;
+  const int64_t first_key = num_tokens * sequence_ranks(in).rank();
+  for (const Segment& segment : in.segments) {
+    CHECK(segment.position == 0 || sequence_ranks(in).size() > 1);
+    rows.push_back({begin, segment.num_tokens, first_key + begin - segment.position,
+                    segment.position + segment.num_tokens});
+    begin += segment.num_tokens;
+  }
+  return rows;
+}
+
+// What experiments put in the place of parts (other key rules, a teacher with gradient, the entropy
+// of attention) works on whole sequences.
+std::vector<int64_t> whole_lengths(const AttentionInput& in) {
+  const ForwardOptions& options = in.options;
+  const bool is_experiment =
+      options.key_rule != KeyRule::kIndexer || !options.detach_teacher || options.attention_entropy;
+  CHECK(!is_experiment || sequence_ranks(in).size() == 1, "experiments run without sequence ranks");
   std::vector<int64_t> lengths;
   for (const Segment& segment : in.segments) lengths.push_back(segment.num_tokens);
+  return lengths;
+}
+
+Tensor training_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
+  const auto segments = segment_rows(in, x_ND.size(0));
   const auto shape = attention_shape(in.config, in.options);
   const ForwardOptions& options = in.options;
   const bool has_loss = options.indexer_loss && in.statistics;
@@ -81,23 +124,26 @@ Tensor training_attention(const AttentionInput& in, const Projections& p, const 
   if (selects || has_loss)
     indexer = project_indexer(in.weights.indexer, in.config, cut(x_ND), cut(p.q_latent_NQ), in.rope,
                               options);
-  const ExpandedKv kv = expand(in, p.latent_NC, p.k_rope_NR);
+  if (indexer.k_NX.defined()) indexer.k_NX = ops::gather_rows(indexer.k_NX, sequence_ranks(in));
+  const ExpandedKv kv = expand_for_queries(in, p);
+  const auto lengths = whole_lengths(in);
   ops::KeySelection selection;
   if (selects)
-    selection = select_in_segments(indexer, lengths, in.config, options);
+    selection = select_in_segments(indexer, segments, in.config, options);
   else if (options.sparse)
     selection = select_by_rule({options.key_rule, in.config.index_topk, options.key_seed, in.layer,
                                 p.q_NHD, kv.k_SHD, shape},
                                lengths);
   const ops::Attended attended =
-      ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, lengths, selection);
+      ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, segments, selection);
   if (options.attention_entropy && in.statistics)
     in.statistics->attention_entropy.push_back(
         mean_entropy({p.q_NHD, kv.k_SHD, shape, lengths}, selection));
   if (has_loss) {
     const ops::IndexerLossStudent student{indexer.q_NJX, indexer.w_NJ, indexer.k_NX};
     const ops::IndexerLossTeacher teacher{p.q_NHD, kv.k_SHD, attended.lse_HN, shape};
-    const auto loss = ops::indexer_loss(student, teacher, lengths, selection, in.config.index_topk);
+    const auto loss =
+        ops::indexer_loss(student, teacher, segments, selection, in.config.index_topk);
     in.statistics->indexer_loss.push_back(
         options.detach_teacher
             ? loss.loss

@@ -22,7 +22,8 @@ struct AttentionInput {
 // Segments without a cache attend within themselves, in the MHA form, and are differentiable: how
 // training runs. With options.sparse, those longer than index_topk attend to what the indexer (or
 // another options.key_rule) selects. The indexer's input is detached (report of V3.2, section
-// 2.1.1). Segments with a cache run without gradient.
+// 2.1.1). Where ranks share the batch (options.distribution->sequence), a segment's keys before its
+// position are another rank's. Segments with a cache run without gradient.
 torch::Tensor mla_attention(const AttentionInput& input, const torch::Tensor& x_ND);
 
 }  // namespace fathom::model

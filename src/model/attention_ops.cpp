@@ -18,12 +18,12 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-// One segment's tokens: rows [begin, begin + count) of the batch.
-struct Rows {
-  int64_t begin = 0;
-  int64_t count = 0;
-
+// One segment's parts of a batch's tensors.
+struct Rows : SegmentRows {
   View2<float> of(const Tensor& x) const { return view2(x).slice_rows(begin, begin + count); }
+  View2<float> keys_of(const Tensor& x) const {
+    return view2(x).slice_rows(key_begin, key_begin + key_count);
+  }
   // [H, N]: the segment's part is a column range.
   View2<float> columns_of(const Tensor& x) const {
     return View2<float>(x.data_ptr<float>() + begin, x.size(0), count, x.size(1));
@@ -37,14 +37,27 @@ struct Rows {
   }
 };
 
-std::vector<Rows> rows_of(std::span<const int64_t> lengths) {
+// Segments as autograd saves them.
+std::vector<int64_t> flattened(std::span<const SegmentRows> segments) {
+  std::vector<int64_t> flat;
+  for (const SegmentRows& s : segments)
+    flat.insert(flat.end(), {s.begin, s.count, s.key_begin, s.key_count});
+  return flat;
+}
+
+std::vector<Rows> rows_of(const std::vector<int64_t>& flat) {
   std::vector<Rows> rows;
-  int64_t begin = 0;
-  for (int64_t length : lengths) {
-    rows.push_back({begin, length});
-    begin += length;
-  }
+  for (size_t i = 0; i < flat.size(); i += 4)
+    rows.push_back({{flat[i], flat[i + 1], flat[i + 2], flat[i + 3]}});
   return rows;
+}
+
+// For gradients by keys, which kernels write: zeros where ranks share a sequence, so that some keys
+// are no segment's.
+Tensor key_gradients(const Tensor& k, const std::vector<Rows>& segments) {
+  int64_t num_keys = 0;
+  for (const Rows& at : segments) num_keys += at.key_count;
+  return num_keys == k.size(0) ? torch::empty_like(k) : torch::zeros_like(k);
 }
 
 // Runs body(segment, head) for the segments that are attended to densely.
@@ -62,21 +75,22 @@ void for_each_dense_head(const std::vector<Rows>& segments, const KeySelection& 
 
 struct AttentionFunction : Function<AttentionFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
-                        const kernels::AttentionShape& shape, std::vector<int64_t> lengths,
+                        const kernels::AttentionShape& shape, std::vector<int64_t> flat_segments,
                         const KeySelection& selection, Tensor* lse_HN) {
-    Tensor out = torch::empty_like(v), lse = torch::empty({shape.num_heads, q.size(0)});
-    const auto segments = rows_of(lengths);
+    Tensor out = torch::empty({q.size(0), v.size(1)}),
+           lse = torch::empty({shape.num_heads, q.size(0)});
+    const auto segments = rows_of(flat_segments);
     for_each_dense_head(segments, selection, shape, [&](const Rows& at, int64_t head) {
-      kernels::attention_forward(shape,
-                                 {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), {}},
-                                 head, head + 1);
+      kernels::attention_forward(
+          shape, {at.of(q), at.keys_of(k), at.keys_of(v), at.of(out), at.columns_of(lse), {}}, head,
+          head + 1);
     });
     for (const Rows& at : segments)
       if (const auto keys_T = at.of(selection); !keys_T.empty())
-        kernels::sparse_attention_forward(
-            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.columns_of(lse), keys_T});
+        kernels::sparse_attention_forward(shape, {at.of(q), at.keys_of(k), at.keys_of(v),
+                                                  at.of(out), at.columns_of(lse), keys_T});
     ctx->save_for_backward({q, k, v, out, lse, selection.keys, selection.begins_N1});
-    ctx->saved_data["lengths"] = std::move(lengths);
+    ctx->saved_data["segments"] = std::move(flat_segments);
     ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim,
                                                     static_cast<int64_t>(shape.precision)};
     ctx->saved_data["scale"] = static_cast<double>(shape.scale);
@@ -93,19 +107,20 @@ struct AttentionFunction : Function<AttentionFunction> {
                                         static_cast<float>(ctx->saved_data["scale"].toDouble()),
                                         static_cast<kernels::Precision>(dims[3])};
     const Tensor dout = grads[0].contiguous();
-    Tensor dq = torch::empty_like(q), dk = torch::empty_like(k), dv = torch::empty_like(v);
-    const auto segments = rows_of(ctx->saved_data["lengths"].toIntVector());
+    const auto segments = rows_of(ctx->saved_data["segments"].toIntVector());
+    Tensor dq = torch::empty_like(q), dk = key_gradients(k, segments),
+           dv = key_gradients(v, segments);
     for_each_dense_head(segments, selection, shape, [&](const Rows& at, int64_t head) {
       kernels::attention_backward(shape,
-                                  {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout),
-                                   at.columns_of(lse), at.of(dq), at.of(dk), at.of(dv)},
+                                  {at.of(q), at.keys_of(k), at.keys_of(v), at.of(out), at.of(dout),
+                                   at.columns_of(lse), at.of(dq), at.keys_of(dk), at.keys_of(dv)},
                                   head, head + 1);
     });
     for (const Rows& at : segments)
       if (const auto keys_T = at.of(selection); !keys_T.empty())
         kernels::sparse_attention_backward(
-            shape, {at.of(q), at.of(k), at.of(v), at.of(out), at.of(dout), at.columns_of(lse),
-                    at.of(dq), at.of(dk), at.of(dv), keys_T});
+            shape, {at.of(q), at.keys_of(k), at.keys_of(v), at.of(out), at.of(dout),
+                    at.columns_of(lse), at.of(dq), at.keys_of(dk), at.keys_of(dv), keys_T});
     return {dq, dk, dv, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -113,18 +128,19 @@ struct AttentionFunction : Function<AttentionFunction> {
 // The gradients of the loss, computed with it: backward only scales them.
 struct IndexerLossFunction : Function<IndexerLossFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q_NJX, const Tensor& w_NJ,
-                        const Tensor& k_NX, const IndexerLossTeacher& teacher,
-                        const std::vector<int64_t>& lengths, const KeySelection& selection,
+                        const Tensor& k_SX, const IndexerLossTeacher& teacher,
+                        const std::vector<int64_t>& flat_segments, const KeySelection& selection,
                         int64_t recall_k, double* recall) {
+    const auto segments = rows_of(flat_segments);
     Tensor dq = torch::empty_like(q_NJX), dw = torch::empty_like(w_NJ),
-           dk = torch::empty_like(k_NX);
+           dk = key_gradients(k_SX, segments);
     double loss = 0, mass = 0, num_dense = 0;
-    for (const Rows& at : rows_of(lengths)) {
+    for (const Rows& at : segments) {
       const auto keys_T = at.of(selection);
-      kernels::IndexerLossOutput out{0, 0, at.of(dq), at.of(dw), at.of(dk)};
+      kernels::IndexerLossOutput out{0, 0, at.of(dq), at.of(dw), at.keys_of(dk)};
       kernels::indexer_loss(
-          {teacher.shape, at.of(teacher.q), at.of(teacher.k), at.columns_of(teacher.lse_HN),
-           at.of(q_NJX), at.of(w_NJ), at.of(k_NX), keys_T, recall_k},
+          {teacher.shape, at.of(teacher.q), at.keys_of(teacher.k), at.columns_of(teacher.lse_HN),
+           at.of(q_NJX), at.of(w_NJ), at.keys_of(k_SX), keys_T, recall_k},
           out);
       loss += out.loss;
       mass += out.recall;
@@ -157,27 +173,34 @@ KeySelection join_keys(const std::vector<std::vector<int32_t>>& keys_N) {
   return selection;
 }
 
+std::vector<SegmentRows> segment_rows(std::span<const int64_t> lengths) {
+  std::vector<SegmentRows> rows;
+  int64_t begin = 0;
+  for (int64_t length : lengths) {
+    rows.push_back({begin, length, begin, length});
+    begin += length;
+  }
+  return rows;
+}
+
 Attended attend(const Tensor& q, const Tensor& k, const Tensor& v,
-                const kernels::AttentionShape& shape, std::span<const int64_t> segment_lengths,
+                const kernels::AttentionShape& shape, std::span<const SegmentRows> segments,
                 const KeySelection& selection) {
   Attended result;
-  result.out_NHV =
-      AttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), shape,
-                               std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()),
-                               selection, &result.lse_HN);
+  result.out_NHV = AttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), shape,
+                                            flattened(segments), selection, &result.lse_HN);
   return result;
 }
 
 IndexerLoss indexer_loss(const IndexerLossStudent& student, const IndexerLossTeacher& teacher,
-                         std::span<const int64_t> segment_lengths, const KeySelection& selection,
+                         std::span<const SegmentRows> segments, const KeySelection& selection,
                          int64_t recall_k) {
   IndexerLoss result;
   const IndexerLossTeacher detached{teacher.q.detach().contiguous(),
                                     teacher.k.detach().contiguous(), teacher.lse_HN, teacher.shape};
-  result.loss = IndexerLossFunction::apply(
-      student.q_NJX.contiguous(), student.w_NJ.contiguous(), student.k_NX.contiguous(), detached,
-      std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()), selection, recall_k,
-      &result.recall);
+  result.loss = IndexerLossFunction::apply(student.q_NJX.contiguous(), student.w_NJ.contiguous(),
+                                           student.k_SX.contiguous(), detached, flattened(segments),
+                                           selection, recall_k, &result.recall);
   return result;
 }
 

@@ -12,6 +12,15 @@
 
 namespace fathom::model::ops {
 
+// One segment: its queries are rows of q, its keys rows of k and v, which no other segment has. The
+// queries are its last: query i stands at key_count - count + i.
+struct SegmentRows {
+  int64_t begin = 0, count = 0;
+  int64_t key_begin = 0, key_count = 0;
+};
+// Segments one behind another, each with a key a query.
+std::vector<SegmentRows> segment_rows(std::span<const int64_t> lengths);
+
 // What each token of a batch attends to, by positions within its segment; a segment all of whose
 // lists are empty is attended to densely. Undefined tensors: every segment is.
 struct KeySelection {
@@ -29,15 +38,15 @@ struct Attended {
   torch::Tensor lse_HN;  // log-sum-exp of the scaled scores attended to; carries no gradient
 };
 
-// Causal attention within each segment; q, k [N, H*qk], v [N, H*v]. Gradients for q, k, v; none
-// passes through the selection. Parallel over segments and heads.
+// Causal attention within each segment; q [N, H*qk], k [S, H*qk], v [S, H*v]. Gradients for q, k,
+// v; none passes through the selection. Parallel over segments and heads.
 Attended attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
-                const kernels::AttentionShape& shape, std::span<const int64_t> segment_lengths,
+                const kernels::AttentionShape& shape, std::span<const SegmentRows> segments,
                 const KeySelection& selection = {});
 
 // The indexer's side of its loss, with gradients: model/indexer's projections.
 struct IndexerLossStudent {
-  torch::Tensor q_NJX, w_NJ, k_NX;
+  torch::Tensor q_NJX, w_NJ, k_SX;
 };
 
 // Attention's side, always detached: the report's cut between the indexer and the main model.
@@ -54,7 +63,7 @@ struct IndexerLoss {
 // Over all keys in densely attended segments, over the selected ones in the others. Computes the
 // gradients at once where any is wanted.
 IndexerLoss indexer_loss(const IndexerLossStudent& student, const IndexerLossTeacher& teacher,
-                         std::span<const int64_t> segment_lengths, const KeySelection& selection,
+                         std::span<const SegmentRows> segments, const KeySelection& selection,
                          int64_t recall_k);
 
 }  // namespace fathom::model::ops

@@ -62,10 +62,11 @@ ops::KeySelection selection_of(const Lists& lists) {
 
 ops::IndexerLoss loss_of(const Sequence& in, const Lists& lists) {
   const std::vector<int64_t> lengths = {in.length()};
+  const auto segments = ops::segment_rows(lengths);
   const auto selection = selection_of(lists);
-  const auto attended = ops::attend(in.q, in.k, in.v, kShape, lengths, selection);
+  const auto attended = ops::attend(in.q, in.k, in.v, kShape, segments, selection);
   return ops::indexer_loss({in.q_NJX, in.w_NJ, in.k_NX}, {in.q, in.k, attended.lse_HN, kShape},
-                           lengths, selection, 0);
+                           segments, selection, 0);
 }
 
 // Which keys each query sees, [T, S].

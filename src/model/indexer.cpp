@@ -75,10 +75,10 @@ void select_keys(const IndexerProjections& projections, const QueryTile& tile, i
 }
 
 ops::KeySelection select_in_segments(const IndexerProjections& projections,
-                                     std::span<const int64_t> segment_lengths, const Config& config,
-                                     const ForwardOptions& options) {
-  const auto longest = std::max_element(segment_lengths.begin(), segment_lengths.end());
-  if (longest == segment_lengths.end() || *longest <= config.index_topk) return {};
+                                     std::span<const ops::SegmentRows> segments,
+                                     const Config& config, const ForwardOptions& options) {
+  const auto selects = [&](const ops::SegmentRows& at) { return at.key_count > config.index_topk; };
+  if (std::none_of(segments.begin(), segments.end(), selects)) return {};
   Tensor q = projections.q_NJX.detach().contiguous(), k = projections.k_NX.detach().contiguous();
   const Tensor w = projections.w_NJ.detach().contiguous();
   // As in serving, which keeps keys in bf16.
@@ -91,19 +91,15 @@ ops::KeySelection select_in_segments(const IndexerProjections& projections,
   const kernels::RowLayout layout{is_bf16 ? kernels::RowFormat::kBF16 : kernels::RowFormat::kF32,
                                   k.size(1), 0};
   const auto* const keys = static_cast<const std::byte*>(k.data_ptr());
-  int64_t begin = 0;
-  for (int64_t length : segment_lengths) {
-    const int64_t end = begin + length;
-    if (length > config.index_topk) {
-      std::vector<const std::byte*> pages;
-      for (int64_t s = begin; s < end; s += kernels::kPageRows)
-        pages.push_back(keys + s * layout.num_bytes());
-      kernels::select_keys({ops::view2(q).slice_rows(begin, end),
-                            ops::view2(w).slice_rows(begin, end),
-                            {layout, pages.data(), length}},
-                           config.index_topk, std::span(keys_N).subspan(begin, length));
-    }
-    begin = end;
+  for (const ops::SegmentRows& at : segments) {
+    if (!selects(at)) continue;
+    std::vector<const std::byte*> pages;
+    for (int64_t s = at.key_begin; s < at.key_begin + at.key_count; s += kernels::kPageRows)
+      pages.push_back(keys + s * layout.num_bytes());
+    kernels::select_keys({ops::view2(q).slice_rows(at.begin, at.begin + at.count),
+                          ops::view2(w).slice_rows(at.begin, at.begin + at.count),
+                          {layout, pages.data(), at.key_count}},
+                         config.index_topk, std::span(keys_N).subspan(at.begin, at.count));
   }
   return ops::join_keys(keys_N);
 }

@@ -35,11 +35,11 @@ struct QueryTile {
 void select_keys(const IndexerProjections& projections, const QueryTile& tile, int64_t layer,
                  const Config& config, std::span<std::vector<int32_t>> keys_T);
 
-// The same without caches, for training: segments of the batch no longer than index_topk get no
-// lists, since they select everything.
+// The same without caches, for training: segments of no more than index_topk keys get no lists,
+// since they select everything. k_NX may hold more keys than there are queries.
 ops::KeySelection select_in_segments(const IndexerProjections& projections,
-                                     std::span<const int64_t> segment_lengths, const Config& config,
-                                     const ForwardOptions& options);
+                                     std::span<const ops::SegmentRows> segments,
+                                     const Config& config, const ForwardOptions& options);
 
 // [count, position + count] f32, -inf for later keys.
 torch::Tensor index_scores(const IndexerProjections& projections, const QueryTile& tile,

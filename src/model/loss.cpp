@@ -3,11 +3,8 @@
 #include "model/ops.h"
 
 namespace fathom::model {
-namespace {
-
 using torch::Tensor;
 
-// For each token the one after its target, -1 at the end of a segment or where it is not known.
 Tensor targets_after_next(const TrainingBatch& batch) {
   Tensor result = torch::full_like(batch.targets_N, -1);
   const int64_t* next = batch.targets_N.data_ptr<int64_t>();
@@ -21,14 +18,19 @@ Tensor targets_after_next(const TrainingBatch& batch) {
   return result;
 }
 
+namespace {
+
 void add_cross_entropies(const Model& model, const TrainingBatch& batch, const LossOptions& options,
                          const Tensor& hidden, const Tensor& predicted, Losses& losses) {
   const ops::LinearOptions linear{options.forward.bf16_matmuls, false};
-  losses.total = ops::linear_cross_entropy(hidden, model.weights.lm_head, batch.targets_N, linear);
+  losses.total = options.share.main *
+                 ops::linear_cross_entropy(hidden, model.weights.lm_head, batch.targets_N, linear);
   losses.main = losses.total.item<double>();
   if (!predicted.defined()) return;
-  const Tensor mtp = ops::linear_cross_entropy(predicted, model.weights.lm_head,
-                                               targets_after_next(batch), linear);
+  const Tensor targets =
+      batch.after_next_N.defined() ? batch.after_next_N : targets_after_next(batch);
+  const Tensor mtp = options.share.mtp *
+                     ops::linear_cross_entropy(predicted, model.weights.lm_head, targets, linear);
   losses.mtp = mtp.item<double>();
   losses.total = losses.total + options.mtp_weight * mtp;
 }
@@ -38,7 +40,9 @@ void add_cross_entropies(const Model& model, const TrainingBatch& batch, const L
 Losses language_model_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options) {
   std::vector<Segment> segments;
-  for (int64_t length : batch.segment_lengths) segments.push_back({length, 0, nullptr});
+  for (size_t i = 0; i < batch.segment_lengths.size(); ++i)
+    segments.push_back({batch.segment_lengths[i],
+                        batch.segment_positions.empty() ? 0 : batch.segment_positions[i], nullptr});
   Losses losses;
   ForwardStatistics statistics;
   ForwardOptions how = options.forward;
@@ -51,13 +55,17 @@ Losses language_model_loss(const Model& model, const TrainingBatch& batch,
   if (options.language_model) add_cross_entropies(model, batch, options, hidden, predicted, losses);
   const bool trains = torch::GradMode::is_enabled();
   if (options.language_model && options.balance_weight > 0 && trains && !statistics.balance.empty())
-    losses.total = losses.total + options.balance_weight * torch::stack(statistics.balance).mean();
-  for (const Tensor& loss : statistics.indexer_loss) losses.indexer.push_back(loss.item<double>());
+    losses.total = losses.total + options.balance_weight * options.share.tokens *
+                                      torch::stack(statistics.balance).mean();
+  for (const Tensor& loss : statistics.indexer_loss)
+    losses.indexer.push_back(options.share.tokens * loss.item<double>());
   if (!statistics.indexer_loss.empty()) {
-    const Tensor indexers = options.indexer_weight * torch::stack(statistics.indexer_loss).sum();
+    const Tensor indexers =
+        options.indexer_weight * options.share.tokens * torch::stack(statistics.indexer_loss).sum();
     losses.total = losses.total.defined() ? losses.total + indexers : indexers;
   }
-  losses.indexer_recall = statistics.indexer_recall;
+  for (double recall : statistics.indexer_recall)
+    losses.indexer_recall.push_back(options.share.tokens * recall);
   losses.attention_entropy = statistics.attention_entropy;
   losses.expert_counts = statistics.counts_E;
   return losses;

@@ -9,7 +9,23 @@ struct TrainingBatch {
   torch::Tensor tokens_N;                // i64
   torch::Tensor targets_N;               // i64: the next token; -1 where there is none to predict
   std::vector<int64_t> segment_lengths;  // documents (or rows) that must not see each other; sum N
-  std::vector<int64_t> sequence_lengths = {};  // the sequences of Balance::kSequence; sum N
+  // The sequences of Balance::kSequence; sum N. Where ranks share the batch, what this rank has of
+  // each of its sequences, 0 of those that others have.
+  std::vector<int64_t> sequence_lengths = {};
+  // Where each segment's first token stands within its document; empty: at its beginning. Only
+  // where ranks share documents: forward.distribution->sequence.
+  std::vector<int64_t> segment_positions = {};
+  // i64: the token after the target, -1 where there is none. Undefined: as targets_N says.
+  torch::Tensor after_next_N = {};
+};
+
+// For each token the one after its target, -1 at the end of a segment or where it is not known.
+torch::Tensor targets_after_next(const TrainingBatch& batch);
+
+// A call's part of a batch that ranks share: of its targets, MTP's targets and tokens. Its losses
+// are means over its own, multiplied by the part, so that the ranks' sum is the batch's mean.
+struct LossShare {
+  double main = 1, mtp = 1, tokens = 1;
 };
 
 // What the balance loss is taken over: the whole batch, or each row of it alone (the report's).
@@ -23,6 +39,7 @@ struct LossOptions {
   // False: the indexers' losses alone, the report's dense warm-up; head and cross-entropies are not
   // computed.
   bool language_model = true;
+  LossShare share = {};
   ForwardOptions forward{.form = AttentionForm::kMha, .sparse = false, .bf16_matmuls = true};
 };
 

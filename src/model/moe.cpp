@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <span>
 #include <vector>
 
+#include "model/distribution.h"
 #include "model/ops.h"
+#include "model/rank_ops.h"
 
 namespace fathom::model {
 namespace {
@@ -58,33 +62,58 @@ class ExpertChooser {
 
 }  // namespace
 
-Tensor balance_of(const Tensor& scores_TE, const Tensor& expert_index_TK) {
-  const int64_t num_experts = scores_TE.size(1);
-  const auto pairs = static_cast<double>(expert_index_TK.numel());
-  const Tensor share =
-      torch::bincount(expert_index_TK.flatten(), {}, num_experts).to(torch::kFloat32) / pairs;
-  const Tensor mean_score = (scores_TE / scores_TE.sum(1, true)).mean(0);
-  return (share * mean_score).sum() * static_cast<double>(num_experts);
-}
-
 namespace {
 
-Tensor mean_balance(const Tensor& scores_NE, const Tensor& expert_index_NK,
-                    std::span<const int64_t> sequences) {
-  if (sequences.empty()) return balance_of(scores_NE, expert_index_NK);
-  std::vector<Tensor> parts;
+// The balance statistic of tokens of a set whose load is counts_E: their part of it, divided by
+// what they are of its tokens, so that parts add up when weighted by their tokens.
+Tensor balance_under_load(const Tensor& scores_TE, const Tensor& counts_E) {
+  const Tensor share = counts_E.to(torch::kFloat32) / counts_E.sum().item<double>();
+  const Tensor mean_score = (scores_TE / scores_TE.sum(1, true)).mean(0);
+  return (share * mean_score).sum() * static_cast<double>(scores_TE.size(1));
+}
+
+Tensor loads_of(const Tensor& expert_index_TK, int64_t num_experts) {
+  return torch::bincount(expert_index_TK.flatten(), {}, num_experts);
+}
+
+// Of each of options.balance_sequences, or of the batch as one: [S, E]. A sequence may reach over
+// several ranks, and then its load is that on all of them.
+Tensor sequence_loads(const Tensor& expert_index_NK, std::span<const int64_t> lengths,
+                      int64_t num_experts, const ForwardOptions& options) {
+  std::vector<Tensor> loads;
   int64_t begin = 0;
-  for (const int64_t length : sequences) {
-    parts.push_back(
-        static_cast<double>(length) *
-        balance_of(scores_NE.narrow(0, begin, length), expert_index_NK.narrow(0, begin, length)));
+  for (const int64_t length : lengths) {
+    loads.push_back(loads_of(expert_index_NK.narrow(0, begin, length), num_experts));
     begin += length;
   }
-  CHECK_EQ(begin, scores_NE.size(0));
-  return torch::stack(parts).sum() / static_cast<double>(begin);
+  CHECK_EQ(begin, expert_index_NK.size(0));
+  const Tensor loads_SE = torch::stack(loads);
+  if (options.distribution) options.distribution->batch.all_reduce(loads_SE);
+  return loads_SE;
+}
+
+Tensor mean_balance(const Tensor& scores_NE, const Tensor& expert_index_NK,
+                    const ForwardOptions& options) {
+  const int64_t num_tokens = scores_NE.size(0);
+  std::span<const int64_t> lengths = options.balance_sequences;
+  if (lengths.empty()) lengths = {&num_tokens, 1};
+  const Tensor loads_SE = sequence_loads(expert_index_NK, lengths, scores_NE.size(1), options);
+  if (lengths.size() == 1) return balance_under_load(scores_NE, loads_SE[0]);
+  std::vector<Tensor> parts;
+  int64_t begin = 0;
+  for (size_t i = 0; i < lengths.size(); begin += lengths[i++])
+    if (lengths[i] > 0)  // else it is on other ranks
+      parts.push_back(static_cast<double>(lengths[i]) *
+                      balance_under_load(scores_NE.narrow(0, begin, lengths[i]),
+                                         loads_SE[static_cast<int64_t>(i)]));
+  return torch::stack(parts).sum() / static_cast<double>(num_tokens);
 }
 
 }  // namespace
+
+Tensor balance_of(const Tensor& scores_TE, const Tensor& expert_index_TK) {
+  return balance_under_load(scores_TE, loads_of(expert_index_TK, scores_TE.size(1)));
+}
 
 Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND,
               const ForwardOptions& options) {
@@ -103,7 +132,7 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
   routing.counts_E =
       torch::bincount(routing.expert_index_NK.flatten(), {}, config.n_routed_experts);
   if (torch::GradMode::is_enabled())
-    routing.balance = mean_balance(scores, routing.expert_index_NK, options.balance_sequences);
+    routing.balance = mean_balance(scores, routing.expert_index_NK, options);
   return routing;
 }
 
@@ -114,17 +143,74 @@ Tensor mlp(const MlpWeights& weights, const Tensor& x_ND, const ForwardOptions& 
   return ops::linear(ops::swiglu(gate, up), weights.down_proj, linear);
 }
 
+namespace {
+
+// x_MD: rows in the order of the experts, counts_E of each.
+Tensor run_experts(std::span<const MlpWeights> experts, const Tensor& x_MD,
+                   const std::vector<int64_t>& counts_E, const ForwardOptions& options) {
+  const auto x_of_expert = x_MD.split_with_sizes(counts_E);
+  std::vector<Tensor> outputs;
+  for (size_t e = 0; e < experts.size(); ++e)
+    if (counts_E[e] > 0) outputs.push_back(mlp(experts[e], x_of_expert[e], options));
+  return outputs.empty() ? x_MD : torch::cat(outputs);
+}
+
+// The rows of several blocks, each of which holds counts[block][expert] rows in the order of the
+// experts: their indices in the order of the experts, within one in that of the blocks.
+Tensor order_by_expert(const std::vector<std::vector<int64_t>>& counts) {
+  std::vector<int64_t> next, order;  // next: the row of each block that comes next
+  int64_t rows = 0;
+  for (const auto& block : counts) {
+    next.push_back(rows);
+    rows = std::accumulate(block.begin(), block.end(), rows);
+  }
+  for (size_t e = 0; e < counts[0].size(); ++e)
+    for (size_t block = 0; block < counts.size(); ++block)
+      for (int64_t i = 0; i < counts[block][e]; ++i) order.push_back(next[block]++);
+  return torch::tensor(order, torch::kLong);
+}
+
+// The same as run_experts, where each rank computes a part of the experts: rows go to the ranks of
+// their experts and come back.
+Tensor run_split_experts(const MoeWeights& weights, const Tensor& x_MD,
+                         const std::vector<int64_t>& counts_E, const ForwardOptions& options) {
+  const RankGroup& ranks = options.distribution->experts;
+  const auto num_experts = std::ssize(weights.experts);
+  CHECK_EQ(num_experts % ranks.size(), 0);
+  const int64_t num_mine = num_experts / ranks.size();
+  const std::vector<int64_t> even(ranks.size(), num_mine);
+  const Tensor all = ranks.all_to_all(torch::tensor(counts_E, torch::kLong), even, even);
+  ops::RowExchange rows;
+  std::vector<std::vector<int64_t>> received;  // by rank, then by expert of this rank
+  std::vector<int64_t> total(num_mine);
+  for (int64_t rank = 0; rank < ranks.size(); ++rank) {
+    const int64_t* const from = all.data_ptr<int64_t>() + rank * num_mine;
+    received.emplace_back(from, from + num_mine);
+    const auto to = counts_E.begin() + rank * num_mine;
+    rows.send_counts.push_back(std::accumulate(to, to + num_mine, int64_t{0}));
+    rows.receive_counts.push_back(std::accumulate(from, from + num_mine, int64_t{0}));
+    for (int64_t e = 0; e < num_mine; ++e) total[e] += received.back()[e];
+  }
+  const Tensor order = order_by_expert(received);
+  const Tensor x = ops::exchange_rows(x_MD, ranks, rows).index_select(0, order);
+  const Tensor y = run_experts(
+      std::span(weights.experts).subspan(ranks.rank() * num_mine, num_mine), x, total, options);
+  std::swap(rows.send_counts, rows.receive_counts);
+  return ops::exchange_rows(y.index_select(0, order.argsort()), ranks, rows);
+}
+
+}  // namespace
+
 Tensor moe(const MoeWeights& weights, const Tensor& x_ND, const Routing& routing,
            const ForwardOptions& options) {
   const auto plan =
       ops::plan_experts(routing.expert_index_NK, static_cast<int64_t>(weights.experts.size()));
-  const auto x_of_expert = ops::gather_to_experts(x_ND, plan).split_with_sizes(plan.counts_E);
-  std::vector<Tensor> outputs;
-  for (size_t e = 0; e < weights.experts.size(); ++e)
-    if (plan.counts_E[e] > 0) outputs.push_back(mlp(weights.experts[e], x_of_expert[e], options));
-  const Tensor routed =
-      ops::combine_from_experts(torch::cat(outputs), routing.expert_weight_NK, plan);
-  return routed + mlp(weights.shared_experts, x_ND, options);
+  const Tensor x = ops::gather_to_experts(x_ND, plan);
+  const bool is_split = options.distribution && options.distribution->experts.size() > 1;
+  const Tensor y = is_split ? run_split_experts(weights, x, plan.counts_E, options)
+                            : run_experts(weights.experts, x, plan.counts_E, options);
+  return ops::combine_from_experts(y, routing.expert_weight_NK, plan) +
+         mlp(weights.shared_experts, x_ND, options);
 }
 
 }  // namespace fathom::model

@@ -15,7 +15,8 @@ struct Routing {
 // Scores are sigmoid(gate x) in f32. Selection adds the correction bias: the topk_group groups with
 // the greatest sum of their two best biased scores stay, and of their experts the
 // num_experts_per_tok best; ties to the lower index. Weights are the unbiased scores, normalised
-// (norm_topk_prob) and multiplied by routed_scaling_factor.
+// (norm_topk_prob) and multiplied by routed_scaling_factor. The balance statistic takes the load
+// from all ranks of options.distribution->batch.
 Routing route(const MoeWeights& weights, const Config& config, const torch::Tensor& x_ND,
               const ForwardOptions& options);
 

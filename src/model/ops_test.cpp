@@ -147,7 +147,9 @@ TEST(OpGradients, CausalAttentionKeepsSegmentsApart) {
     return torch::cat(outputs);
   };
   expect_gradients(
-      [&](const auto& in) { return ops::attend(in[0], in[1], in[2], shape, lengths).out_NHV; },
+      [&](const auto& in) {
+        return ops::attend(in[0], in[1], in[2], shape, ops::segment_rows(lengths)).out_NHV;
+      },
       reference, {normal({24, 12}, 1), normal({24, 12}, 2), normal({24, 10}, 3)});
 }
 

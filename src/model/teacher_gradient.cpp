@@ -18,11 +18,11 @@ using torch::autograd::variable_list;
 // log softmax of the index scores of the block's queries, eq. (1), over the allowed keys.
 Tensor log_student(const IndexerLossStudent& student, const ProbabilityBlock& block) {
   const int64_t rows = block.allowed_TS.size(0), num_keys = block.allowed_TS.size(1);
-  const int64_t heads = student.w_NJ.size(1), dim = student.k_NX.size(1);
+  const int64_t heads = student.w_NJ.size(1), dim = student.k_SX.size(1);
   const int64_t first = block.segment + block.begin;
   const Tensor q_JTX =
       student.q_NJX.narrow(0, first, rows).view({rows, heads, dim}).transpose(0, 1);
-  const Tensor k_XS = student.k_NX.narrow(0, block.segment, num_keys).transpose(0, 1);
+  const Tensor k_XS = student.k_SX.narrow(0, block.segment, num_keys).transpose(0, 1);
   const Tensor w_JT1 = student.w_NJ.narrow(0, first, rows).transpose(0, 1).unsqueeze(2);
   return (torch::matmul(q_JTX, k_XS).relu() * w_JT1)
       .sum(0)
@@ -71,7 +71,7 @@ struct TeacherGradientFunction : Function<TeacherGradientFunction> {
 Tensor teacher_gradient(const IndexerLossStudent& student, const IndexerLossTeacher& teacher,
                         std::span<const int64_t> segment_lengths, const KeySelection& selection) {
   const IndexerLossStudent detached{student.q_NJX.detach().contiguous(), student.w_NJ.detach(),
-                                    student.k_NX.detach().contiguous()};
+                                    student.k_SX.detach().contiguous()};
   return TeacherGradientFunction::apply(
       teacher.q.contiguous(), teacher.k.contiguous(), teacher.shape, detached,
       std::vector<int64_t>(segment_lengths.begin(), segment_lengths.end()), selection);

@@ -17,6 +17,8 @@
 
 namespace fathom::model {
 
+struct Distribution;  // model/distribution.h
+
 struct Model {
   Config config;
   Weights weights;
@@ -58,8 +60,10 @@ struct ForwardOptions {
   bool detach_teacher = true;
   bool attention_entropy = false;  // without caches: collect ForwardStatistics::attention_entropy
   // Lengths of the sequences over each of which ForwardStatistics::balance is taken, their sum N;
-  // empty: over the batch as one. Must outlive the call.
+  // empty: over the batch as one. Of a sequence that ranks share, the length of this one's part,
+  // 0 where it has none. Must outlive the call.
   std::span<const int64_t> balance_sequences = {};
+  const Distribution* distribution = nullptr;  // training: where ranks share the work
 };
 
 // What serving computes with: operands of matmuls in bf16 and, for FP8 weights, deploy mode.

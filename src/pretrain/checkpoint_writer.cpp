@@ -28,19 +28,29 @@ Snapshot snapshot_of(const TrainerState& state, const model::Model& model,
   return snapshot;
 }
 
+void save(const RunFolder& folder, const Snapshot& snapshot, int64_t keep,
+          const model::RankGroup& ranks) {
+  try {
+    folder.save(snapshot.state, snapshot.model, snapshot.optimizer, keep, ranks);
+  } catch (const model::RankLost&) {
+    throw;  // the run says what is to be done
+  } catch (const std::exception& error) {
+    fail("the checkpoint of step {} could not be written: {}", snapshot.state.step, error.what());
+  }
+}
+
 }  // namespace
 
 void CheckpointWriter::start(const RunFolder& folder, const TrainerState& state,
                              const model::Model& model, const Optimizer& optimizer, int64_t keep) {
   wait();
-  writing_ = std::async(std::launch::async, [&folder, keep,
-                                             snapshot = snapshot_of(state, model, optimizer)] {
-    try {
-      folder.save(snapshot.state, snapshot.model, snapshot.optimizer, keep);
-    } catch (const std::exception& error) {
-      fail("the checkpoint of step {} could not be written: {}", snapshot.state.step, error.what());
-    }
-  });
+  // Ranks wait for each other's files, in messages of the same group as training's: a thread of its
+  // own would send them between training's, in another order on each rank.
+  if (ranks_.size() > 1) return save(folder, {state, model, optimizer.state()}, keep, ranks_);
+  writing_ = std::async(std::launch::async,
+                        [&folder, keep, snapshot = snapshot_of(state, model, optimizer)] {
+                          save(folder, snapshot, keep, {});
+                        });
 }
 
 void CheckpointWriter::wait() {

@@ -78,18 +78,24 @@ double weight_decay_of(model::Role role, const OptimizerRecipe& recipe) {
   }
 }
 
-Optimizer::Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe)
-    : recipe_(std::move(recipe)) {
+Optimizer::Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe,
+                     model::RankGroup ranks)
+    : recipe_(std::move(recipe)), ranks_(std::move(ranks)) {
   for (auto& slot : slots) {
     if (!slot.tensor->requires_grad()) continue;
     const bool is_muon = slot.role == model::Role::kMatrix && recipe_.matrices == "muon";
     const bool is_indexer = model::is_indexer(slot);
     slots_.push_back({std::move(slot), is_muon, is_indexer, {}, {}});
   }
+  std::vector<int64_t> sizes;
+  for (const Slot& slot : slots_) sizes.push_back(slot.slot.tensor->numel());
+  const auto owners = balanced_owners(sizes, ranks_.size());
+  for (size_t i = 0; i < slots_.size(); ++i) owned_.push_back({slots_[i].slot.tensor, owners[i]});
 }
 
 Optimizer::Norms Optimizer::gradient_norms() const {
-  std::vector<double> squares(slots_.size());
+  const Tensor all = torch::zeros({std::ssize(slots_)}, torch::kDouble);
+  double* const squares = all.data_ptr<double>();
   base::parallel_for(static_cast<int64_t>(slots_.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tensor& gradient = slots_[i].slot.tensor->grad();
@@ -97,6 +103,7 @@ Optimizer::Norms Optimizer::gradient_norms() const {
         squares[i] = kernels::sum_of_squares(gradient.numel(), gradient.data_ptr<float>());
     }
   });
+  ranks_.all_reduce(all);  // of each tensor one rank holds the gradient
   Norms sums;
   for (size_t i = 0; i < slots_.size(); ++i)
     (slots_[i].is_indexer ? sums.indexer : sums.model) += squares[i];
@@ -142,6 +149,7 @@ void Optimizer::update(Slot& slot, double learning_rate, int64_t step,
 }
 
 Optimizer::Norms Optimizer::step(double learning_rate, int64_t step) {
+  const auto is_updated = sum_gradients(owned_, ranks_);
   const Norms norms = gradient_norms();
   const auto clip = [&](double norm) {
     return norm > recipe_.clip_norm ? recipe_.clip_norm / norm : 1.0;
@@ -158,6 +166,7 @@ Optimizer::Norms Optimizer::step(double learning_rate, int64_t step) {
         update(slots_[i], learning_rate, step, slots_[i].is_indexer ? indexer_scale : model_scale);
   });
   for (Slot& slot : slots_) slot.slot.tensor->mutable_grad() = Tensor();
+  share_values(owned_, is_updated, ranks_);
   return norms;
 }
 
@@ -180,6 +189,7 @@ void Optimizer::restore(const std::vector<State>& state) {
                                    [&](const Slot& s) { return s.slot.name == name; });
     if (slot == slots_.end() || !saved.tensor.sizes().equals(slot->slot.shape))
       fail("optimizer state {} does not belong to this model", saved.name);
+    if (!is_mine(static_cast<size_t>(slot - slots_.begin()))) continue;
     (saved.name.substr(dot) == ".first_moment" ? slot->first_moment : slot->second_moment) =
         saved.tensor.clone();
   }

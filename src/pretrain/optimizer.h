@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "model/rank_group.h"
 #include "model/weights.h"
 #include "pretrain/recipe.h"
+#include "pretrain/sharding.h"
 
 namespace fathom::pretrain {
 
@@ -18,24 +20,28 @@ double weight_decay_of(model::Role role, const OptimizerRecipe& recipe);
 
 class Optimizer {
  public:
-  // The slots' tensors must outlive the optimizer.
-  Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe);
+  // The slots' tensors must outlive the optimizer. Each of the ranks updates its share of them and
+  // keeps the moments of those alone.
+  Optimizer(std::vector<model::TensorSlot> slots, OptimizerRecipe recipe,
+            model::RankGroup ranks = {});
 
   // Norms of all gradients of a step, before clipping.
   struct Norms {
     double model = 0;
     double indexer = 0;
   };
-  // Clips the gradients to the global norm, updates every tensor that has one and frees the
-  // gradients. The indexers' are clipped by their own norm: through a common one their loss would
-  // move the main model. `step` counts from 1. Bits do not depend on the thread count.
+  // Sums the gradients over the ranks, clips them to the global norm, updates every tensor that has
+  // one and frees the gradients. The indexers' are clipped by their own norm: through a common one
+  // their loss would move the main model. `step` counts from 1. Bits do not depend on the thread
+  // count. Every rank calls it.
   Norms step(double learning_rate, int64_t step);
 
   struct State {
     std::string name;
     torch::Tensor tensor;
   };
-  // Moments of all tensors that have been updated, in a fixed order; restore() takes them back.
+  // Moments of all tensors that this rank has updated, in a fixed order. restore() takes them back,
+  // and leaves out what is another rank's.
   std::vector<State> state() const;
   void restore(const std::vector<State>& state);
 
@@ -47,10 +53,13 @@ class Optimizer {
     torch::Tensor first_moment, second_moment;  // undefined until the first update
   };
   Norms gradient_norms() const;
+  bool is_mine(size_t slot) const { return owned_[slot].owner == ranks_.rank(); }
   void update(Slot& slot, double learning_rate, int64_t step, double gradient_scale) const;
 
   std::vector<Slot> slots_;
+  std::vector<OwnedTensor> owned_;  // of each slot
   OptimizerRecipe recipe_;
+  model::RankGroup ranks_;
 };
 
 }  // namespace fathom::pretrain

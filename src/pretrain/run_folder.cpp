@@ -22,29 +22,32 @@ void save_optimizer(const std::vector<Optimizer::State>& state, const std::files
   model::write_safetensors(path, tensors);
 }
 
-}  // namespace
-
-RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) {
-  std::filesystem::create_directories(folder_);
+std::string shard_name(int64_t shard, int64_t num_shards) {
+  if (num_shards == 1) return "optimizer.safetensors";
+  return fmt::format("optimizer-{:05}-of-{:05}.safetensors", shard + 1, num_shards);
 }
 
-void RunFolder::save(const TrainerState& state, const model::Model& model,
-                     const std::vector<Optimizer::State>& optimizer, int64_t keep) const {
-  const std::string name = fmt::format("step-{:06}", state.step);
-  const auto temporary = folder_ / (name + ".tmp");
-  std::filesystem::remove_all(temporary);
-  model::save_checkpoint(model, temporary, torch::kFloat32);
-  save_optimizer(optimizer, temporary / "optimizer.safetensors");
-  const Json json = {{"step", state.step},
-                     {"total_steps", state.total_steps},
-                     {"seconds", state.seconds},
-                     {"recipe", state.recipe}};
-  base::write_file_atomically(temporary / "trainer.json", json.dump(2) + "\n");
-  std::filesystem::remove_all(folder_ / name);
-  std::filesystem::rename(temporary, folder_ / name);
-  base::write_file_atomically(folder_ / "latest", name + "\n");
+std::vector<std::filesystem::path> optimizer_shards(const std::filesystem::path& checkpoint) {
+  int64_t num_shards = 1;
+  for (const auto& entry : std::filesystem::directory_iterator(checkpoint)) {
+    const std::string name = entry.path().filename();
+    const size_t of = name.find("-of-");
+    if (name.starts_with("optimizer-") && of != std::string::npos)
+      num_shards = std::max<int64_t>(num_shards, std::atoll(name.c_str() + of + 4));
+  }
+  std::vector<std::filesystem::path> paths;
+  for (int64_t shard = 0; shard < num_shards; ++shard) {
+    paths.push_back(checkpoint / shard_name(shard, num_shards));
+    if (!std::filesystem::exists(paths.back()))
+      fail("{}: is missing; the checkpoint was written by {} rank{}, whose file each is needed",
+           paths.back().string(), num_shards, num_shards == 1 ? "" : "s");
+  }
+  return paths;
+}
+
+void remove_older(const std::filesystem::path& folder, int64_t keep) {
   std::vector<std::filesystem::path> all;
-  for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     if (!entry.path().filename().string().starts_with("step-")) continue;
     if (entry.path().extension() == ".tmp")  // a killed process's
       std::filesystem::remove_all(entry.path());
@@ -54,6 +57,36 @@ void RunFolder::save(const TrainerState& state, const model::Model& model,
   std::sort(all.begin(), all.end());
   for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i)
     std::filesystem::remove_all(all[i]);
+}
+
+}  // namespace
+
+RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) {
+  std::filesystem::create_directories(folder_);
+}
+
+void RunFolder::save(const TrainerState& state, const model::Model& model,
+                     const std::vector<Optimizer::State>& optimizer, int64_t keep,
+                     const model::RankGroup& ranks) const {
+  const std::string name = fmt::format("step-{:06}", state.step);
+  const auto temporary = folder_ / (name + ".tmp");
+  if (ranks.is_first()) {
+    std::filesystem::remove_all(temporary);
+    model::save_checkpoint(model, temporary, torch::kFloat32);
+  }
+  ranks.barrier();  // the folder is there
+  save_optimizer(optimizer, temporary / shard_name(ranks.rank(), ranks.size()));
+  ranks.barrier();  // all files are
+  if (!ranks.is_first()) return;
+  const Json json = {{"step", state.step},
+                     {"total_steps", state.total_steps},
+                     {"seconds", state.seconds},
+                     {"recipe", state.recipe}};
+  base::write_file_atomically(temporary / "trainer.json", json.dump(2) + "\n");
+  std::filesystem::remove_all(folder_ / name);
+  std::filesystem::rename(temporary, folder_ / name);
+  base::write_file_atomically(folder_ / "latest", name + "\n");
+  remove_older(folder_, keep);
 }
 
 std::optional<std::filesystem::path> RunFolder::latest() const {
@@ -79,11 +112,13 @@ TrainerState RunFolder::load_state(const std::filesystem::path& checkpoint) {
 }
 
 std::vector<Optimizer::State> RunFolder::load_optimizer(const std::filesystem::path& checkpoint) {
-  const auto file = model::Safetensors::open(checkpoint / "optimizer.safetensors");
   std::vector<Optimizer::State> state;
-  for (const auto& [name, view] : file.tensors())
-    state.push_back(
-        {name, torch::from_blob(const_cast<std::byte*>(view.data), view.shape).clone()});
+  for (const auto& path : optimizer_shards(checkpoint)) {
+    const auto file = model::Safetensors::open(path);
+    for (const auto& [name, view] : file.tensors())
+      state.push_back(
+          {name, torch::from_blob(const_cast<std::byte*>(view.data), view.shape).clone()});
+  }
   return state;
 }
 

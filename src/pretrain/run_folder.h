@@ -1,6 +1,8 @@
 // A training run on disk: FOLDER/step-000250/ with the model (Hugging Face layout, f32),
 // optimizer.safetensors and trainer.json; FOLDER/latest names the newest; FOLDER/metrics.jsonl, and
 // the same numbers for TensorBoard under FOLDER/events/.
+// Of several ranks, which share the folder, each writes the moments that it owns:
+// optimizer-00001-of-00002.safetensors. Any number of ranks reads what any number wrote.
 #pragma once
 
 #include <filesystem>
@@ -25,9 +27,12 @@ class RunFolder {
   explicit RunFolder(std::filesystem::path folder);
 
   // Everything is written under a temporary name, then renamed; then `latest` is replaced. A killed
-  // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints.
+  // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints. Every
+  // rank calls it with its own moments; the first writes everything else, and gives the checkpoint
+  // its name when the files of all ranks are there.
   void save(const TrainerState& state, const model::Model& model,
-            const std::vector<Optimizer::State>& optimizer, int64_t keep) const;
+            const std::vector<Optimizer::State>& optimizer, int64_t keep,
+            const model::RankGroup& ranks = {}) const;
 
   std::optional<std::filesystem::path> latest() const;
   static TrainerState load_state(const std::filesystem::path& checkpoint);

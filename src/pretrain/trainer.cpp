@@ -22,16 +22,36 @@ double mean(const std::vector<double>& values) {
                               static_cast<double>(values.size());
 }
 
-void add_counts(const std::vector<Tensor>& more, std::vector<Tensor>& total) {
+// A batch that does not count leaves zeros, so that ranks have as many counts as each other.
+void add_counts(const std::vector<Tensor>& more, bool does_count, std::vector<Tensor>& total) {
   if (total.empty())
-    total = more;
-  else
-    for (size_t i = 0; i < more.size(); ++i) total[i] = total[i] + more[i];
+    for (const Tensor& count : more) total.push_back(torch::zeros_like(count));
+  for (size_t i = 0; does_count && i < more.size(); ++i) total[i] = total[i] + more[i];
 }
 
 void add_scaled(const std::vector<double>& more, double factor, std::vector<double>& total) {
-  total.resize(more.size());
+  CHECK_EQ(more.size(), total.size());
   for (size_t i = 0; i < more.size(); ++i) total[i] += factor * more[i];
+}
+
+// A step's figures and counts are sums over the ranks' parts of it.
+void sum_over(const model::RankGroup& ranks, StepReport& report, std::vector<Tensor>& counts) {
+  if (ranks.size() == 1) return;
+  double* const figures[] = {&report.loss, &report.mtp_loss, &report.indexer_loss,
+                             &report.indexer_recall};
+  Tensor sums = torch::zeros({std::ssize(figures)}, torch::kDouble);
+  for (size_t i = 0; i < std::size(figures); ++i) sums.data_ptr<double>()[i] = *figures[i];
+  ranks.all_reduce(sums);
+  for (size_t i = 0; i < std::size(figures); ++i) *figures[i] = sums.data_ptr<double>()[i];
+  for (Tensor& count : counts) {
+    count = count.clone();
+    ranks.all_reduce(count);
+  }
+}
+
+void sum_over(const model::RankGroup& ranks, std::vector<double>& values) {
+  ranks.all_reduce(
+      torch::from_blob(values.data(), {std::ssize(values)}, torch::TensorOptions(torch::kDouble)));
 }
 
 // The correction biases in the order of Losses::expert_counts.
@@ -113,25 +133,40 @@ model::Model frozen(model::Model model, Stage stage) {
 
 }  // namespace
 
-Trainer::Trainer(const Recipe& recipe, model::Model model)
+Trainer::Trainer(const Recipe& recipe, model::Model model, const Ranks& ranks)
     : recipe_(recipe),
+      division_(divide(ranks, recipe)),
       model_(frozen(std::move(model), recipe.stage)),
-      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer) {}
+      optimizer_(model::tensor_slots(model_.weights, model_.config), recipe.optimizer, ranks.all) {}
 
-Trainer::Trainer(const Recipe& recipe)
-    : Trainer(recipe, model::initialise(recipe.model, recipe.training.seed)) {}
+Trainer::Trainer(const Recipe& recipe, const Ranks& ranks)
+    : Trainer(recipe, model::initialise(recipe.model, recipe.training.seed), ranks) {}
 
-Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder) {
+Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder,
+                            const Ranks& ranks) {
   model::Model model = model::load_checkpoint_for_training(folder);
   check_same_shape(model.config, recipe.model, folder);
   model.config = recipe.model;
-  return Trainer(recipe, std::move(model));
+  return Trainer(recipe, std::move(model), ranks);
 }
 
-Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint) {
-  Trainer trainer = begin_with(recipe, checkpoint);
+Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint,
+                        const Ranks& ranks) {
+  Trainer trainer = begin_with(recipe, checkpoint, ranks);
   trainer.optimizer_.restore(RunFolder::load_optimizer(checkpoint));
   return trainer;
+}
+
+void Trainer::add_micro_batch(const model::TrainingBatch& batch, const model::LossOptions& options,
+                              double weight, StepReport& report,
+                              std::vector<Tensor>& counts) const {
+  const auto losses = model::language_model_loss(model_, batch, options);
+  (losses.total * weight).backward();
+  report.loss += losses.main * weight;
+  report.mtp_loss += losses.mtp * weight;
+  report.indexer_loss += mean(losses.indexer) * weight;
+  report.indexer_recall += mean(losses.indexer_recall) * weight;
+  add_counts(losses.expert_counts, weight > 0, counts);
 }
 
 StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_steps) {
@@ -140,24 +175,25 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
     return {.is_skipped = true};
   const int64_t batch_rows = rows_of(t, step);
   const auto indices = rows_in_order(rows.num_rows(), rows_before(t, step), batch_rows, t.seed);
-  const int64_t num_micro_batches = batch_rows / t.micro_batch_rows;
+  const StepShare share = division_.share_of(batch_rows / t.micro_batch_rows);
   model::LossOptions options = loss_options(recipe_);
   options.mtp_weight = mtp_weight_at(t, step, total_steps);
+  options.forward.distribution = &division_.distributions.at(share.num_parts);
   StepReport report;
   std::vector<Tensor> counts;
-  for (int64_t i = 0; i < num_micro_batches; ++i) {
-    const std::vector<int64_t> part(indices.begin() + i * t.micro_batch_rows,
-                                    indices.begin() + (i + 1) * t.micro_batch_rows);
-    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking,
-                                  sequence_length_at(t, step));
-    const auto losses = model::language_model_loss(model_, batch, options);
-    (losses.total / static_cast<double>(num_micro_batches)).backward();
-    report.loss += losses.main / static_cast<double>(num_micro_batches);
-    report.mtp_loss += losses.mtp / static_cast<double>(num_micro_batches);
-    report.indexer_loss += mean(losses.indexer) / static_cast<double>(num_micro_batches);
-    report.indexer_recall += mean(losses.indexer_recall) / static_cast<double>(num_micro_batches);
-    add_counts(losses.expert_counts, counts);
+  for (int64_t i = 0; i < share.num_micro_batches; ++i) {
+    // Ranks work in step: one that has no micro-batch left repeats the last for nothing.
+    const int64_t number = share.first_micro_batch + i, last = share.total_micro_batches - 1;
+    const double weight = number <= last ? 1 / static_cast<double>(share.total_micro_batches) : 0;
+    const auto begin = indices.begin() + std::min(number, last) * t.micro_batch_rows;
+    const auto local = local_batch(
+        make_batch(rows, {begin, begin + t.micro_batch_rows}, model_.config.bos_token_id,
+                   t.document_masking, sequence_length_at(t, step)),
+        share.part, share.num_parts);
+    options.share = local.share;
+    add_micro_batch(local.batch, options, weight, report, counts);
   }
+  sum_over(division_.all, report, counts);
   if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss)) return report;
   report.learning_rate =
       recipe_.optimizer.learning_rate * learning_rate_factor(t, step, total_steps);
@@ -199,29 +235,47 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   options.mtp_weight = 0;
   options.language_model = true;
   options.forward = validation_options();
+  const auto& distribution = division_.distributions.at(division_.sequence_parallel);
+  options.forward.distribution = &distribution;
   model::LossOptions indexer_options = options;
   indexer_options.language_model = indexer_options.forward.sparse = false;
   indexer_options.forward.indexer_loss = true;
   indexer_options.forward.attention_entropy = false;
   Validation result;
+  const auto num_layers = static_cast<size_t>(model_.config.num_hidden_layers);
+  if (has_indexer) result.indexer_loss = result.indexer_recall = std::vector<double>(num_layers);
   double num_targets = 0, num_tokens = 0;
   const int64_t count = std::min(rows.num_rows(), max_rows);
-  for (int64_t begin = 0; begin < count; begin += t.micro_batch_rows) {
+  const int64_t num_batches = (count + t.micro_batch_rows - 1) / t.micro_batch_rows;
+  // Ranks that share experts work in step: where one has no batch left, it repeats the last for
+  // nothing.
+  const int64_t num_batches_of_all =
+      (num_batches + division_.num_streams - 1) / division_.num_streams * division_.num_streams;
+  for (int64_t i = division_.stream; i < num_batches_of_all; i += division_.num_streams) {
+    const int64_t begin = std::min(i, num_batches - 1) * t.micro_batch_rows;
+    const double factor = i < num_batches ? 1 : 0;
     std::vector<int64_t> part(std::min(t.micro_batch_rows, count - begin));
     std::iota(part.begin(), part.end(), begin);
-    const auto batch = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto targets = (batch.targets_N >= 0).sum().item<double>();
-    const auto tokens = static_cast<double>(batch.tokens_N.size(0));
-    const auto of_model = model::language_model_loss(model_, batch, options);
+    const auto whole = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
+    const auto& sequence = distribution.sequence;
+    const auto local = local_batch(whole, sequence.rank(), sequence.size());
+    options.share = indexer_options.share = local.share;
+    const double targets = factor * (whole.targets_N >= 0).sum().item<double>();
+    const double tokens = factor * static_cast<double>(whole.tokens_N.size(0));
+    const auto of_model = model::language_model_loss(model_, local.batch, options);
     result.loss += of_model.main * targets;
     add_scaled(of_model.attention_entropy, tokens, result.attention_entropy);
-    num_targets += targets;
-    num_tokens += tokens;
+    if (sequence.is_first()) num_targets += targets, num_tokens += tokens;
     if (!has_indexer) continue;
-    const auto losses = model::language_model_loss(model_, batch, indexer_options);
+    const auto losses = model::language_model_loss(model_, local.batch, indexer_options);
     add_scaled(losses.indexer, tokens, result.indexer_loss);
     add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
   }
+  std::vector<double> sums = {result.loss, num_targets, num_tokens};
+  for (auto* values :
+       {&sums, &result.indexer_loss, &result.indexer_recall, &result.attention_entropy})
+    sum_over(division_.all, *values);
+  result.loss = sums[0], num_targets = sums[1], num_tokens = sums[2];
   result.loss /= num_targets;
   for (double& loss : result.indexer_loss) loss /= num_tokens;
   for (double& recall : result.indexer_recall) recall /= num_tokens;

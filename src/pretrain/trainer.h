@@ -2,6 +2,7 @@
 #pragma once
 
 #include "model/loss.h"
+#include "pretrain/division.h"
 #include "pretrain/optimizer.h"
 #include "pretrain/run_folder.h"
 #include "pretrain/token_data.h"
@@ -38,13 +39,16 @@ struct Validation {
 
 class Trainer {
  public:
-  // A fresh model from the recipe's seed.
-  explicit Trainer(const Recipe& recipe);
+  // A fresh model from the recipe's seed. Of several ranks, each makes a Trainer and calls the same
+  // functions of it; all hold the whole model and get the same reports.
+  explicit Trainer(const Recipe& recipe, const Ranks& ranks = {});
   // The weights of any checkpoint folder, under the recipe's config, which may differ from the
   // folder's in context, rotary scaling and top-k; an Error names what else differs.
-  static Trainer begin_with(const Recipe& recipe, const std::filesystem::path& folder);
+  static Trainer begin_with(const Recipe& recipe, const std::filesystem::path& folder,
+                            const Ranks& ranks = {});
   // Continues from a checkpoint of a RunFolder.
-  static Trainer resume(const Recipe& recipe, const std::filesystem::path& checkpoint);
+  static Trainer resume(const Recipe& recipe, const std::filesystem::path& checkpoint,
+                        const Ranks& ranks = {});
 
   // Forward, backward and update on the batch of `step` (0-based).
   StepReport step(const TokenRows& rows, int64_t step, int64_t total_steps);
@@ -60,10 +64,15 @@ class Trainer {
   const Optimizer& optimizer() const { return optimizer_; }
 
  private:
-  Trainer(const Recipe& recipe, model::Model model);
+  Trainer(const Recipe& recipe, model::Model model, const Ranks& ranks);
+  // Gradients, figures and counts of a micro-batch, or this rank's part of it, of which the step
+  // has so much; 0: of which it has nothing.
+  void add_micro_batch(const model::TrainingBatch& batch, const model::LossOptions& options,
+                       double weight, StepReport& report, std::vector<torch::Tensor>& counts) const;
   void balance_experts(const std::vector<torch::Tensor>& counts, double rate, StepReport& report);
 
   Recipe recipe_;
+  Division division_;
   model::Model model_;
   Optimizer optimizer_;
 };

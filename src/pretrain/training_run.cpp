@@ -56,12 +56,14 @@ struct Run {
   TrainerState state;
   TokenRows train, validation;
   std::vector<RetrievalDocument> held_out;  // empty unless the recipe trains on retrieval
+  model::RankGroup ranks;
   base::Stopwatch watch;
   double seconds_before = 0;
-  CheckpointWriter checkpoints = {};  // last: its thread uses the folder
+  CheckpointWriter checkpoints{ranks};  // last: its thread uses the folder
 };
 
-void report_step(Run& run, const StepReport& report, base::Progress& progress) {
+void report_step(Run& run, const StepReport& report, base::Progress* progress) {
+  if (!run.ranks.is_first()) return;
   const TrainingRecipe& t = run.options.recipe.training;
   const auto tokens = static_cast<double>(tokens_before(t, run.state.step));
   if (report.is_skipped) {
@@ -93,7 +95,7 @@ void report_step(Run& run, const StepReport& report, base::Progress& progress) {
     line += fmt::format(", recall {:.3f}", report.indexer_recall);
     metrics["indexer_recall"] = report.indexer_recall;
   }
-  progress.update(tokens, line);
+  progress->update(tokens, line);
   run.folder.append_metrics(metrics);
 }
 
@@ -109,6 +111,7 @@ void validate(Run& run, const Trainer& trainer) {
   const Validation validation = trainer.validate(run.validation);
   const double nats = validation.loss;
   if (!std::isfinite(nats)) fail_as_not_finite(run, "validation loss");
+  if (!run.ranks.is_first()) return;
   const double bits = bits_per_byte(nats, run.validation);
   fmt::print(stderr, "\nstep {}: validation {:.4f} nats a token, {:.4f} bits per byte\n",
              run.state.step, nats, bits);
@@ -133,13 +136,23 @@ void validate(Run& run, const Trainer& trainer) {
   run.folder.append_metrics(metrics);
 }
 
+// Seconds of training, of which the time budget makes decisions: the first rank's, on all.
+double shared_seconds(const Run& run) {
+  const torch::Tensor seconds =
+      torch::full({1}, run.seconds_before + run.watch.seconds(), torch::kDouble);
+  run.ranks.broadcast(seconds, 0);
+  return seconds.item<double>();
+}
+
 void train(Run& run, Trainer& trainer) {
   const auto& t = run.options.recipe.training;
   const auto tokens_until = [&](int64_t step) {
     return static_cast<double>(tokens_before(t, step));
   };
-  base::Progress progress("pretrain", tokens_until(run.state.total_steps), "tokens",
-                          tokens_until(run.state.step));
+  std::optional<base::Progress> progress;
+  if (run.ranks.is_first())
+    progress.emplace("pretrain", tokens_until(run.state.total_steps), "tokens",
+                     tokens_until(run.state.step));
   StepBudget budget(run.options, run.state);
   const int64_t stop = run.options.stop_after_step.value_or(INT64_MAX);
   while (run.state.step < run.state.total_steps && run.state.step < stop) {
@@ -151,10 +164,10 @@ void train(Run& run, Trainer& trainer) {
     if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss + report.gradient_norm +
                        report.indexer_gradient_norm))
       fail_as_not_finite(run, "loss");
-    run.state.seconds = run.seconds_before + run.watch.seconds();
+    run.state.seconds = shared_seconds(run);
     const bool is_total_new = budget.update();
-    progress.set_total(tokens_until(run.state.total_steps));
-    report_step(run, report, progress);
+    if (progress) progress->set_total(tokens_until(run.state.total_steps));
+    report_step(run, report, progress ? &*progress : nullptr);
     const bool is_last = run.state.step == run.state.total_steps || run.state.step == stop;
     if (is_last || run.state.step % t.validate_every == 0) validate(run, trainer);
     if (is_last || is_total_new || run.state.step % t.checkpoint_every == 0)
@@ -162,6 +175,20 @@ void train(Run& run, Trainer& trainer) {
                             t.keep_checkpoints);
     // A new total is saved before the first step that depends on it.
     if (is_last || is_total_new) run.checkpoints.wait();
+  }
+}
+
+// The same, but for what a lost rank's error says.
+void train_among_ranks(Run& run, Trainer& trainer) {
+  try {
+    train(run, trainer);
+  } catch (const model::RankLost& error) {
+    const auto last = run.folder.latest();
+    fail(
+        "{} stage: {} at step {}; the last checkpoint is {}; start the same command again, with "
+        "any number of ranks",
+        name_of(run.options.recipe.stage), error.what(), run.state.step + 1,
+        last ? last->string() : "none (none was written yet)");
   }
 }
 
@@ -216,6 +243,38 @@ void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path
   tokenize_corpus({recipe.data / "text", tokenizer_folder(recipe), recipe.data / "tokens"});
 }
 
+namespace {
+
+model::RankGroup join_ranks(const TrainingRunOptions& options) {
+  const RankPlace& place = options.place;
+  return model::RankGroup::join(
+      {place.rank, place.size, place.address, place.port,
+       std::chrono::milliseconds(static_cast<int64_t>(1e3 * options.rank_timeout_seconds))});
+}
+
+// Continues from the checkpoint, if there is one.
+void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoint) {
+  const TrainingRunOptions& options = run.options;
+  run.state = {0, options.recipe.training.steps, 0, options.recipe.source};
+  if (checkpoint) run.state = RunFolder::load_state(*checkpoint);
+  // A rank that sees another folder, or an old one, would train another model.
+  const torch::Tensor step = torch::full({1}, run.state.step, torch::kLong);
+  run.ranks.broadcast(step, 0);
+  if (step.item<int64_t>() != run.state.step)
+    fail(
+        "{}: rank {} finds a checkpoint of step {} and rank 0 of step {}; all ranks need the same "
+        "folder",
+        options.run.string(), run.ranks.rank(), run.state.step, step.item<int64_t>());
+  if (!checkpoint) return;
+  if (identity(run.state.recipe) != identity(options.recipe.source))
+    fail("{}: was started with another recipe; give --run another folder, or delete this one",
+         options.run.string());
+  run.seconds_before = run.state.seconds;
+  if (run.ranks.is_first())
+    fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
+}
+
+// What can be known before the data is gathered.
 void check_run(const TrainingRunOptions& options) {
   const Recipe& recipe = options.recipe;
   if (options.minutes && recipe.training.schedule != "wsd")
@@ -230,12 +289,18 @@ void check_run(const TrainingRunOptions& options) {
   if (std::filesystem::exists(tokenizer_folder(recipe) / "tokenizer.json")) fim_options(recipe);
 }
 
+}  // namespace
+
 void run_training(const TrainingRunOptions& options) {
   const Recipe& recipe = options.recipe;
+  const model::RankGroup ranks = join_ranks(options);
   check_run(options);
+  if (options.prepare) ranks.after_first("prepare", options.prepare);
   const auto text = recipe.data / "tokens";
   check_tokens_fit(text, recipe.model);
   const bool has_retrieval = recipe.retrieval.share > 0;
+  if (has_retrieval && ranks.size() > 1)
+    fail("\"retrieval\": {} ranks; experiments on retrieval train on one", ranks.size());
   const auto tokens = has_retrieval ? mix_with_retrieval(recipe, text) : text;
   Run run{options,
           RunFolder(options.run),
@@ -243,24 +308,18 @@ void run_training(const TrainingRunOptions& options) {
           TokenRows(tokens, "train", recipe.training.sequence_length, fim_options(recipe)),
           TokenRows(tokens, "validation", recipe.training.sequence_length),
           has_retrieval ? held_out_documents(recipe, text) : std::vector<RetrievalDocument>(),
+          ranks,
           {}};
   const auto checkpoint = run.folder.latest();
-  run.state = {0, recipe.training.steps, 0, recipe.source};
-  if (checkpoint) {
-    run.state = RunFolder::load_state(*checkpoint);
-    if (identity(run.state.recipe) != identity(recipe.source))
-      fail("{}: was started with another recipe; give --run another folder, or delete this one",
-           options.run.string());
-    run.seconds_before = run.state.seconds;
-    fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
-  }
-  Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint)
-                    : options.init ? Trainer::begin_with(recipe, *options.init)
-                                   : Trainer(recipe);
-  run.folder.begin_metrics(run.state);
+  resume_state(run, checkpoint);
+  const Ranks sharing{ranks, options.sequence_parallel, options.expert_parallel};
+  Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint, sharing)
+                    : options.init ? Trainer::begin_with(recipe, *options.init, sharing)
+                                   : Trainer(recipe, sharing);
+  if (ranks.is_first()) run.folder.begin_metrics(run.state);
   run.watch = {};
-  train(run, trainer);
-  if (options.export_folder && run.state.step >= run.state.total_steps)
+  train_among_ranks(run, trainer);
+  if (ranks.is_first() && options.export_folder && run.state.step >= run.state.total_steps)
     export_model(options, trainer);
 }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 
+#include "pretrain/ranks.h"
 #include "pretrain/recipe.h"
 
 namespace fathom::pretrain {
@@ -19,15 +20,19 @@ struct TrainingRunOptions {
   std::optional<double> minutes;
   std::optional<int64_t> stop_after_step;              // ends early, as a kill would, but saved
   std::optional<std::filesystem::path> export_folder;  // where the finished model goes, in BF16
+  // Every rank calls run_training() with its own place and otherwise the same options; all see the
+  // same files. The first rank writes metrics, checkpoints and messages.
+  RankPlace place;
+  int64_t sequence_parallel = 1, expert_parallel = 1;  // see Ranks in division.h
+  double rank_timeout_seconds = 600;  // for another rank's answer; one that died is noticed at once
+  std::function<void()> prepare;      // the first rank's work before training, such as prepare_data
 };
-
-// What can be known before the data is gathered: throws Error where the options contradict each
-// other, the model to begin with is not there, or the tokenizer lacks what the recipe needs.
-void check_run(const TrainingRunOptions& options);
 
 // Data order, learning rate and updates are functions of (recipe, step): a run killed at any moment
 // resumes from its last checkpoint to the same bits. A non-finite loss ends it with an Error that
-// names the stage, the step and the last good checkpoint.
+// names the stage, the step and the last good checkpoint, and so does a rank that dies with the
+// other ranks. Throws Error before options.prepare where the options contradict each other, the
+// model to begin with is not there, or the tokenizer lacks what the recipe needs.
 void run_training(const TrainingRunOptions& options);
 
 // The preparation alone: corpus, tokenizer, tokens under recipe.data.

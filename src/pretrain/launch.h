@@ -1,0 +1,20 @@
+// `--nproc N`: this program as N ranks on this machine.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace fathom::pretrain {
+
+inline constexpr int kGraceSeconds = 10;
+
+// Starts `size` copies of `command` (a program's path and its arguments) with torchrun's variables
+// set, and waits for them. SIGTERM and SIGINT are passed on. When one fails, the others get
+// kGraceSeconds to say what they saw, then SIGTERM, then SIGKILL. Returns 0, or the exit code of
+// the rank that failed first (128 + its signal). Call before any thread is started.
+int launch_ranks(int size, const std::vector<std::string>& command);
+
+// How this process was started, its program as an absolute path.
+std::vector<std::string> own_command_line();
+
+}  // namespace fathom::pretrain
