@@ -23,13 +23,14 @@ struct Case {
   ops::KeySelection selection;
 
   ops::IndexerLossTeacher teacher(const Tensor& q_used, const Tensor& k_used) const {
-    const auto attended =
-        ops::attend(q_used, k_used, torch::zeros_like(k_used), kShape, kLengths, selection);
+    const auto attended = ops::attend(q_used, k_used, torch::zeros_like(k_used), kShape,
+                                      ops::segment_rows(kLengths), selection);
     return {q_used, k_used, attended.lse_HN, kShape};
   }
   double loss(const Tensor& q_used, const Tensor& k_used) const {
     const torch::NoGradGuard no_grad;
-    return ops::indexer_loss(student, teacher(q_used, k_used), kLengths, selection, 0)
+    return ops::indexer_loss(student, teacher(q_used, k_used), ops::segment_rows(kLengths),
+                             selection, 0)
         .loss.item<double>();
   }
 };
