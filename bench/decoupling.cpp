@@ -53,8 +53,7 @@ Json measure_decoupling(const DecouplingOptions& options) {
   const auto tokens = recipe.data / "tokens";
   pretrain::check_tokens_fit(tokens, recipe.model);
   const pretrain::TokenRows rows(tokens, "train", t.sequence_length);
-  auto indices = pretrain::rows_of_step(rows.num_rows(), t.batch_rows, t.seed, 0);
-  indices.resize(t.micro_batch_rows);
+  const auto indices = pretrain::rows_in_order(rows.num_rows(), 0, t.micro_batch_rows, t.seed);
   const auto batch =
       pretrain::make_batch(rows, indices, recipe.model.bos_token_id, t.document_masking);
   model::Model model = pretrain::Trainer::begin_with(recipe, options.model).model();

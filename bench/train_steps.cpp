@@ -46,7 +46,8 @@ void export_beginning(const TrainStepsOptions& options, const pretrain::Recipe& 
   const auto& t = recipe.training;
   std::vector<int32_t> tokens;
   for (int64_t step = 0; step < options.steps; ++step)
-    for (int64_t index : pretrain::rows_of_step(rows.num_rows(), t.batch_rows, t.seed, step))
+    for (int64_t index :
+         pretrain::rows_in_order(rows.num_rows(), step * t.batch_rows, t.batch_rows, t.seed))
       for (int64_t token : rows.row(index)) tokens.push_back(static_cast<int32_t>(token));
   const model::NamedTensor tensor{"tokens",
                                   {model::DType::kI32,
