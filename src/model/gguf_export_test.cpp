@@ -85,7 +85,7 @@ TEST_F(GgufExportTest, HoldsTheConfigAndTheTokenizer) {
   EXPECT_EQ(file.numbers.at("general.file_type"), 1);
   EXPECT_EQ(file.numbers.at("deepseek32.block_count"), 6);  // MTP's layer is the last
   EXPECT_EQ(file.numbers.at("deepseek32.attention.key_length"), 128 + 16);
-  EXPECT_EQ(file.numbers.at("deepseek32.attention.indexer.top_k"), 2048);
+  EXPECT_EQ(file.numbers.at("deepseek32.attention.indexer.top_k"), 512);
   EXPECT_EQ(file.tensors.at("blk.3.ffn_gate_exps.weight").type, 1);
   EXPECT_EQ(file.tensors.at("blk.3.ffn_gate_inp.weight").type, 0);
   const auto& tokens = file.lists.at("tokenizer.ggml.tokens");

@@ -175,7 +175,7 @@ TEST_F(RecipeLines, EveryFaultNamesItsLine) {
             "num_experts_per_tok <= n_routed_experts"},
            {"\"data\": ", "\"dat\": ",
             "\"dat\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
-            "training or stages"},
+            "training, stages, retrieval or experiment"},
        }) {
     const std::string text = replaced(good_, from, to);
     // What is missing is missing from the object that begins there.
