@@ -244,6 +244,7 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   Validation result;
   const auto num_layers = static_cast<size_t>(model_.config.num_hidden_layers);
   if (has_indexer) result.indexer_loss = result.indexer_recall = std::vector<double>(num_layers);
+  if (options.forward.attention_entropy) result.attention_entropy.resize(num_layers);
   double num_targets = 0, num_tokens = 0;
   const int64_t count = std::min(rows.num_rows(), max_rows);
   const int64_t num_batches = (count + t.micro_batch_rows - 1) / t.micro_batch_rows;

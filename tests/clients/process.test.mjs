@@ -44,7 +44,7 @@ test('the load generator loads this machine only, and counts what fails', async 
   assert.deepEqual(good.failures, {});
   assert.ok(good.ttft_ms.p99 >= good.ttft_ms.p50 && good.ttft_ms.p50 > 0);
   assert.ok(good.request_ms.p50 >= good.ttft_ms.p50);
-  const long = JSON.parse((await load('--prompt-tokens', '5000', '--rate', '100')).stdout);
+  const long = JSON.parse((await load('--prompt-tokens', String(context + 100), '--rate', '100')).stdout);
   assert.equal(long.answered, 0);
   assert.deepEqual(long.failures, {'status 400': 12});  // beyond the context
   await server.stop();
