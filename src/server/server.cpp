@@ -30,6 +30,18 @@ struct Service {
   ApiRequestOptions request_options;
   engine::Engine engine;
   std::atomic<bool> is_stopping{false};
+  std::atomic<int> num_streams{0};  // open
+};
+
+// Counts a stream as long as it lives.
+class OpenStream {
+ public:
+  explicit OpenStream(Service& service) : service_(service) { ++service_.num_streams; }
+  ~OpenStream() { --service_.num_streams; }
+  OpenStream(const OpenStream&) = delete;
+
+ private:
+  Service& service_;
 };
 
 void answer_json(const Json& body, int status, httplib::Response& response) {
@@ -77,9 +89,10 @@ std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest&
 void stream(Service& service, const ApiRequest& request, httplib::Response& response) {
   auto generation = start_generation(service, request);
   auto answer = std::make_shared<ApiResponse>(request, service.tokenizer, service.model_name);
+  auto open = std::make_shared<const OpenStream>(service);
   response.set_header("Cache-Control", "no-cache");
   response.set_chunked_content_provider(
-      "text/event-stream", [&service, generation, answer](size_t, httplib::DataSink& sink) {
+      "text/event-stream", [&service, generation, answer, open](size_t, httplib::DataSink& sink) {
         const auto write = [&](const std::string& text) {
           return sink.is_writable() && sink.write(text.data(), text.size());
         };
@@ -225,11 +238,15 @@ class SignalWatch {
       while (!stop.stop_requested() && caught_signal == 0)
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
       service.is_stopping = true;
+      // The library drops open streams; each ends by itself at its next token.
+      for (int i = 0; i < kGraceSteps && service.num_streams > 0; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
       http.stop();
     });
   }
 
  private:
+  static constexpr int kGraceSteps = 100;  // five seconds
   std::jthread thread_;
 };
 
