@@ -38,6 +38,12 @@ inline bool has_bf16_dot() {
 
 #if FATHOM_HAS_BF16_KERNELS
 
+// The first `count` of sixteen lanes: none below 1, all from 16 on.
+BF16_INLINE __mmask16 first_lanes(int64_t count) {
+  if (count >= 16) return 0xffff;
+  return count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
 // sum[lane] += a[2 lane] b[2 lane] + a[2 lane + 1] b[2 lane + 1], of bf16 pairs in 32-bit lanes.
 BF16_INLINE __m512 dot_pairs(__m512 sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));

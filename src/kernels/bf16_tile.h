@@ -70,10 +70,6 @@ BF16_INLINE void clear(__m512 (&sum)[kRows][2]) {
   for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = _mm512_setzero_ps();
 }
 
-BF16_INLINE __mmask16 first_lanes(int64_t count) {
-  return count >= 16 ? 0xffff : static_cast<__mmask16>((1u << count) - 1);
-}
-
 // Rows [num_rows][dim] of f32, `stride` apart, rounded to bf16 and packed tile by tile as
 // [pair][rows of the tile]; missing rows are zero.
 BF16_INLINE void pack_pair_rows(const float* rows, int64_t num_rows, int64_t dim, int64_t stride,

@@ -6,6 +6,7 @@
 #include "base/parallel.h"
 #include "kernels/bf16_dot.h"
 #include "kernels/fp8.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 
@@ -26,8 +27,6 @@ constexpr int64_t kItemRows = 66;                       // of x, whose sums and 
 constexpr int64_t kPrefetch = 2048;                     // bytes ahead of what is read of W
 constexpr int64_t kSums = kVectors * 16;                // of a row of x and a panel
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // x in bf16, each row zero behind its end up to whole blocks of 128.
 struct RoundedRows {
   const uint16_t* data;
@@ -37,13 +36,9 @@ struct RoundedRows {
 
 BF16_KERNEL void round_row(const float* x, int64_t count, int64_t stride, uint16_t* out) {
   for (int64_t k = 0; k < stride; k += 32) {
-    const auto left = [&](int64_t at) {
-      return static_cast<__mmask16>(count - at >= 16 ? 0xffff
-                                    : count > at     ? (1 << (count - at)) - 1
-                                                     : 0);
-    };
-    _mm512_storeu_si512(out + k, round_to_pairs(_mm512_maskz_loadu_ps(left(k), x + k),
-                                                _mm512_maskz_loadu_ps(left(k + 16), x + k + 16)));
+    _mm512_storeu_si512(
+        out + k, round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(count - k), x + k),
+                                _mm512_maskz_loadu_ps(first_lanes(count - k - 16), x + k + 16)));
   }
 }
 
@@ -249,7 +244,7 @@ void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, V
 
 void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   static thread_local std::vector<uint16_t> buffer;
-  const int64_t stride = ceil_div(w.cols, kQuantGroup) * kQuantGroup;
+  const int64_t stride = round_up(w.cols, kQuantGroup);
   buffer.resize(x_MK.rows * stride);
   uint16_t* const rounded = buffer.data();
   const auto grain = [](int64_t work) {

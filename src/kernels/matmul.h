@@ -29,7 +29,7 @@ struct WeightView {
 };
 
 // What becomes of the operands first. kBF16: rounded to bf16, to nearest even; their products are
-// exact in f32, and so are the sums' types.
+// exact in f32, and sums are f32.
 enum class Precision { kF32, kBF16 };
 
 // y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.

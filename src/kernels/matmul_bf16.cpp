@@ -5,6 +5,7 @@
 
 #include "base/parallel.h"
 #include "kernels/bf16_dot.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 
@@ -20,12 +21,6 @@ constexpr int64_t kPanel = 4 * kVector;
 constexpr int64_t kBlockPairs = 128;
 constexpr int64_t kBlockM = 24 * kRows;
 
-int64_t round_up_to(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Pairs of one operand: (line, pair p of k) lies at pairs[line * line_stride + p * pair_stride].
 struct Pairs {
   const uint32_t* pairs;
@@ -35,8 +30,7 @@ struct Pairs {
 
 // Sixteen f32 of a line that ends after `count`; the rest are zero.
 BF16_INLINE __m512 load_some(const float* p, int64_t count) {
-  if (count >= kVector) return _mm512_loadu_ps(p);
-  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << std::max<int64_t>(count, 0)) - 1), p);
+  return _mm512_maskz_loadu_ps(first_lanes(count), p);
 }
 
 // A line whose k are contiguous: out[p] = (x[2p], x[2p + 1]), zeros behind k_size.
@@ -141,7 +135,7 @@ struct PackedB {
   int64_t num_pairs;
 
   static int64_t width(int64_t num_cols, int64_t panel) {
-    return std::min(kPanel, round_up_to(num_cols, kVector) - panel * kPanel);
+    return std::min(kPanel, round_up(num_cols, kVector) - panel * kPanel);
   }
   int64_t width(int64_t panel) const { return width(num_cols, panel); }
   const uint32_t* panel(int64_t i) const { return data + i * kPanel * num_pairs; }
@@ -214,7 +208,7 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
   const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};
   const int64_t pairs = a.num_pairs(), num_panels = ceil_div(shape.n, kPanel);
   uint32_t* const packed_a = Scratch::at_least(scratch.a, shape.m * pairs);
-  uint32_t* const packed_b = Scratch::at_least(scratch.b, round_up_to(shape.n, kVector) * pairs);
+  uint32_t* const packed_b = Scratch::at_least(scratch.b, round_up(shape.n, kVector) * pairs);
   const int64_t num_blocks = ceil_div(shape.m, kBlockM);
   for_each(num_blocks + num_panels, kBlockM * shape.k * 4, [&](int64_t item) {
     if (item < num_blocks)

@@ -5,6 +5,7 @@
 #include "kernels/bf16_tile.h"
 #include "kernels/fp8.h"
 #include "kernels/sparse_mla_block.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 
@@ -29,10 +30,6 @@ constexpr int64_t kTile = kPairTileCols;
 // Numbers of a row that are widened at once.
 constexpr int64_t kWidth = 64;
 
-int64_t padded(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
-
 struct Scratch {
   uint16_t* rows;     // [32][D, padded to 64], bf16
   uint32_t* columns;  // [D / 2][32], pairs along D
@@ -44,11 +41,11 @@ struct Scratch {
 
 Scratch reserve_scratch(const SparseMla& io) {
   static thread_local LineBuffer rows, columns, values, scores, p, rescale;
-  const int64_t width = padded(io.q_HD.cols, kWidth);
+  const int64_t width = round_up(io.q_HD.cols, kWidth);
   const int64_t heads = round_up_to_pair_tiles(io.q_HD.rows);
   return {rows.reserve<uint16_t>(kTile * width),
           columns.reserve<uint32_t>(width / 2 * kTile),
-          values.reserve<uint32_t>(padded(io.out_HC.cols, kTile) * kBlockPairs),
+          values.reserve<uint32_t>(round_up(io.out_HC.cols, kTile) * kBlockPairs),
           scores.reserve<float>(heads * kBlock),
           p.reserve<uint32_t>(heads * kBlockPairs),
           rescale.reserve<float>(heads)};
@@ -152,7 +149,7 @@ const std::byte* row_of(const SparseMla& io, int64_t i) {
 // 32 keys from the first-th on, as columns and as values; missing ones are zero.
 BF16_KERNEL void load_keys(const SparseMla& io, int64_t first, int64_t count,
                            const Scratch& scratch, uint32_t* values) {
-  const int64_t width = padded(io.q_HD.cols, kWidth);
+  const int64_t width = round_up(io.q_HD.cols, kWidth);
   for (int64_t i = 0; i < count; ++i)
     widen_to_bf16(io.latent_SD.layout, row_of(io, first + i), width, scratch.rows + i * width);
   std::fill(scratch.rows + count * width, scratch.rows + kTile * width, uint16_t{0});

@@ -10,8 +10,10 @@ inline constexpr int64_t kTileVectors =
     3;  // twelve sums, three operands and a factor: 16 registers
 inline constexpr int64_t kTileCols = kTileVectors * kLanes;
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 inline int64_t round_up(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
+  return ceil_div(count, multiple) * multiple;
 }
 
 // sum[i][8v + lane] += sum_k a[k][i] * b[k][8v + lane], k in order: a packed [k][4], b's rows

@@ -12,7 +12,7 @@
 namespace fathom::pretrain {
 
 // Muon's direction (Jordan et al. 2024): five Newton-Schulz steps towards the nearest
-// semi-orthogonal matrix, in f32. Serial. update_MN in and out, row-major.
+// semi-orthogonal matrix; products of bf16, sums in f32. Serial. update_MN in and out, row-major.
 void orthogonalise(int64_t rows, int64_t cols, float* update_MN);
 
 // The decay of a kind of tensor, decoupled: times the learning rate, of the weight itself.
