@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
 #include "base/parallel.h"
 #include "kernels/gathered_rows.h"
+#include "kernels/indexer_loss_bf16.h"
 #include "kernels/matmul.h"
 #include "kernels/simd.h"
 #include "kernels/softmax_row.h"
@@ -103,8 +105,10 @@ double recall_row(const float* p, int64_t count, const float* scores, int64_t k,
 // One thread's work on blocks of queries, summing into its part's dk.
 class BlockLoss {
  public:
-  BlockLoss(const IndexerLossInput& input, const IndexerLossOutput& output, View2<float> dk)
-      : in_(input), out_(output), dk_(dk) {}
+  // rounded: the operands, where bf16 products are taken.
+  BlockLoss(const IndexerLossInput& input, const IndexerLossRows* rounded,
+            const IndexerLossOutput& output, View2<float> dk)
+      : in_(input), rounded_(rounded), out_(output), dk_(dk) {}
 
   double loss = 0, recall = 0;
 
@@ -204,6 +208,10 @@ class BlockLoss {
       std::fill_n(out_.dw_TJ[t], out_.dw_TJ.cols, 0.0f);
       return;
     }
+    if (rounded_) {
+      loss += indexer_loss_of_selected_bf16(*rounded_, in_, out_, t, dk_);
+      return;
+    }
     p_.assign(count, 0.0f);
     scores_.assign(count, 0.0f);
     tile_.resize(std::max(count, kQueryBlock * kKeyBlock));
@@ -228,6 +236,7 @@ class BlockLoss {
   }
 
   const IndexerLossInput& in_;
+  const IndexerLossRows* rounded_;
   const IndexerLossOutput& out_;
   View2<float> dk_;
   std::vector<float> p_, scores_, tile_, z_;
@@ -256,9 +265,13 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   const int64_t num_parts = std::min(kNumParts, num_blocks);
   std::vector<float> dk(num_parts * num_keys * dim, 0.0f);
   std::vector<double> loss(num_parts), recall(num_parts);
+  std::optional<IndexerLossRows> rounded;
+  if (!in.keys_T.empty() && in.shape.precision == Precision::kBF16 && has_bf16_dot())
+    rounded.emplace(in);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      BlockLoss block(in, out, {dk.data() + part * num_keys * dim, num_keys, dim});
+      BlockLoss block(in, rounded ? &*rounded : nullptr, out,
+                      {dk.data() + part * num_keys * dim, num_keys, dim});
       for (int64_t i = part; i < num_blocks; i += num_parts)
         block.add(i * kQueryBlock, std::min((i + 1) * kQueryBlock, tokens));
       loss[part] = block.loss;

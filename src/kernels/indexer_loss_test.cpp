@@ -209,5 +209,29 @@ TEST(IndexerLoss, RecallIsTheTeachersMassOnTheBestKeys) {
   EXPECT_NEAR(out.recall, expected, 1e-3);
 }
 
+// The selected form in bf16: its own kernel, of queries one at a time.
+TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
+  Case exact(150), rounded(150);
+  exact.select(24);
+  rounded.select(24);
+  auto expected = exact.output(), out = rounded.output();
+  indexer_loss(exact.input(), expected);
+  auto input = rounded.input();
+  input.shape.precision = Precision::kBF16;
+  indexer_loss(input, out);
+  EXPECT_NEAR(out.loss, expected.loss, 5e-3 * expected.loss);
+  const auto error = [](const TestMatrix& a, const TestMatrix& b) {
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < a.storage.size(); ++i) {
+      difference += std::pow(static_cast<double>(a.storage[i]) - b.storage[i], 2);
+      size += std::pow(static_cast<double>(b.storage[i]), 2);
+    }
+    return std::sqrt(difference / size);
+  };
+  EXPECT_LE(error(rounded.dq, exact.dq), 2e-2);
+  EXPECT_LE(error(rounded.dw, exact.dw), 2e-2);
+  EXPECT_LE(error(rounded.dk, exact.dk), 2e-2);
+}
+
 }  // namespace
 }  // namespace fathom::kernels

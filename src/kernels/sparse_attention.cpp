@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/gathered_rows.h"
+#include "kernels/sparse_attention_bf16.h"
 
 namespace fathom::kernels {
 namespace {
@@ -110,6 +112,10 @@ void backward_block(const AttentionShape& shape, const SparseAttentionBackward& 
   add_rows(dv_block, block.keys, head_columns(io.dv, h, shape.v_dim));
 }
 
+bool takes_bf16(const AttentionShape& shape) {
+  return shape.precision == Precision::kBF16 && has_bf16_dot();
+}
+
 void clear(View2<float> x) {
   for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x[i], x.cols, 0.0f);
 }
@@ -119,6 +125,7 @@ void clear(View2<float> x) {
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
+  if (takes_bf16(shape)) return sparse_attention_forward_bf16(shape, io);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(std::ssize(blocks) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item)
@@ -128,6 +135,7 @@ void sparse_attention_forward(const AttentionShape& shape, const SparseAttention
 
 void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
+  if (takes_bf16(shape)) return sparse_attention_backward_bf16(shape, io);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h) {

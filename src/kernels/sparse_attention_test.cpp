@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "base/parallel.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/test_data.h"
 
 namespace fathom::kernels {
@@ -95,6 +97,68 @@ TEST(SparseAttention, GradientsEqualCentralDifferencesOfTheReference) {
   expect_gradient(c.q, dq);
   expect_gradient(c.k, dk);
   expect_gradient(c.v, dv);
+}
+
+// More queries than a wave holds; heads in groups of four, two and one; columns beyond 64.
+struct WideCase {
+  AttentionShape shape{7, 70, 17, 0.1f};
+  int64_t tokens = 75;
+  TestMatrix q{tokens, 7 * 70, 1, 1, 2}, k{tokens, 7 * 70, 2}, v{tokens, 7 * 17, 3},
+      dout{tokens, 7 * 17, 9, 2, 1};
+  TestMatrix out{tokens, 7 * 17, 4}, lse{7, tokens, 5}, dq{tokens, 7 * 70, 6, 3, 1},
+      dk{tokens, 7 * 70, 7}, dv{tokens, 7 * 17, 8};
+
+  void run(Precision precision, SelectedKeys keys_T) {
+    shape.precision = precision;
+    sparse_attention_forward(shape, {q.view, k.view, v.view, out.view, lse.view, keys_T});
+    sparse_attention_backward(shape, {q.view, k.view, v.view, out.view, dout.view, lse.view,
+                                      dq.view, dk.view, dv.view, keys_T});
+  }
+};
+
+// |a - b| / |b|
+double relative_error(const TestMatrix& a, const TestMatrix& b) {
+  double difference = 0, size = 0;
+  for (int64_t t = 0; t < a.view.rows; ++t)
+    for (int64_t i = 0; i < a.view.cols; ++i) {
+      difference += std::pow(static_cast<double>(a.view[t][i]) - b.view[t][i], 2);
+      size += std::pow(static_cast<double>(b.view[t][i]), 2);
+    }
+  return std::sqrt(difference / size);
+}
+
+TEST(SparseAttention, BF16ProductsStayWithinTheirRounding) {
+  const TestSelection selection(random_selection(75));
+  WideCase exact, rounded;
+  exact.run(Precision::kF32, selection.view());
+  rounded.run(Precision::kBF16, selection.view());
+  for (int64_t h = 0; h < 7; ++h)
+    for (int64_t t = 1; t < 75; ++t)
+      EXPECT_NEAR(rounded.lse.view[h][t], exact.lse.view[h][t], 1e-2);
+  EXPECT_LE(relative_error(rounded.out, exact.out), 6e-3);
+  EXPECT_LE(relative_error(rounded.dq, exact.dq), 1e-2);
+  EXPECT_LE(relative_error(rounded.dk, exact.dk), 1e-2);
+  EXPECT_LE(relative_error(rounded.dv, exact.dv), 1e-2);
+  for (int64_t i = 0; i < rounded.dq.view.cols; ++i) EXPECT_EQ(rounded.dq.view[0][i], 0);
+}
+
+TEST(SparseAttention, BitsDoNotDependOnTheThreads) {
+  const int before = base::num_threads();
+  const TestSelection selection(random_selection(75));
+  for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
+    WideCase one, two;
+    base::set_num_threads(1);
+    one.run(precision, selection.view());
+    base::set_num_threads(2);
+    two.run(precision, selection.view());
+    for (const auto& [a, b] : {std::pair(&one.out, &two.out),
+                               {&one.lse, &two.lse},
+                               {&one.dq, &two.dq},
+                               {&one.dk, &two.dk},
+                               {&one.dv, &two.dv}})
+      EXPECT_EQ(max_difference(a->view, b->view), 0);
+  }
+  base::set_num_threads(before);
 }
 
 }  // namespace

@@ -1,0 +1,172 @@
+#include "kernels/gathered_bf16.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/parallel.h"
+
+namespace fathom::kernels {
+
+#if FATHOM_HAS_BF16_KERNELS
+
+namespace {
+
+BF16_KERNEL void round_row(const float* row, int64_t num_heads, int64_t dim, int64_t words,
+                           uint32_t* out) {
+  for (int64_t h = 0; h < num_heads; ++h, row += dim, out += words)
+    for (int64_t x = 0; x < 2 * words; x += kPairTileCols)
+      _mm512_store_si512(
+          out + x / 2,
+          round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(dim - x), row + x),
+                         _mm512_maskz_loadu_ps(first_lanes(dim - x - kPairLanes), row + x + 16)));
+}
+
+// Lane i is the sum of sum[i]'s lanes.
+BF16_INLINE __m512 sum_lanes(__m512 (&sum)[16]) {
+  __m512 pair[8], quad[4], half[2];
+  for (int i = 0; i < 8; ++i)
+    pair[i] = _mm512_unpacklo_ps(sum[2 * i], sum[2 * i + 1]) +
+              _mm512_unpackhi_ps(sum[2 * i], sum[2 * i + 1]);
+  for (int i = 0; i < 4; ++i) {
+    const auto a = reinterpret_cast<__m512d>(pair[2 * i]),
+               b = reinterpret_cast<__m512d>(pair[2 * i + 1]);
+    quad[i] = reinterpret_cast<__m512>(_mm512_unpacklo_pd(a, b)) +
+              reinterpret_cast<__m512>(_mm512_unpackhi_pd(a, b));
+  }
+  for (int i = 0; i < 2; ++i)
+    half[i] = _mm512_shuffle_f32x4(quad[2 * i], quad[2 * i + 1], 0x88) +
+              _mm512_shuffle_f32x4(quad[2 * i], quad[2 * i + 1], 0xdd);
+  return _mm512_shuffle_f32x4(half[0], half[1], 0x88) +
+         _mm512_shuffle_f32x4(half[0], half[1], 0xdd);
+}
+
+// Sixteen keys, kLines cache lines of each.
+template <int kLines>
+BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[16],
+                                int64_t offset) {
+  __m512 sum[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) sum[i] = _mm512_setzero_ps();
+#pragma GCC unroll 4
+  for (int line = 0; line < kLines; ++line) {
+    const __m512i value = _mm512_load_si512(x + line * kPairLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i)
+      sum[i] = dot_pairs(sum[i], value, _mm512_load_si512(row[i] + offset + line * kPairLanes));
+  }
+  return sum_lanes(sum);
+}
+
+BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[16], int64_t offset,
+                                int64_t words) {
+  __m512 total = _mm512_setzero_ps();
+  for (; words > 2 * kPairLanes; words -= 2 * kPairLanes, offset += 2 * kPairLanes) {
+    total += sixteen_dots<2>(x, row, offset);
+    x += 2 * kPairLanes;
+  }
+  return total +
+         (words > kPairLanes ? sixteen_dots<2>(x, row, offset) : sixteen_dots<1>(x, row, offset));
+}
+
+BF16_KERNEL void head_dots(const uint32_t* x, int64_t num_heads, const uint32_t* rows,
+                           int64_t row_words, int64_t head_step, int64_t words, const int32_t* keys,
+                           int64_t padded, float* dots) {
+  for (int64_t i = 0; i < padded; i += kPairLanes) {
+    const uint32_t* row[16];
+    for (int lane = 0; lane < 16; ++lane) row[lane] = rows + keys[i + lane] * row_words;
+    for (int64_t h = 0; h < num_heads; ++h)
+      _mm512_store_ps(dots + h * padded + i,
+                      sixteen_dots(x + h * words, row, h * head_step, words));
+  }
+}
+
+// One cache line of a head: 32 elements of the sum, in order. Two pairs of keys at a time, so that
+// their sums hide each other's latency.
+BF16_INLINE void add_line(const uint32_t* weights, float factor, const uint32_t* rows,
+                          int64_t row_words, const int32_t* keys, int64_t padded, int64_t count,
+                          float* out) {
+  __m512 low[4], high[4];
+  for (int i = 0; i < 4; ++i) low[i] = high[i] = _mm512_setzero_ps();
+  for (int64_t i = 0; i < padded; i += 8) {
+#pragma GCC unroll 4
+    for (int pair = 0; pair < 4; ++pair) {
+      const __m512i even = _mm512_load_si512(rows + keys[i + 2 * pair] * row_words);
+      const __m512i odd = _mm512_load_si512(rows + keys[i + 2 * pair + 1] * row_words);
+      const __m512i weight = _mm512_set1_epi32(static_cast<int>(weights[i / 2 + pair]));
+      low[pair] = dot_pairs(low[pair], _mm512_unpacklo_epi16(even, odd), weight);
+      high[pair] = dot_pairs(high[pair], _mm512_unpackhi_epi16(even, odd), weight);
+    }
+  }
+  const __m512 times = _mm512_set1_ps(factor);
+  const __m512 l = ((low[0] + low[1]) + (low[2] + low[3])) * times;
+  const __m512 h = ((high[0] + high[1]) + (high[2] + high[3])) * times;
+  // Unpacking has put four elements of each eight into `low`, four into `high`.
+  const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+  const __m512i last =
+      _mm512_set_epi32(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8);
+  _mm512_mask_storeu_ps(out, first_lanes(count), _mm512_permutex2var_ps(l, first, h));
+  _mm512_mask_storeu_ps(out + 16, first_lanes(count - 16), _mm512_permutex2var_ps(l, last, h));
+}
+
+BF16_KERNEL void head_sums(const uint32_t* weights, std::span<const float> factor,
+                           const uint32_t* rows, int64_t row_words, int64_t head_step, int64_t dim,
+                           const int32_t* keys, int64_t padded, float* out) {
+  for (int64_t h = 0; h < std::ssize(factor); ++h)
+    for (int64_t x = 0; x < dim; x += kPairTileCols)
+      add_line(weights + h * padded / 2, factor[h], rows + h * head_step + x / 2, row_words, keys,
+               padded, dim - x, out + h * dim + x);
+}
+
+}  // namespace
+
+void HeadRows::assign(View2<const float> rows, int64_t num_heads) {
+  CHECK_EQ(rows.cols % num_heads, 0);
+  num_heads_ = num_heads;
+  dim_ = rows.cols / num_heads;
+  words_ = (dim_ + kPairTileCols - 1) / kPairTileCols * kPairLanes;
+  data_ = buffer_.reserve<uint32_t>(rows.rows * num_heads_ * words_);
+  base::parallel_for(rows.rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      round_row(rows[i], num_heads_, dim_, words_, data_ + i * num_heads_ * words_);
+  });
+}
+
+void PaddedKeys::assign(std::span<const int32_t> keys) {
+  count_ = std::ssize(keys);
+  keys_.resize((count_ + kPairLanes - 1) / kPairLanes * kPairLanes);
+  std::copy(keys.begin(), keys.end(), keys_.begin());
+  if (count_ > 0) std::fill(keys_.begin() + count_, keys_.end(), keys.back());
+}
+
+void gathered_head_dots(const HeadRows& x, int64_t row, const HeadRows& rows,
+                        const PaddedKeys& keys, float* dots) {
+  CHECK_EQ(x.words(), rows.words());
+  const bool is_shared = rows.num_heads() == 1;
+  CHECK(is_shared || rows.num_heads() == x.num_heads());
+  head_dots(x.head(row, 0), x.num_heads(), rows.head(0, 0), rows.num_heads() * rows.words(),
+            is_shared ? 0 : rows.words(), rows.words(), keys.data(), keys.padded(), dots);
+}
+
+void gathered_head_sums(const uint32_t* weights, std::span<const float> factor,
+                        const HeadRows& rows, const PaddedKeys& keys, float* out) {
+  const bool is_shared = rows.num_heads() == 1;
+  CHECK(is_shared || rows.num_heads() == std::ssize(factor));
+  head_sums(weights, factor, rows.head(0, 0), rows.num_heads() * rows.words(),
+            is_shared ? 0 : rows.words(), rows.dim(), keys.data(), keys.padded(), out);
+}
+
+#else
+
+void HeadRows::assign(View2<const float>, int64_t) { CHECK(false, "no bf16 kernels here"); }
+void PaddedKeys::assign(std::span<const int32_t>) { CHECK(false, "no bf16 kernels here"); }
+void gathered_head_dots(const HeadRows&, int64_t, const HeadRows&, const PaddedKeys&, float*) {
+  CHECK(false, "no bf16 kernels here");
+}
+void gathered_head_sums(const uint32_t*, std::span<const float>, const HeadRows&, const PaddedKeys&,
+                        float*) {
+  CHECK(false, "no bf16 kernels here");
+}
+
+#endif
+
+}  // namespace fathom::kernels
