@@ -14,8 +14,8 @@ for seed in $seeds; do
   train_base "$seed"
   begin=$base/seed-$seed arms=$runs/seed-$seed
   # The same steps, rows and learning rates as the sparse stage's, without its selection.
-  train "$arms/dense" "$seed" extend "$begin/dense" --set training.steps=300 \
-    --set training.decay_fraction=0.5 --set training.validate_every=100
+  train "$arms/dense" "$seed" extend "$begin/dense" --set training.steps=150 \
+    --set training.decay_fraction=0.5
   train "$arms/warmup_only" "$seed" warmup "$arms/dense"
   train "$arms/sparse" "$seed" sparse "$begin/warmup"
   for rule in random window oracle; do

@@ -53,12 +53,23 @@ train() {
   touch "$folder/done"
 }
 
-# The models that every arm begins with, of one seed: short rows until the net can look things up,
-# then rows of 2,048 tokens, then the indexers' warm-up.
+# The models that every arm begins with, of one seed. Rows of 64 tokens, mostly retrieval, until the
+# net can look things up (in longer ones it does not begin to within this many tokens), then rows
+# twice to four times as long and more pairs, up to 2,048 tokens, then the indexers' warm-up.
 train_base() {
   local seed=$1
-  train "$base/seed-$seed/short" "$seed" dense "" --set retrieval.num_pairs=12 \
-    --set retrieval.num_queries=10
-  train "$base/seed-$seed/dense" "$seed" extend "$base/seed-$seed/short"
-  train "$base/seed-$seed/warmup" "$seed" warmup "$base/seed-$seed/dense"
+  local models=$base/seed-$seed
+  train "$models/short" "$seed" dense "" --set retrieval.share=0.8 \
+    --set retrieval.num_pairs=6 --set retrieval.num_queries=6
+  grow() {  # grow FOLDER BEGINNING LENGTH ROWS PAIRS QUERIES
+    train "$models/$1" "$seed" extend "$models/$2" --set training.steps=100 \
+      --set "training.sequence_length=$3" --set "training.batch_rows=$4" \
+      --set "training.micro_batch_rows=$4" --set "retrieval.num_pairs=$5" \
+      --set "retrieval.num_queries=$6"
+  }
+  grow length-256 short 256 32 24 20
+  grow length-512 length-256 512 16 40 32
+  grow length-1024 length-512 1024 8 64 48
+  train "$models/dense" "$seed" extend "$models/length-1024"
+  train "$models/warmup" "$seed" warmup "$models/dense"
 }

@@ -217,7 +217,9 @@ class BlockLoss {
     tile_.resize(std::max(count, kQueryBlock * kKeyBlock));
     z_.resize(num_heads() * count);
     const float share = 1.0f / static_cast<float>(in_.shape.num_heads);
-    for (int64_t h = 0; h < in_.shape.num_heads; ++h) {
+    if (in_.probabilities)
+      std::copy_n(in_.probabilities + in_.keys_T.begins_T1[t], count, p_.data());
+    for (int64_t h = 0; h < in_.shape.num_heads && !in_.probabilities; ++h) {
       gathered_dots(in_.q[t] + h * in_.shape.qk_dim, head_columns(in_.k, h, in_.shape.qk_dim), keys,
                     tile_.data());
       add_probabilities(tile_.data(), count, in_.shape.scale, in_.lse_HT[h][t], share, p_.data());

@@ -23,7 +23,9 @@ struct IndexerLossInput {
   AttentionShape shape;
   View2<const float> q, k, lse_HT;
   View2<const float> q_TJX, w_TJ, k_SX;
-  SelectedKeys keys_T;   // empty: every query sees all keys up to itself
+  SelectedKeys keys_T;  // empty: every query sees all keys up to itself
+  // Beside keys_T.keys: p, where sparse_attention_forward gave it; null: computed again.
+  const float* probabilities = nullptr;
   int64_t recall_k = 0;  // without keys_T: also measures the recall of a top-k of that size
 };
 

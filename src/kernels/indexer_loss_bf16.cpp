@@ -137,18 +137,24 @@ BF16_KERNEL void scatter_heads(const float* dz, int64_t num_heads, int64_t padde
 void fill_teacher(const IndexerLossRows& rows, const IndexerLossInput& in, int64_t t,
                   Scratch& scratch, float* p) {
   const int64_t count = scratch.keys.count(), padded = scratch.keys.padded();
-  auto* const dots = scratch.dots.reserve<float>(in.shape.num_heads * padded);
-  gathered_head_dots(rows.q, t, rows.k, scratch.keys, dots);
-  mean_probabilities(dots, in.lse_HT.data + t, in.lse_HT.stride, in.shape.num_heads, padded,
-                     in.shape.scale, p);
+  if (in.probabilities) {
+    std::copy_n(in.probabilities + in.keys_T.begins_T1[t], count, p);
+  } else {
+    auto* const dots = scratch.dots.reserve<float>(in.shape.num_heads * padded);
+    gathered_head_dots(rows.q, t, rows.k, scratch.keys, dots);
+    mean_probabilities(dots, in.lse_HT.data + t, in.lse_HT.stride, in.shape.num_heads, padded,
+                       in.shape.scale, p);
+  }
   std::fill(p + count, p + padded, 0.0f);
 }
 
 }  // namespace
 
 IndexerLossRows::IndexerLossRows(const IndexerLossInput& in) {
-  q.assign(in.q, in.shape.num_heads);
-  k.assign(in.k, in.shape.num_heads);
+  if (!in.probabilities) {
+    q.assign(in.q, in.shape.num_heads);
+    k.assign(in.k, in.shape.num_heads);
+  }
   q_index.assign(in.q_TJX, in.w_TJ.cols);
   k_index.assign(in.k_SX, 1);
 }

@@ -11,7 +11,7 @@ namespace fathom::kernels {
 
 // A sequence's operands, rounded.
 struct IndexerLossRows {
-  HeadRows q, k;              // attention's
+  HeadRows q, k;              // attention's, where the input has no probabilities
   HeadRows q_index, k_index;  // the indexer's
 
   explicit IndexerLossRows(const IndexerLossInput& input);

@@ -51,7 +51,7 @@ struct Case {
       attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, {}}, 0, kHeads);
     else
       sparse_attention_forward(kShape, {q.view, k.view, v.view, out.view, lse.view, keys_T});
-    return {kShape, q.view, k.view, lse.view, q_TJX.view, w_TJ.view, k_TX.view, keys_T, 0};
+    return {kShape, q.view, k.view, lse.view, q_TJX.view, w_TJ.view, k_TX.view, keys_T, nullptr, 0};
   }
   IndexerLossOutput output() { return {0, 0, dq.view, dw.view, dk.view}; }
 };
@@ -231,6 +231,29 @@ TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
   EXPECT_LE(error(rounded.dq, exact.dq), 2e-2);
   EXPECT_LE(error(rounded.dw, exact.dw), 2e-2);
   EXPECT_LE(error(rounded.dk, exact.dk), 2e-2);
+}
+
+// What attention gives beside its output is what the loss computes without it.
+TEST(IndexerLoss, ProbabilitiesThatAttentionGaveAreTheTeacher) {
+  AttentionShape shape = kShape;
+  shape.precision = Precision::kBF16;
+  if (!gives_probabilities(shape)) GTEST_SKIP() << "the processor has no bf16 dot products";
+  Case again(150), given(150);
+  again.select(24);
+  given.select(24);
+  auto expected = again.output(), out = given.output();
+  auto input = again.input();
+  input.shape = shape;
+  indexer_loss(input, expected);
+  input = given.input();
+  input.shape = shape;
+  std::vector<float> probabilities(given.selection.keys.size());
+  sparse_attention_forward(shape, {given.q.view, given.k.view, given.v.view, given.out.view,
+                                   given.lse.view, input.keys_T, probabilities.data()});
+  input.probabilities = probabilities.data();
+  indexer_loss(input, out);
+  EXPECT_NEAR(out.loss, expected.loss, 5e-3 * expected.loss);
+  EXPECT_LE(max_difference(given.dk.view, again.dk.view), 2e-2);
 }
 
 }  // namespace

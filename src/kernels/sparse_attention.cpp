@@ -112,20 +112,21 @@ void backward_block(const AttentionShape& shape, const SparseAttentionBackward& 
   add_rows(dv_block, block.keys, head_columns(io.dv, h, shape.v_dim));
 }
 
-bool takes_bf16(const AttentionShape& shape) {
-  return shape.precision == Precision::kBF16 && has_bf16_dot();
-}
-
 void clear(View2<float> x) {
   for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x[i], x.cols, 0.0f);
 }
 
 }  // namespace
 
+bool gives_probabilities(const AttentionShape& shape) {
+  return shape.precision == Precision::kBF16 && has_bf16_dot();
+}
+
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
-  if (takes_bf16(shape)) return sparse_attention_forward_bf16(shape, io);
+  if (gives_probabilities(shape)) return sparse_attention_forward_bf16(shape, io);
+  CHECK(!io.mean_probabilities);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(std::ssize(blocks) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item)
@@ -135,7 +136,7 @@ void sparse_attention_forward(const AttentionShape& shape, const SparseAttention
 
 void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
-  if (takes_bf16(shape)) return sparse_attention_backward_bf16(shape, io);
+  if (gives_probabilities(shape)) return sparse_attention_backward_bf16(shape, io);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h) {

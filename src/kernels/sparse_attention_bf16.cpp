@@ -42,8 +42,9 @@ struct Softmax {
   float maximum, sum;
 };
 
-// Exponentials of scale * (scores - their maximum) as weights, those beyond the count zero.
-BF16_KERNEL Softmax softmax_weights(const float* scores, int64_t count, int64_t padded, float scale,
+// scores become exponentials of scale * (scores - their maximum), those beyond the count zero,
+// which are also rounded to weights.
+BF16_KERNEL Softmax softmax_weights(int64_t count, int64_t padded, float scale, float* scores,
                                     uint32_t* weights) {
   __m512 most = _mm512_set1_ps(kMinusInfinity), sum = _mm512_setzero_ps();
   for (int64_t i = 0; i < padded; i += 16)  // what fills up repeats the last
@@ -53,9 +54,23 @@ BF16_KERNEL Softmax softmax_weights(const float* scores, int64_t count, int64_t 
     const __m512 x = (_mm512_load_ps(scores + i) - maximum) * scale;
     const __m512 e = _mm512_maskz_mov_ps(first_lanes(count - i), exp(x));
     sum += e;
+    _mm512_store_ps(scores + i, e);
     store_weights(e, weights + i / 2);
   }
   return {maximum, _mm512_reduce_add_ps(sum)};
+}
+
+// out = mean over heads of their exponentials times factor.
+BF16_KERNEL void mean_over_heads(const float* exponentials, std::span<const float> factor,
+                                 int64_t count, int64_t padded, float* out) {
+  const float share = 1.0f / static_cast<float>(factor.size());
+  for (int64_t i = 0; i < count; i += 16) {
+    __m512 sum = _mm512_setzero_ps();
+    for (size_t h = 0; h < factor.size(); ++h)
+      sum = _mm512_fmadd_ps(_mm512_load_ps(exponentials + h * padded + i),
+                            _mm512_set1_ps(factor[h]), sum);
+    _mm512_mask_storeu_ps(out + i, first_lanes(count - i), sum * share);
+  }
 }
 
 void forward_query(const AttentionShape& shape, const SparseAttentionForward& io, const HeadRows& q,
@@ -74,11 +89,14 @@ void forward_query(const AttentionShape& shape, const SparseAttentionForward& io
   gathered_head_dots(q, t, k, scratch.keys, scores);
   for (int64_t h = 0; h < shape.num_heads; ++h) {
     const Softmax softmax =
-        softmax_weights(scores + h * padded, count, padded, shape.scale, weights + h * padded / 2);
+        softmax_weights(count, padded, shape.scale, scores + h * padded, weights + h * padded / 2);
     io.lse_HT[h][t] = softmax.maximum * shape.scale + std::log(softmax.sum);
     scratch.factor[h] = 1 / softmax.sum;
   }
   gathered_head_sums(weights, scratch.factor, v, scratch.keys, io.out[t]);
+  if (io.mean_probabilities)
+    mean_over_heads(scores, scratch.factor, count, padded,
+                    io.mean_probabilities + io.keys_T.begins_T1[t]);
 }
 
 // scores become probabilities, dp the scores' gradients, which are also rounded to weights.

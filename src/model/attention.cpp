@@ -135,13 +135,14 @@ Tensor training_attention(const AttentionInput& in, const Projections& p, const 
                                 p.q_NHD, kv.k_SHD, shape},
                                lengths);
   const ops::Attended attended =
-      ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, segments, selection);
+      ops::attend(p.q_NHD, kv.k_SHD, kv.v_SHV, shape, segments, selection, has_loss);
   if (options.attention_entropy && in.statistics)
     in.statistics->attention_entropy.push_back(
         mean_entropy({p.q_NHD, kv.k_SHD, shape, lengths}, selection));
   if (has_loss) {
     const ops::IndexerLossStudent student{indexer.q_NJX, indexer.w_NJ, indexer.k_NX};
-    const ops::IndexerLossTeacher teacher{p.q_NHD, kv.k_SHD, attended.lse_HN, shape};
+    const ops::IndexerLossTeacher teacher{p.q_NHD, kv.k_SHD, attended.lse_HN, shape,
+                                          attended.probabilities};
     const auto loss =
         ops::indexer_loss(student, teacher, segments, selection, in.config.index_topk);
     in.statistics->indexer_loss.push_back(

@@ -73,10 +73,12 @@ void for_each_dense_head(const std::vector<Rows>& segments, const KeySelection& 
   });
 }
 
+float* data_or_null(const Tensor& x) { return x.defined() ? x.data_ptr<float>() : nullptr; }
+
 struct AttentionFunction : Function<AttentionFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                         const kernels::AttentionShape& shape, std::vector<int64_t> flat_segments,
-                        const KeySelection& selection, Tensor* lse_HN) {
+                        const KeySelection& selection, Attended* attended) {
     Tensor out = torch::empty({q.size(0), v.size(1)}),
            lse = torch::empty({shape.num_heads, q.size(0)});
     const auto segments = rows_of(flat_segments);
@@ -87,14 +89,15 @@ struct AttentionFunction : Function<AttentionFunction> {
     });
     for (const Rows& at : segments)
       if (const auto keys_T = at.of(selection); !keys_T.empty())
-        kernels::sparse_attention_forward(shape, {at.of(q), at.keys_of(k), at.keys_of(v),
-                                                  at.of(out), at.columns_of(lse), keys_T});
+        kernels::sparse_attention_forward(
+            shape, {at.of(q), at.keys_of(k), at.keys_of(v), at.of(out), at.columns_of(lse), keys_T,
+                    data_or_null(attended->probabilities)});
     ctx->save_for_backward({q, k, v, out, lse, selection.keys, selection.begins_N1});
     ctx->saved_data["segments"] = std::move(flat_segments);
     ctx->saved_data["shape"] = std::vector<int64_t>{shape.num_heads, shape.qk_dim, shape.v_dim,
                                                     static_cast<int64_t>(shape.precision)};
     ctx->saved_data["scale"] = static_cast<double>(shape.scale);
-    *lse_HN = lse;
+    attended->lse_HN = lse;
     return out;
   }
 
@@ -140,7 +143,8 @@ struct IndexerLossFunction : Function<IndexerLossFunction> {
       kernels::IndexerLossOutput out{0, 0, at.of(dq), at.of(dw), at.keys_of(dk)};
       kernels::indexer_loss(
           {teacher.shape, at.of(teacher.q), at.keys_of(teacher.k), at.columns_of(teacher.lse_HN),
-           at.of(q_NJX), at.of(w_NJ), at.keys_of(k_SX), keys_T, recall_k},
+           at.of(q_NJX), at.of(w_NJ), at.keys_of(k_SX), keys_T,
+           keys_T.empty() ? nullptr : data_or_null(teacher.probabilities), recall_k},
           out);
       loss += out.loss;
       mass += out.recall;
@@ -185,10 +189,12 @@ std::vector<SegmentRows> segment_rows(std::span<const int64_t> lengths) {
 
 Attended attend(const Tensor& q, const Tensor& k, const Tensor& v,
                 const kernels::AttentionShape& shape, std::span<const SegmentRows> segments,
-                const KeySelection& selection) {
+                const KeySelection& selection, bool wants_probabilities) {
   Attended result;
+  if (wants_probabilities && selection.defined() && kernels::gives_probabilities(shape))
+    result.probabilities = torch::empty({selection.keys.size(0)});
   result.out_NHV = AttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), shape,
-                                            flattened(segments), selection, &result.lse_HN);
+                                            flattened(segments), selection, &result);
   return result;
 }
 
@@ -197,7 +203,8 @@ IndexerLoss indexer_loss(const IndexerLossStudent& student, const IndexerLossTea
                          int64_t recall_k) {
   IndexerLoss result;
   const IndexerLossTeacher detached{teacher.q.detach().contiguous(),
-                                    teacher.k.detach().contiguous(), teacher.lse_HN, teacher.shape};
+                                    teacher.k.detach().contiguous(), teacher.lse_HN, teacher.shape,
+                                    teacher.probabilities};
   result.loss = IndexerLossFunction::apply(student.q_NJX.contiguous(), student.w_NJ.contiguous(),
                                            student.k_SX.contiguous(), detached, flattened(segments),
                                            selection, recall_k, &result.recall);

@@ -36,13 +36,16 @@ KeySelection join_keys(const std::vector<std::vector<int32_t>>& keys_N);
 struct Attended {
   torch::Tensor out_NHV;
   torch::Tensor lse_HN;  // log-sum-exp of the scaled scores attended to; carries no gradient
+  // Beside selection.keys, the mean over heads of the keys' probabilities; carries no gradient.
+  // Undefined unless wanted, and where the kernels do not give it.
+  torch::Tensor probabilities;
 };
 
 // Causal attention within each segment; q [N, H*qk], k [S, H*qk], v [S, H*v]. Gradients for q, k,
 // v; none passes through the selection. Parallel over segments and heads.
 Attended attend(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                 const kernels::AttentionShape& shape, std::span<const SegmentRows> segments,
-                const KeySelection& selection = {});
+                const KeySelection& selection = {}, bool wants_probabilities = false);
 
 // The indexer's side of its loss, with gradients: model/indexer's projections.
 struct IndexerLossStudent {
@@ -53,6 +56,7 @@ struct IndexerLossStudent {
 struct IndexerLossTeacher {
   torch::Tensor q, k, lse_HN;
   kernels::AttentionShape shape;
+  torch::Tensor probabilities;  // as attend gave them; undefined: computed again
 };
 
 struct IndexerLoss {
