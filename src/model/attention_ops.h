@@ -56,7 +56,7 @@ struct IndexerLossStudent {
 struct IndexerLossTeacher {
   torch::Tensor q, k, lse_HN;
   kernels::AttentionShape shape;
-  torch::Tensor probabilities;  // as attend gave them; undefined: computed again
+  torch::Tensor probabilities = {};  // as attend gave them; undefined: computed again
 };
 
 struct IndexerLoss {

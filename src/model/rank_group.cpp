@@ -118,6 +118,17 @@ RankGroup RankGroup::choose(const std::vector<int>& members) const {
   return part;
 }
 
+RankGroup RankGroup::beside(const std::string& name) const {
+  if (size_ == 1) return {};
+  RankGroup other = *this;
+  other.connection_ = std::make_shared<Connection>(*connection_);
+  Connection& c = *other.connection_;
+  c.num_chosen = 0;
+  c.name += "/" + name;
+  other.wait_for([&] { c.connect(rank_, size_); });
+  return other;
+}
+
 template <typename Call>
 void RankGroup::wait_for(const Call& call) const {
   try {

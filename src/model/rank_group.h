@@ -44,6 +44,10 @@ class RankGroup {
   // each for its own group, as often.
   RankGroup choose(const std::vector<int>& members) const;
 
+  // The same ranks again, whose messages pass this group's without regard to their order: for a
+  // thread of its own. All ranks call it, with the same name.
+  RankGroup beside(const std::string& name) const;
+
   int rank() const { return rank_; }
   int size() const { return size_; }
   bool is_first() const { return rank_ == 0; }

@@ -47,6 +47,26 @@ void expect_on_ranks(int size, const Body& body) {
   for (const std::string& error : on_ranks(size, body)) EXPECT_EQ(error, "");
 }
 
+// Two threads a rank, which speak in another order on each.
+TEST(RankGroup, AGroupBesideAnotherHasMessagesOfItsOwn) {
+  expect_on_ranks(2, [](const RankGroup& ranks) {
+    const RankGroup beside = ranks.beside("test");
+    Tensor first = numbers(ranks, 2), second = numbers(ranks, 3);
+    std::thread other;
+    if (ranks.is_first()) {
+      other = std::thread([&] { beside.all_reduce(second); });
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      ranks.all_reduce(first);
+    } else {
+      ranks.all_reduce(first);
+      other = std::thread([&] { beside.all_reduce(second); });
+    }
+    other.join();
+    EXPECT_TRUE(first.equal(torch::tensor({1.0f, 21.0f})));
+    EXPECT_TRUE(second.equal(torch::tensor({1.0f, 21.0f, 41.0f})));
+  });
+}
+
 TEST(RankGroup, CollectivesOfThreeRanks) {
   expect_on_ranks(3, [](const RankGroup& ranks) {
     Tensor sum = numbers(ranks, 4);

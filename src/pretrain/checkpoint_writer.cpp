@@ -18,12 +18,13 @@ struct Snapshot {
   std::vector<Optimizer::State> optimizer;
 };
 
+// The model is the first rank's to write.
 Snapshot snapshot_of(const TrainerState& state, const model::Model& model,
-                     const Optimizer& optimizer) {
+                     const Optimizer& optimizer, bool is_first) {
   const torch::NoGradGuard no_grad;
   Snapshot snapshot{state, model, optimizer.state()};
   for (const auto& slot : model::tensor_slots(snapshot.model.weights, snapshot.model.config))
-    *slot.tensor = slot.tensor->detach().clone();
+    *slot.tensor = is_first ? slot.tensor->detach().clone() : torch::Tensor();
   for (auto& moment : snapshot.optimizer) moment.tensor = moment.tensor.clone();
   return snapshot;
 }
@@ -44,13 +45,11 @@ void save(const RunFolder& folder, const Snapshot& snapshot, int64_t keep,
 void CheckpointWriter::start(const RunFolder& folder, const TrainerState& state,
                              const model::Model& model, const Optimizer& optimizer, int64_t keep) {
   wait();
-  // Ranks wait for each other's files, in messages of the same group as training's: a thread of its
-  // own would send them between training's, in another order on each rank.
-  if (ranks_.size() > 1) return save(folder, {state, model, optimizer.state()}, keep, ranks_);
-  writing_ = std::async(std::launch::async,
-                        [&folder, keep, snapshot = snapshot_of(state, model, optimizer)] {
-                          save(folder, snapshot, keep, {});
-                        });
+  writing_ = std::async(
+      std::launch::async,
+      [&folder, keep, this, snapshot = snapshot_of(state, model, optimizer, ranks_.is_first())] {
+        save(folder, snapshot, keep, ranks_);
+      });
 }
 
 void CheckpointWriter::wait() {

@@ -1,10 +1,9 @@
-// Checkpoints written beside the training: a copy is taken at once, a thread writes it. Several
-// ranks write theirs together, before training goes on.
+// Checkpoints written beside the training: a copy is taken at once, a thread writes it. Of several
+// ranks, each writes its own files; the threads wait for each other, not the training.
 #pragma once
 
 #include <cstdint>
 #include <future>
-#include <utility>
 
 #include "pretrain/run_folder.h"
 
@@ -12,11 +11,13 @@ namespace fathom::pretrain {
 
 class CheckpointWriter {
  public:
-  explicit CheckpointWriter(model::RankGroup ranks = {}) : ranks_(std::move(ranks)) {}
+  explicit CheckpointWriter(const model::RankGroup& ranks = {})
+      : ranks_(ranks.beside("checkpoints")) {}
+  CheckpointWriter(const CheckpointWriter&) = delete;
 
-  // Copies model and moments (memory for both until they are written) and returns; waits for the
-  // checkpoint before. `folder` must outlive the writing. Of several ranks, every one calls it; it
-  // returns when this one's files are written, and throws what check() would.
+  // Copies what this rank writes, moments and, on the first, the model (memory for both until they
+  // are written), and returns; waits for the checkpoint before. `folder` must outlive the writing.
+  // Every rank calls it.
   void start(const RunFolder& folder, const TrainerState& state, const model::Model& model,
              const Optimizer& optimizer, int64_t keep);
 
@@ -28,7 +29,7 @@ class CheckpointWriter {
   // The destructor waits, and swallows the error.
 
  private:
-  model::RankGroup ranks_;
+  model::RankGroup ranks_;  // whose messages training's do not wait for
   std::future<void> writing_;
 };
 

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "base/check.h"
+#include "base/free_port.h"
 #include "pretrain/test_data.h"
 
 namespace fathom::pretrain {
@@ -72,6 +73,33 @@ TEST(CheckpointWriter, KeepsTheLastOnes) {
   EXPECT_EQ(folder.latest()->filename(), "step-000005");
   EXPECT_TRUE(fs::exists(path / "step-000004"));
   EXPECT_FALSE(fs::exists(path / "step-000003"));
+}
+
+// Rank 1 is late with its files. Training's own messages do not wait for them.
+TEST(CheckpointWriter, RanksWriteTheirFilesBesideTheTraining) {
+  const fs::path path = empty_folder("ranks");
+  const uint16_t port = base::free_port();
+  const auto run = [&](int rank) {
+    const auto ranks = model::RankGroup::join({rank, 2, "127.0.0.1", port});
+    Training training;
+    const RunFolder folder(path);
+    CheckpointWriter writer(ranks);
+    if (rank == 0) writer.start(folder, {1, 10, 0, {}}, training.model, training.optimizer, 2);
+    torch::Tensor sum = torch::ones({3});
+    ranks.all_reduce(sum);
+    EXPECT_EQ(sum[0].item<float>(), 2);
+    EXPECT_FALSE(fs::exists(path / "latest"));
+    ranks.barrier();
+    if (rank == 1) writer.start(folder, {1, 10, 0, {}}, training.model, training.optimizer, 2);
+    writer.wait();
+    ranks.barrier();
+    EXPECT_EQ(folder.latest()->filename(), "step-000001");
+    EXPECT_TRUE(fs::exists(*folder.latest() / "optimizer-00001-of-00002.safetensors"));
+    EXPECT_TRUE(fs::exists(*folder.latest() / "optimizer-00002-of-00002.safetensors"));
+  };
+  std::thread other([&] { run(1); });
+  run(0);
+  other.join();
 }
 
 // The error comes with the next call, and again nowhere: the run ends of it.
