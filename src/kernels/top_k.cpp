@@ -14,6 +14,8 @@ namespace {
 
 // Scores that a stream takes before it looks whether it is full.
 constexpr int64_t kPieceScores = 64;
+// Room behind what is held, where whole registers are stored.
+constexpr int64_t kLanesBehind = 15;
 
 // Unsigned integers in the order of the floats: -0 equals 0, NaN equals -inf.
 FATHOM_INLINE uint32_t ordered_bits(float score) {
@@ -25,37 +27,6 @@ FATHOM_INLINE uint32_t ordered_bits(float score) {
 float float_of(uint32_t ordered) {
   return std::bit_cast<float>(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
 }
-
-// Appends the scores above `floor` in order, with their indices; returns how many. Sixteen at a
-// time: where nothing is above, which is the rule late in a long context, it costs one comparison.
-#if FATHOM_HAS_BF16_KERNELS
-BF16_KERNEL int64_t keep_above(float floor, std::span<const float> scores, int32_t first,
-                               uint32_t* ordered, int32_t* indices) {
-  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  int64_t kept = 0;
-  for (int64_t i = 0; i < std::ssize(scores); i += 16) {
-    const int64_t count = std::ssize(scores) - i;
-    const auto valid = static_cast<__mmask16>(count >= 16 ? 0xffff : (1 << count) - 1);
-    const __m512 piece = _mm512_maskz_loadu_ps(valid, scores.data() + i);
-    const __mmask16 above =
-        _mm512_mask_cmp_ps_mask(valid, piece, _mm512_set1_ps(floor), _CMP_GT_OQ);
-    if (above == 0) continue;
-    const auto bits =
-        reinterpret_cast<__m512i>(_mm512_add_ps(piece, _mm512_setzero_ps()));  // -0 becomes 0
-    const __m512i sign = _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(1 << 31));
-    const __m512i index =
-        _mm512_add_epi32(_mm512_set1_epi32(first + static_cast<int32_t>(i)), lanes);
-    // Compressed in a register, then stored whole: some processors compress slowly into memory.
-    _mm512_storeu_si512(ordered + kept,
-                        _mm512_maskz_compress_epi32(above, _mm512_xor_si512(bits, sign)));
-    _mm512_storeu_si512(indices + kept, _mm512_maskz_compress_epi32(above, index));
-    kept += __builtin_popcount(above);
-  }
-  return kept;
-}
-#else
-int64_t keep_above(float, std::span<const float>, int32_t, uint32_t*, int32_t*) { return 0; }
-#endif
 
 // The three digits that values are selected by, 11 + 11 + 10 bits.
 struct Digit {
@@ -73,7 +44,7 @@ struct Threshold {
 
 // Digit by digit from the top: which bin holds the k-th greatest; the next digit looks at that
 // bin's values only. 0 < k <= size.
-Threshold find_threshold(std::span<const uint32_t> ordered, int64_t k) {
+Threshold find_threshold_by_digits(std::span<const uint32_t> ordered, int64_t k) {
   static thread_local std::vector<uint32_t> candidates;
   candidates.assign(ordered.begin(), ordered.end());
   int64_t wanted = k;
@@ -89,6 +60,137 @@ Threshold find_threshold(std::span<const uint32_t> ordered, int64_t k) {
   const int64_t num_above = std::count_if(candidates.begin(), candidates.end(),
                                           [value](uint32_t bits) { return bits > value; });
   return {value, wanted - num_above};
+}
+
+// The same sixteen at a time.
+#if FATHOM_HAS_BF16_KERNELS
+
+// ordered_bits() of sixteen scores.
+BF16_INLINE __m512i ordered_lanes(__m512 scores) {
+  const __mmask16 is_number = _mm512_cmp_ps_mask(scores, scores, _CMP_ORD_Q);
+  const __m512 numbers = _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()),
+                                            is_number, scores);
+  // Adding 0 makes 0 of -0.
+  const auto bits = reinterpret_cast<__m512i>(_mm512_add_ps(numbers, _mm512_setzero_ps()));
+  return _mm512_xor_si512(bits,
+                          _mm512_or_si512(_mm512_srai_epi32(bits, 31), _mm512_set1_epi32(1 << 31)));
+}
+
+// Compressed in a register, then stored whole: some processors compress slowly into memory. Writes
+// sixteen lanes; returns how many count.
+BF16_INLINE int64_t store_lanes(__mmask16 kept, __m512i ordered, __m512i index,
+                                uint32_t* to_ordered, int32_t* to_indices) {
+  _mm512_storeu_si512(to_ordered, _mm512_maskz_compress_epi32(kept, ordered));
+  _mm512_storeu_si512(to_indices, _mm512_maskz_compress_epi32(kept, index));
+  return __builtin_popcount(kept);
+}
+
+// Appends the scores above `floor` (in order of the floats; all where it is 0) in order, with their
+// indices; returns how many. Where nothing is above, which is the rule late in a long context, it
+// costs one comparison.
+BF16_KERNEL int64_t keep_above(uint32_t floor, std::span<const float> scores, int32_t first,
+                               uint32_t* ordered, int32_t* indices) {
+  const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  const __m512 least = _mm512_set1_ps(float_of(floor));
+  int64_t kept = 0;
+  for (int64_t i = 0; i < std::ssize(scores); i += 16) {
+    const __mmask16 valid = first_lanes(std::ssize(scores) - i);
+    const __m512 piece = _mm512_maskz_loadu_ps(valid, scores.data() + i);
+    const __mmask16 above =
+        floor == 0 ? valid : _mm512_mask_cmp_ps_mask(valid, piece, least, _CMP_GT_OQ);
+    if (above == 0) continue;
+    const __m512i index =
+        _mm512_add_epi32(_mm512_set1_epi32(first + static_cast<int32_t>(i)), lanes);
+    kept += store_lanes(above, ordered_lanes(piece), index, ordered + kept, indices + kept);
+  }
+  return kept;
+}
+
+// How many of `size` values are at least `least`.
+BF16_INLINE int64_t count_from(const uint32_t* values, int64_t size, uint32_t least) {
+  const __m512i from = _mm512_set1_epi32(static_cast<int>(least)), one = _mm512_set1_epi32(1);
+  __m512i count[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+  int64_t i = 0;
+  for (; i + 32 <= size; i += 32)
+    for (int half = 0; half < 2; ++half) {
+      const __m512i piece = _mm512_loadu_si512(values + i + 16 * half);
+      count[half] = _mm512_mask_add_epi32(count[half], _mm512_cmpge_epu32_mask(piece, from),
+                                          count[half], one);
+    }
+  for (; i < size; i += 16) {
+    const __mmask16 valid = first_lanes(size - i);
+    const __m512i piece = _mm512_maskz_loadu_epi32(valid, values + i);
+    count[0] = _mm512_mask_add_epi32(count[0], _mm512_mask_cmpge_epu32_mask(valid, piece, from),
+                                     count[0], one);
+  }
+  return _mm512_reduce_add_epi32(_mm512_add_epi32(count[0], count[1]));
+}
+
+// The least of the values that are at least `least`, and the greatest of all.
+struct Bounds {
+  uint32_t least, greatest;
+};
+BF16_INLINE Bounds bounds_from(const uint32_t* values, int64_t size, uint32_t least) {
+  const __m512i from = _mm512_set1_epi32(static_cast<int>(least));
+  __m512i low = _mm512_set1_epi32(-1), high = _mm512_setzero_si512();
+  for (int64_t i = 0; i < size; i += 16) {
+    const __mmask16 valid = first_lanes(size - i);
+    const __m512i piece = _mm512_maskz_loadu_epi32(valid, values + i);
+    low = _mm512_mask_min_epu32(low, _mm512_mask_cmpge_epu32_mask(valid, piece, from), low, piece);
+    high = _mm512_max_epu32(high, piece);
+  }
+  return {_mm512_reduce_min_epu32(low), _mm512_reduce_max_epu32(high)};
+}
+
+// By halving the range in which the k-th greatest lies, until k values are left above or one value:
+// with values that differ in some twelve passes over them.
+BF16_KERNEL Threshold find_threshold_by_halves(std::span<const uint32_t> ordered, int64_t k) {
+  const auto size = std::ssize(ordered);
+  const Bounds all = bounds_from(ordered.data(), size, 0);
+  uint32_t low = all.least, end = all.greatest + 1;  // at least k from `low` on, fewer from `end`
+  for (int64_t count = size; count != k && end - low > 1;) {
+    const uint32_t middle = low + (end - low) / 2;
+    const int64_t upper = count_from(ordered.data(), size, middle);
+    if (upper >= k) count = upper;
+    (upper >= k ? low : end) = middle;
+  }
+  const uint32_t value = bounds_from(ordered.data(), size, low).least;
+  return {value, k - count_from(ordered.data(), size, value + 1)};
+}
+
+// Moves what the threshold selects to the front, in order; returns how many that is. Writes whole
+// registers: up to fifteen lanes behind the size.
+BF16_KERNEL int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* ordered,
+                                  int32_t* indices) {
+  const __m512i value = _mm512_set1_epi32(static_cast<int>(threshold.value));
+  int64_t kept = 0;
+  for (int64_t i = 0; i < size; i += 16) {
+    const __mmask16 valid = first_lanes(size - i);
+    const __m512i piece = _mm512_maskz_loadu_epi32(valid, ordered + i);
+    const __m512i index = _mm512_maskz_loadu_epi32(valid, indices + i);
+    const __mmask16 above = _mm512_mask_cmpgt_epu32_mask(valid, piece, value);
+    const uint32_t ties =  // the first ones
+        _pdep_u32(first_lanes(threshold.num_ties),
+                  _mm512_mask_cmpeq_epu32_mask(valid, piece, value));
+    threshold.num_ties -= __builtin_popcount(ties);
+    kept += store_lanes(static_cast<__mmask16>(above | ties), piece, index, ordered + kept,
+                        indices + kept);
+  }
+  return kept;
+}
+
+#else
+
+// Never called: has_bf16_dot() is false.
+int64_t keep_above(uint32_t, std::span<const float>, int32_t, uint32_t*, int32_t*) { return 0; }
+Threshold find_threshold_by_halves(std::span<const uint32_t>, int64_t) { return {}; }
+int64_t keep_selected(Threshold, int64_t, uint32_t*, int32_t*) { return 0; }
+
+#endif
+
+Threshold find_threshold(std::span<const uint32_t> ordered, int64_t k) {
+  return has_bf16_dot() ? find_threshold_by_halves(ordered, k)
+                        : find_threshold_by_digits(ordered, k);
 }
 
 }  // namespace
@@ -119,8 +221,8 @@ void TopKStream::reset(int64_t k) {
   k_ = k;
   size_ = 0;
   floor_ = 0;
-  ordered_.resize(2 * k + kPieceScores);
-  indices_.resize(2 * k + kPieceScores);
+  ordered_.resize(2 * k + kPieceScores + kLanesBehind);
+  indices_.resize(2 * k + kPieceScores + kLanesBehind);
 }
 
 void TopKStream::append(uint32_t ordered, int32_t index) {
@@ -133,12 +235,10 @@ void TopKStream::append(uint32_t ordered, int32_t index) {
 void TopKStream::add(std::span<const float> scores, int32_t first) {
   const auto count = std::ssize(scores);
   int64_t i = 0;
-  while (i < count && (floor_ == 0 || !has_bf16_dot())) {
+  for (; i < count && !has_bf16_dot(); ++i)
     append(ordered_bits(scores[i]), first + static_cast<int32_t>(i));
-    ++i;
-  }
   for (; i < count; i += kPieceScores) {
-    size_ += keep_above(float_of(floor_), scores.subspan(i, std::min(kPieceScores, count - i)),
+    size_ += keep_above(floor_, scores.subspan(i, std::min(kPieceScores, count - i)),
                         first + static_cast<int32_t>(i), ordered_.data() + size_,
                         indices_.data() + size_);
     if (size_ >= 2 * k_) prune();
@@ -152,6 +252,11 @@ void TopKStream::add(const TopKStream& other) {
 // Down to the k best; they stay in the order of their indices.
 void TopKStream::prune() {
   Threshold threshold = find_threshold({ordered_.data(), static_cast<size_t>(size_)}, k_);
+  floor_ = threshold.value;
+  if (has_bf16_dot()) {
+    size_ = keep_selected(threshold, size_, ordered_.data(), indices_.data());
+    return;
+  }
   int64_t n = 0;
   for (int64_t i = 0; i < size_; ++i) {
     const uint32_t bits = ordered_[i];
@@ -162,7 +267,6 @@ void TopKStream::prune() {
     threshold.num_ties -= is_tie;
   }
   size_ = n;
-  floor_ = threshold.value;
 }
 
 void TopKStream::finish(std::vector<int32_t>& indices) {

@@ -8,7 +8,7 @@
 namespace fathom::kernels {
 
 // Indices of the k greatest of scores (all of them if k >= size), ascending. -0 equals 0, NaN
-// counts as -inf. A radix selection: three passes at most.
+// counts as -inf. By halving the range of the k-th greatest (AVX-512), else by its digits.
 void top_k(std::span<const float> scores, int64_t k, std::vector<int32_t>& indices);
 
 // The same over scores that come in pieces, which are never held whole: memory for 2 k of them
