@@ -15,10 +15,11 @@ inline constexpr int64_t kPairTileCols = 2 * kPairLanes;
 
 inline int64_t num_pairs(int64_t dim) { return (dim + 1) / 2; }
 
-// How many of `remaining` rows the next tile takes: twelve or eight, whichever wastes less (64 =
-// 4 * 12 + 2 * 8, 128 = 10 * 12 + 8). Either has sums enough to hide the latency of two
+// How many of `remaining` rows the next tile takes: twelve, eight or six, whichever wastes less (64
+// = 4 * 12 + 2 * 8, 128 = 10 * 12 + 8). Each has sums enough to hide the latency of two
 // multipliers.
 inline int64_t pair_tile_rows(int64_t remaining) {
+  if (remaining <= 6) return 6;
   return remaining <= 8 || (remaining > 12 && remaining <= 16) ? 8 : 12;
 }
 

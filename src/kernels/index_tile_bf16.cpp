@@ -3,10 +3,16 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/bf16_octet.h"
 #include "kernels/bf16_tile.h"
 #include "kernels/fp8.h"
 
 namespace fathom::kernels {
+namespace {
+
+int64_t padded_dim(int64_t dim) { return (dim + 63) / 64 * 64; }
+
+}  // namespace
 
 bool can_pair_index_keys(const RowLayout& layout) {
   const bool is_exact =
@@ -30,7 +36,11 @@ int64_t paired_heads_size(int64_t num_heads, int64_t dim) {
 }
 
 // Columns come in blocks of 32 pairs.
-int64_t paired_keys_size(int64_t dim) { return (dim + 63) / 64 * 32 * kIndexTileKeys; }
+int64_t paired_keys_size(int64_t dim) { return padded_dim(dim) / 2 * kIndexTileKeys; }
+
+// Rows end after whole blocks of 64.
+int64_t few_heads_size(int64_t num_heads, int64_t dim) { return num_heads * padded_dim(dim); }
+int64_t octet_keys_size(int64_t dim) { return kIndexTileKeys * padded_dim(dim); }
 
 #if FATHOM_HAS_BF16_KERNELS
 
@@ -74,14 +84,81 @@ BF16_INLINE void columns_of_bf16(const std::byte* const (&rows)[kPairLanes], int
   }
 }
 
-// Fetches the rows that the tile after next takes while this one is computed: pages lie anywhere,
-// so the processor's own prefetching stops at their ends.
-void prefetch_rows(const PagedRows& rows, int64_t first, int64_t count) {
-  const int64_t bytes = rows.layout.num_bytes();
-  const int64_t end = std::min(first + count, rows.num_rows);
-  for (int64_t s = first; s < end; ++s)
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows[s] + at);
+// A tile's rows follow each other in one page.
+static_assert(kPageRows % kIndexTileKeys == 0);
+
+// Fetches the tile after next while this one is computed: pages lie anywhere, so the processor's
+// own prefetching stops at their ends.
+void prefetch_tile(const PagedRows& rows, int64_t first) {
+  const int64_t count = std::min(kIndexTileKeys, rows.num_rows - first);
+  const int64_t bytes = count * rows.layout.num_bytes();
+  if (count <= 0) return;
+  const std::byte* const begin = rows[first];
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at);
 }
+
+// The sixteen keys of four rows each, v's being rows v, v + 4, v + 8 and v + 12.
+BF16_INLINE void load_quarters(const std::byte* const (&rows)[4], int64_t at, int64_t bytes,
+                               __m512i (&parts)[4]) {
+  const __mmask64 mask = at + 64 <= bytes ? ~0ull : (1ull << (bytes - at)) - 1;
+  for (int p = 0; p < 4; ++p) parts[p] = _mm512_maskz_loadu_epi8(mask, rows[p] + at);
+  transpose_parts(parts);
+}
+
+// Four rows as octets: out[octet][4][32], of which they take one register in four.
+BF16_INLINE void deal_e4m3(const std::byte* const (&rows)[4], int64_t dim, uint16_t* out) {
+  const E4M3Widener table = e4m3_widener();
+  for (int64_t x = 0; x < dim; x += 64) {
+    __m512i parts[4];
+    load_quarters(rows, x, dim, parts);
+    for (int64_t i = 0; i < 4; ++i) {
+      __m512i octets[2];
+      widen_e4m3_parts(table, parts[i], octets);
+      _mm512_store_si512(out + (x / kOctet + 2 * i) * 128, octets[0]);
+      _mm512_store_si512(out + (x / kOctet + 2 * i + 1) * 128, octets[1]);
+    }
+  }
+}
+
+// To the end of the block of 64 numbers, as deal_e4m3().
+BF16_INLINE void deal_bf16(const std::byte* const (&rows)[4], int64_t dim, uint16_t* out) {
+  for (int64_t x = 0; x < padded_dim(dim); x += 32) {
+    __m512i parts[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(),
+                        _mm512_setzero_si512()};
+    if (x < dim) load_quarters(rows, 2 * x, 2 * dim, parts);
+    for (int64_t i = 0; i < 4; ++i) _mm512_store_si512(out + (x / kOctet + i) * 128, parts[i]);
+  }
+}
+
+// scales[16] * sum_j w[j] relu(q[j] . k) of sixteen keys.
+template <int kHeads>
+BF16_KERNEL void score_octets(const FewHeadsQuery& query, const uint16_t* keys, const float* scales,
+                              float* scores) {
+  const int64_t stride = padded_dim(query.dim);
+  __m512 sum[kHeads][4], total = _mm512_setzero_ps();
+#pragma GCC unroll 6
+  for (int j = 0; j < kHeads; ++j)
+    for (int v = 0; v < 4; ++v) sum[j][v] = _mm512_setzero_ps();
+  for (int64_t x = 0; x < stride; x += kOctet, keys += 128) {
+    __m512i key[4];
+    for (int v = 0; v < 4; ++v) key[v] = _mm512_load_si512(keys + v * 32);
+#pragma GCC unroll 6
+    for (int j = 0; j < kHeads; ++j) {
+      const __m512i head = broadcast_octet(query.heads + j * stride + x);
+      for (int v = 0; v < 4; ++v) sum[j][v] = dot_pairs(sum[j][v], head, key[v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int j = 0; j < kHeads; ++j)
+    total = _mm512_fmadd_ps(_mm512_set1_ps(query.w_J[j]),
+                            _mm512_max_ps(add_lanes(sum[j]), _mm512_setzero_ps()), total);
+  _mm512_storeu_ps(scores, _mm512_mul_ps(total, _mm512_loadu_ps(scales)));
+}
+
+using ScoreOctets = void (*)(const FewHeadsQuery&, const uint16_t*, const float*, float*);
+constexpr ScoreOctets kScoreOctets[kFewIndexHeads] = {score_octets<1>, score_octets<2>,
+                                                      score_octets<3>, score_octets<4>,
+                                                      score_octets<5>, score_octets<6>};
 
 template <int kRows>
 BF16_INLINE void add_heads(const uint32_t* heads, const float* w, int64_t count, int64_t pairs,
@@ -97,6 +174,15 @@ BF16_INLINE void add_heads(const uint32_t* heads, const float* w, int64_t count,
   }
 }
 
+void load_scales(const PagedRows& rows, int64_t first, int64_t count,
+                 float (&scales)[kIndexTileKeys]) {
+  std::fill_n(scales, kIndexTileKeys, 1.0f);
+  if (rows.layout.format != RowFormat::kFP8) return;
+  const std::byte* const begin = rows[first] + rows.layout.dim();
+  const int64_t bytes = rows.layout.num_bytes();
+  for (int64_t i = 0; i < count; ++i) std::memcpy(scales + i, begin + i * bytes, sizeof *scales);
+}
+
 }  // namespace
 
 BF16_KERNEL void pair_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint32_t* heads) {
@@ -107,14 +193,14 @@ BF16_KERNEL void pair_keys(const PagedRows& k_SX, int64_t first, int64_t count, 
                            float (&scales)[kIndexTileKeys]) {
   const int64_t dim = k_SX.layout.dim();
   const bool is_fp8 = k_SX.layout.format == RowFormat::kFP8;
-  prefetch_rows(k_SX, first + 2 * kIndexTileKeys, kIndexTileKeys);
+  prefetch_tile(k_SX, first + 2 * kIndexTileKeys);
+  load_scales(k_SX, first, count, scales);
+  const std::byte* const begin = k_SX[first];
+  const int64_t bytes = k_SX.layout.num_bytes();
   for (int64_t part = 0; part < kIndexTileKeys; part += kPairLanes) {
     const std::byte* rows[kPairLanes];
-    for (int64_t i = 0; i < kPairLanes; ++i) {
-      rows[i] = k_SX[first + std::min(part + i, count - 1)];
-      scales[part + i] = 1;
-      if (is_fp8) std::memcpy(scales + part + i, rows[i] + dim, sizeof *scales);
-    }
+    for (int64_t i = 0; i < kPairLanes; ++i)
+      rows[i] = begin + std::min(part + i, count - 1) * bytes;
     if (is_fp8) widen_columns_e4m3(rows, dim, keys + part);
     if (!is_fp8) columns_of_bf16(rows, dim, keys + part);
   }
@@ -130,10 +216,45 @@ BF16_KERNEL void score_paired_tile(const PairedQuery& query, const uint32_t* key
     const int64_t count = query.num_heads - j;
     if (size == 12) add_heads<12>(heads, query.w_J + j, count, pairs, keys, total);
     if (size == 8) add_heads<8>(heads, query.w_J + j, count, pairs, keys, total);
+    if (size == 6) add_heads<6>(heads, query.w_J + j, count, pairs, keys, total);
   }
   _mm512_storeu_ps(scores, _mm512_mul_ps(total[0], _mm512_loadu_ps(scales)));
   _mm512_storeu_ps(scores + kPairLanes,
                    _mm512_mul_ps(total[1], _mm512_loadu_ps(scales + kPairLanes)));
+}
+
+BF16_KERNEL void round_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint16_t* heads) {
+  for (int64_t j = 0; j < num_heads; ++j, q_JX += dim)
+    for (int64_t x = 0; x < padded_dim(dim); x += 32, heads += 32)
+      _mm512_storeu_si512(
+          heads, round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(dim - x), q_JX + x),
+                                _mm512_maskz_loadu_ps(first_lanes(dim - x - 16), q_JX + x + 16)));
+}
+
+BF16_KERNEL void load_octet_keys(const PagedRows& k_SX, int64_t first, int64_t count,
+                                 uint16_t* keys, float (&scales)[kIndexTileKeys]) {
+  const int64_t dim = k_SX.layout.dim(), bytes = k_SX.layout.num_bytes();
+  const bool is_fp8 = k_SX.layout.format == RowFormat::kFP8;
+  prefetch_tile(k_SX, first + 2 * kIndexTileKeys);
+  load_scales(k_SX, first, count, scales);
+  const std::byte* const begin = k_SX[first];
+  for (int64_t part = 0; part < kIndexTileKeys; part += kOctetRows) {
+    for (int64_t v = 0; v < 4; ++v) {
+      const std::byte* rows[4];
+      for (int64_t p = 0; p < 4; ++p)
+        rows[p] = begin + std::min(part + 4 * p + v, count - 1) * bytes;
+      uint16_t* const out = keys + part * padded_dim(dim) + v * 32;
+      if (is_fp8) deal_e4m3(rows, dim, out);
+      if (!is_fp8) deal_bf16(rows, dim, out);
+    }
+  }
+}
+
+void score_octet_tile(const FewHeadsQuery& query, const uint16_t* keys, const float* scales,
+                      float (&scores)[kIndexTileKeys]) {
+  for (int64_t part = 0; part < kIndexTileKeys; part += kOctetRows)
+    kScoreOctets[query.num_heads - 1](query, keys + part * padded_dim(query.dim), scales + part,
+                                      scores + part);
 }
 
 #else
@@ -143,6 +264,10 @@ void pair_heads(const float*, int64_t, int64_t, uint32_t*) {}
 void pair_keys(const PagedRows&, int64_t, int64_t, uint32_t*, float (&)[kIndexTileKeys]) {}
 void score_paired_tile(const PairedQuery&, const uint32_t*, const float*,
                        float (&)[kIndexTileKeys]) {}
+void round_heads(const float*, int64_t, int64_t, uint16_t*) {}
+void load_octet_keys(const PagedRows&, int64_t, int64_t, uint16_t*, float (&)[kIndexTileKeys]) {}
+void score_octet_tile(const FewHeadsQuery&, const uint16_t*, const float*,
+                      float (&)[kIndexTileKeys]) {}
 
 #endif
 

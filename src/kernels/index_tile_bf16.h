@@ -17,14 +17,18 @@ bool can_pair_index_keys(const RowLayout& layout);
 // Whether bf16 holds each of x exactly, and none as a subnormal, which its dot products drop.
 bool is_exact_in_bf16(const float* x, int64_t count);
 
+// Few heads have a form of their own, in which keys need not be transposed: that would take longer
+// than the products. Sums in another order, so a model has the one or the other.
+inline constexpr int64_t kFewIndexHeads = 6;
+
 // Number of pairs that the packed heads of a query take, and a tile of keys.
 int64_t paired_heads_size(int64_t num_heads, int64_t dim);
 int64_t paired_keys_size(int64_t dim);
 
 void pair_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint32_t* heads);
 
-// Keys first .. first + count - 1 (count <= 32), widened and transposed, and their scales. Missing
-// keys repeat the last.
+// Keys first .. first + count - 1 (count <= 32, first a multiple of 32), widened and transposed,
+// and their scales. Missing keys repeat the last.
 void pair_keys(const PagedRows& k_SX, int64_t first, int64_t count, uint32_t* keys,
                float (&scales)[kIndexTileKeys]);
 
@@ -39,5 +43,23 @@ struct PairedQuery {
 // in order.
 void score_paired_tile(const PairedQuery& query, const uint32_t* keys, const float* scales,
                        float (&scores)[kIndexTileKeys]);
+
+// The same for few heads, with sums over octets of x: numbers of bf16 that heads and keys take.
+int64_t few_heads_size(int64_t num_heads, int64_t dim);
+int64_t octet_keys_size(int64_t dim);
+
+void round_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint16_t* heads);
+
+void load_octet_keys(const PagedRows& k_SX, int64_t first, int64_t count, uint16_t* keys,
+                     float (&scales)[kIndexTileKeys]);
+
+struct FewHeadsQuery {
+  const uint16_t* heads;
+  const float* w_J;
+  int64_t num_heads, dim;
+};
+
+void score_octet_tile(const FewHeadsQuery& query, const uint16_t* keys, const float* scales,
+                      float (&scores)[kIndexTileKeys]);
 
 }  // namespace fathom::kernels

@@ -121,6 +121,38 @@ class PairedTile {
   float scales_[kKeys] = {};
 };
 
+// The same where heads are few.
+class OctetTile {
+ public:
+  static constexpr int64_t kKeys = kIndexTileKeys;
+
+  void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
+    input_ = &input;
+    dim_ = input.k_SX.layout.dim();
+    query_size_ = few_heads_size(num_heads(input), dim_);
+    heads_ = heads_buffer_.reserve<uint16_t>(std::ssize(queries) * query_size_);
+    for (int64_t i = 0; i < std::ssize(queries); ++i)
+      round_heads(input.q_TJX[queries[i]], num_heads(input), dim_, heads_ + i * query_size_);
+    keys_ = keys_buffer_.reserve<uint16_t>(octet_keys_size(dim_));
+  }
+
+  void set_keys(int64_t first, int64_t count) {
+    load_octet_keys(input_->k_SX, first, count, keys_, scales_);
+  }
+
+  void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
+    score_octet_tile({heads_ + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_}, keys_,
+                     scales_, scores);
+  }
+
+ private:
+  const IndexerInput* input_ = nullptr;
+  int64_t dim_ = 0, query_size_ = 0;
+  LineBuffer heads_buffer_, keys_buffer_;
+  uint16_t *heads_ = nullptr, *keys_ = nullptr;
+  float scales_[kKeys] = {};
+};
+
 // Calls take(t, first key, its visible scores) for queries (ascending) x keys, tile by tile, keys
 // ascending.
 template <typename Tile, typename Take>
@@ -152,7 +184,10 @@ void for_each_score(const IndexerInput& input, Range queries, Range keys, const 
     const bool is_paired = can_pair && is_exact_in_bf16(input.q_TJX[t], input.q_TJX.cols);
     (is_paired ? paired : others).push_back(t);
   }
-  for_each_tile<PairedTile>(input, paired, keys, take);
+  if (num_heads(input) <= kFewIndexHeads)
+    for_each_tile<OctetTile>(input, paired, keys, take);
+  else
+    for_each_tile<PairedTile>(input, paired, keys, take);
   for_each_tile<F32Tile>(input, others, keys, take);
 }
 

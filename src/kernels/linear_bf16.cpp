@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "kernels/bf16_dot.h"
+#include "kernels/bf16_octet.h"
 #include "kernels/fp8.h"
 #include "kernels/tile.h"
 
@@ -14,13 +14,11 @@ namespace fathom::kernels {
 
 namespace {
 
-// A register of W holds eight consecutive k ("an octet") of four rows, a row's four pairs side by
-// side. x's octet is broadcast to all; in the end each row's four lanes are added. More rows in a
-// register would take more shuffles where one row of x must read W at the memory's speed, fewer
-// would leave more sums to scale after each block.
-constexpr int64_t kOctet = 8;
+// W is multiplied by octets. More than four rows in a register would take more shuffles where one
+// row of x must read W at the memory's speed, fewer would leave more sums to scale after each
+// block.
 constexpr int64_t kVectors = 4;
-constexpr int64_t kPanelRows = 4 * kVectors;            // of W; divides a block of 128
+constexpr int64_t kPanelRows = kOctetRows;              // of W; divides a block of 128
 constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
 constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
 constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
@@ -66,18 +64,6 @@ BF16_INLINE __m512i load_bytes(const void* data, int64_t num_rows, int64_t row_b
   return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : (__mmask64{1} << left) - 1, p);
 }
 
-// Four rows of four 128-bit parts become columns.
-BF16_INLINE void transpose_parts(__m512i (&row)[4]) {
-  const __m512i even01 = _mm512_shuffle_i32x4(row[0], row[1], 0x88);
-  const __m512i odd01 = _mm512_shuffle_i32x4(row[0], row[1], 0xdd);
-  const __m512i even23 = _mm512_shuffle_i32x4(row[2], row[3], 0x88);
-  const __m512i odd23 = _mm512_shuffle_i32x4(row[2], row[3], 0xdd);
-  row[0] = _mm512_shuffle_i32x4(even01, even23, 0x88);
-  row[1] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
-  row[2] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
-  row[3] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
-}
-
 // Calls use(octet, register) for vector v's octets from column k on, in order. Part p of vector v
 // is row 4p + v: add_lanes then leaves the rows in order, and what a vector reads is followed in
 // memory by what the next one does.
@@ -115,10 +101,6 @@ struct StoreOctet {
     _mm512_storeu_si512(out + o * kVectors * 32, octet);
   }
 };
-
-BF16_INLINE __m512i broadcast_octet(const uint16_t* x) {
-  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-}
 
 // A row of x times the rows of W that a register holds, block by block.
 template <int kRows>
@@ -206,17 +188,11 @@ constexpr AddBlock kAddBlock[] = {add_block<1, kIsScaled>, add_block<2, kIsScale
                                   add_block<3, kIsScaled>, add_block<4, kIsScaled>,
                                   add_block<5, kIsScaled>, add_block<6, kIsScaled>};
 
-// y[0..num_cols) from a row's sums: each row of W's four lanes, first and third, second and fourth.
-BF16_KERNEL void add_lanes(const float* sums, int64_t num_cols, float* y) {
+// y[0..num_cols) from a row's sums.
+BF16_KERNEL void store_sums(const float* sums, int64_t num_cols, float* y) {
   __m512 v[kVectors];
   for (int i = 0; i < kVectors; ++i) v[i] = _mm512_loadu_ps(sums + i * 16);
-  const __m512d v01 =
-      _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]) + _mm512_unpackhi_ps(v[0], v[1]));
-  const __m512d v23 =
-      _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3]) + _mm512_unpackhi_ps(v[2], v[3]));
-  const __m512 sum = _mm512_castpd_ps(_mm512_unpacklo_pd(v01, v23)) +
-                     _mm512_castpd_ps(_mm512_unpackhi_pd(v01, v23));
-  _mm512_mask_storeu_ps(y, static_cast<__mmask16>((1 << num_cols) - 1), sum);
+  _mm512_mask_storeu_ps(y, first_lanes(num_cols), add_lanes(v));
 }
 
 // One panel of W for rows of x. factors: of the blocks of columns.
@@ -237,7 +213,7 @@ void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, V
             Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, sums + m * kSums);
     }
   }
-  for (int64_t m = 0; m < y.rows; ++m) add_lanes(sums + m * kSums, y.cols, y[m]);
+  for (int64_t m = 0; m < y.rows; ++m) store_sums(sums + m * kSums, y.cols, y[m]);
 }
 
 }  // namespace

@@ -49,18 +49,6 @@ KERNEL void widen_fp8(const std::byte* in, int64_t count, const std::byte* scale
 
 }  // namespace
 
-int64_t RowLayout::num_bytes() const {
-  switch (format) {
-    case RowFormat::kF32:
-      return dim() * 4;
-    case RowFormat::kBF16:
-      return dim() * 2;
-    case RowFormat::kFP8:
-      break;
-  }
-  return quantised + 4 * num_groups(*this) + 2 * exact;
-}
-
 void store_row(const RowLayout& layout, const float* values, std::byte* row) {
   switch (layout.format) {
     case RowFormat::kF32:

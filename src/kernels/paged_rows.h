@@ -25,7 +25,12 @@ struct RowLayout {
   int64_t exact = 0;
 
   int64_t dim() const { return quantised + exact; }
-  int64_t num_bytes() const;
+  // Inline: it is asked for at every row.
+  int64_t num_bytes() const {
+    if (format == RowFormat::kF32) return dim() * 4;
+    if (format == RowFormat::kBF16) return dim() * 2;
+    return quantised + 4 * ((quantised + 127) / 128) + 2 * exact;
+  }
 };
 
 inline constexpr int64_t kPageRows = 64;

@@ -27,11 +27,12 @@ namespace {
 constexpr int64_t kBlock = 128;
 constexpr int64_t kBlockPairs = kBlock / 2;
 constexpr int64_t kTile = kPairTileCols;
-// Numbers of a row that are widened at once.
-constexpr int64_t kWidth = 64;
+// Numbers of a row that are widened at once, and what rows of bf16 are padded to.
+constexpr int64_t kWidened = 64;
+constexpr int64_t kWidth = 32;
 
 struct Scratch {
-  uint16_t* rows;     // [32][D, padded to 64], bf16
+  uint16_t* rows;     // [32][D, padded to 32], bf16
   uint32_t* columns;  // [D / 2][32], pairs along D
   uint32_t* values;   // [C / 32][64][32], pairs of keys
   float* scores;      // [H][128]
@@ -101,9 +102,9 @@ BF16_INLINE void widen_to_bf16(const RowLayout& layout, const std::byte* row, in
   }
   const E4M3Widener table = e4m3_widener();
   const std::byte* const scales = row + layout.quantised;
-  for (int64_t x = 0; x < layout.quantised; x += kWidth) {
+  for (int64_t x = 0; x < layout.quantised; x += kWidened) {
     const int64_t count = layout.quantised - x;
-    const __mmask64 mask = count >= kWidth ? ~0ull : (1ull << count) - 1;
+    const __mmask64 mask = count >= kWidened ? ~0ull : (1ull << count) - 1;
     uint32_t scale;
     std::memcpy(&scale, scales + x / kQuantGroup * sizeof scale, sizeof scale);
     __m512i wide[2];
@@ -192,32 +193,33 @@ BF16_KERNEL void score_tile(const SparseMla& io, const uint32_t* queries, const 
     ahead.fetch(kTile * size / heads + 1);
     if (size == 12) score_heads<12>(queries, columns, pairs, io.scale, scores + h * kBlock);
     if (size == 8) score_heads<8>(queries, columns, pairs, io.scale, scores + h * kBlock);
+    if (size == 6) score_heads<6>(queries, columns, pairs, io.scale, scores + h * kBlock);
   }
+}
+
+// Scores from the i-th on, minus infinity behind their end.
+BF16_INLINE __m512 load_scores(const float* scores, int64_t i, int64_t count) {
+  return _mm512_mask_loadu_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()),
+                              first_lanes(count - i), scores + i);
 }
 
 // p = exp(scores - maximum), rounded, of one head. Returns what the sums so far must be multiplied
 // by. The weight sums what was rounded, so that the weights of values add up to one.
 BF16_INLINE float exponentials(const float* scores, int64_t count, float& maximum, float& weight,
                                uint32_t* p) {
-  constexpr int kVectors = kBlock / kPairLanes;
-  const __m512 minus_infinity = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  __m512 score[kVectors], most = _mm512_set1_ps(maximum);
-#pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) {
-    const int64_t valid = std::max<int64_t>(count - v * kPairLanes, 0);
-    score[v] = _mm512_mask_loadu_ps(minus_infinity, first_lanes(valid), scores + v * kPairLanes);
-    most = _mm512_max_ps(most, score[v]);
-  }
+  __m512 most = _mm512_set1_ps(maximum);
+  for (int64_t i = 0; i < count; i += kPairLanes)
+    most = _mm512_max_ps(most, load_scores(scores, i, count));
   const float old = maximum;
   maximum = _mm512_reduce_max_ps(most);
   most = _mm512_set1_ps(maximum);
   const __m512i ones = _mm512_set1_epi32(0x3f803f80);
   __m512 sum = _mm512_setzero_ps();
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; v += 2) {
-    const __m512i pairs = round_to_pairs(exp_negative(_mm512_sub_ps(score[v], most)),
-                                         exp_negative(_mm512_sub_ps(score[v + 1], most)));
-    _mm512_storeu_si512(p + v / 2 * kPairLanes, pairs);
+  for (int64_t i = 0; i < count; i += 2 * kPairLanes) {
+    const __m512i pairs = round_to_pairs(
+        exp_negative(_mm512_sub_ps(load_scores(scores, i, count), most)),
+        exp_negative(_mm512_sub_ps(load_scores(scores, i + kPairLanes, count), most)));
+    _mm512_storeu_si512(p + i / 2, pairs);
     sum = dot_pairs(sum, pairs, ones);
   }
   const float rescale =
@@ -261,6 +263,7 @@ BF16_KERNEL void accumulate(const Scratch& scratch, int64_t count, MlaPartial& p
       float* const sums = partial.sum_HC.data + h * stride + c;
       if (size == 12) add_values<12>(p, scratch.rescale + h, values, pairs, sums, stride);
       if (size == 8) add_values<8>(p, scratch.rescale + h, values, pairs, sums, stride);
+      if (size == 6) add_values<6>(p, scratch.rescale + h, values, pairs, sums, stride);
     }
   }
 }
