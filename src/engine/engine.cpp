@@ -10,8 +10,10 @@
 #include <thread>
 #include <utility>
 
+#include "base/parallel.h"
 #include "engine/prefix_cache.h"
 #include "engine/scheduler.h"
+#include "kernels/softmax_row.h"
 #include "model/transformer.h"
 
 namespace fathom::engine {
@@ -29,6 +31,7 @@ struct Batch {
   bool is_prompt(size_t i) const {
     return segments[i].position < std::ssize(sequences[i]->request.prompt);
   }
+  bool has_draft(size_t i) const { return !is_prompt(i) && segments[i].num_tokens > 1; }
 };
 
 Batch assemble(const std::vector<Sequence*>& sequences) {
@@ -48,11 +51,6 @@ Batch assemble(const std::vector<Sequence*>& sequences) {
 
 Tensor index_tensor(std::vector<int64_t>& values) {
   return torch::from_blob(values.data(), {std::ssize(values)}, torch::kLong);
-}
-
-bool are_finite(std::span<const float> values) {
-  return std::all_of(values.begin(), values.end(),
-                     [](float value) { return std::isfinite(value); });
 }
 
 void finish(Sequence& sequence, RequestEvent event) {
@@ -79,7 +77,7 @@ void keep_routing(const model::ForwardStatistics& experts, int64_t first, int64_
   }
 }
 
-Draw choose_token(Sequence& sequence, std::span<const float> logits) {
+Draw draw_token(Sequence& sequence, std::span<const float> logits) {
   const Request& request = sequence.request;
   if (!adjusts_logits(request.sampling) && !request.constraint)
     return draw(logits, request.sampling, sequence.random, request.record);
@@ -91,6 +89,41 @@ Draw choose_token(Sequence& sequence, std::span<const float> logits) {
   if (request.constraint) request.constraint->accept(drawn.id);
   return drawn;
 }
+
+// A sequence's next token, or why it must fail.
+struct Choice {
+  Draw drawn = {};
+  std::string error = {};
+};
+
+Choice choose_token(Sequence& sequence, std::span<const float> logits) {
+  if (!kernels::are_finite(logits.data(), std::ssize(logits)))
+    return {.error =
+                fmt::format("the logits of position {} are not finite; the weights are damaged",
+                            sequence.tokens.size() - 1)};
+  try {
+    return {.drawn = draw_token(sequence, logits)};
+  } catch (const std::exception& error) {  // of the request's own constraint
+    return {.error = error.what()};
+  }
+}
+
+// Of each sequence the row of logits that its next token is drawn from; nothing while its prompt
+// goes on.
+std::vector<std::span<const float>> first_logits(const Batch& batch, const Tensor& logits_RV) {
+  std::vector<std::span<const float>> rows(batch.sequences.size());
+  int64_t row = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (batch.sequences[i]->is_prefilling()) continue;
+    rows[i] = {logits_RV.data_ptr<float>() + row * logits_RV.size(1),
+               static_cast<size_t>(logits_RV.size(1))};
+    row += batch.has_draft(i) ? 2 : 1;
+  }
+  return rows;
+}
+
+// Sequences that one thread chooses for: fewer are not worth waking another.
+constexpr int64_t kFewestChoices = 4;
 
 }  // namespace
 
@@ -118,7 +151,7 @@ struct Engine::State {
     return std::min(model::config_of(*model).max_position_embeddings,
                     max_pages * kernels::kPageRows);
   }
-  bool take_token(Sequence& sequence, std::span<const float> logits);
+  bool take_token(Sequence& sequence, std::span<const float> logits, Choice choice);
   void remove_cancelled();
   void fail_all(const std::string& error);
 
@@ -243,24 +276,28 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
 // A draft counts if it is the token that is sampled anyway: speculation changes no token.
 void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV,
                                 const model::ForwardStatistics& experts, Statistics& step) {
-  const auto vocab = static_cast<size_t>(model::config_of(*model).vocab_size);
-  const float* row = logits_RV.defined() ? logits_RV.data_ptr<float>() : nullptr;
+  const std::vector<std::span<const float>> rows = first_logits(batch, logits_RV);
+  std::vector<Choice> choices(batch.sequences.size());
+  base::parallel_for(std::ssize(choices), kFewestChoices, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      if (!rows[i].empty()) choices[i] = choose_token(*batch.sequences[i], rows[i]);
+  });
   int64_t first = 0;
   for (size_t i = 0; i < batch.sequences.size(); ++i) {
     Sequence& sequence = *batch.sequences[i];
     const int64_t count = batch.segments[i].num_tokens;
-    const bool has_draft = !batch.is_prompt(i) && count > 1;
+    const bool has_draft = batch.has_draft(i);
     keep_routing(experts, first, count - has_draft, sequence);
     first += count;
     if (sequence.is_prefilling()) continue;  // its prompt goes on
     step.num_drafted_tokens += has_draft;
-    step.num_generated_tokens += take_token(sequence, {row, vocab});
+    step.num_generated_tokens += take_token(sequence, rows[i], std::move(choices[i]));
     if (has_draft && sequence.on_event != nullptr && sequence.tokens.back() == *sequence.draft) {
       keep_routing(experts, first - 1, 1, sequence);
-      step.num_generated_tokens += take_token(sequence, {row + vocab, vocab});
+      const std::span next(rows[i].data() + rows[i].size(), rows[i].size());
+      step.num_generated_tokens += take_token(sequence, next, choose_token(sequence, next));
       ++step.num_accepted_tokens;
     }
-    row += (has_draft ? 2 : 1) * vocab;
     sequence.cache.truncate(std::ssize(sequence.tokens) - 1);
   }
 }
@@ -301,30 +338,22 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
     drafting[i]->draft = static_cast<int32_t>(best[static_cast<int64_t>(i)].item<int64_t>());
 }
 
-// Samples the sequence's next token, reports it, and ends the sequence where it must end. Returns
-// whether there was a token to sample.
-bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits) {
+// Reports the sequence's next token and ends the sequence where it must end. Returns whether there
+// was a token.
+bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits, Choice choice) {
   const Request& request = sequence.request;
   const model::Config& config = model::config_of(*model);
-  if (!are_finite(logits)) {
-    fail_sequence(sequence,
-                  fmt::format("the logits of position {} are not finite; the weights are damaged",
-                              sequence.tokens.size() - 1));
+  if (!choice.error.empty()) {
+    fail_sequence(sequence, choice.error);
     return false;
   }
   RequestEvent event;
   event.has_token = true;
-  try {
-    Draw drawn = choose_token(sequence, logits);
-    event.token.id = drawn.id;
-    if (request.record)
-      event.record = TokenRecord{drawn.logprob, std::move(drawn.mask),
-                                 std::exchange(sequence.routed_experts, {}),
-                                 config.num_hidden_layers - config.first_k_dense_replace};
-  } catch (const std::exception& error) {  // of the request's own constraint
-    fail_sequence(sequence, error.what());
-    return false;
-  }
+  event.token.id = choice.drawn.id;
+  if (request.record)
+    event.record = TokenRecord{choice.drawn.logprob, std::move(choice.drawn.mask),
+                               std::exchange(sequence.routed_experts, {}),
+                               config.num_hidden_layers - config.first_k_dense_replace};
   if (request.sampling.logprobs) {
     std::vector<float> logprobs(logits.size());
     log_softmax(logits, logprobs);

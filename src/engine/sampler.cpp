@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "base/check.h"
 #include "kernels/softmax_row.h"
@@ -20,13 +21,13 @@ class Weights {
         // Bounded: times the best's distance, which is 0, an infinity would be no number.
         per_nat_(static_cast<float>(
             std::min<double>(1 / temperature, std::numeric_limits<float>::max()))),
-        weights_(logits.size()),
-        mass_(kernels::exp_row(logits.data(), std::ssize(logits), best_, per_nat_,
-                               weights_.data())) {}
+        weights_(std::make_unique_for_overwrite<float[]>(logits.size())),
+        mass_(
+            kernels::exp_row(logits.data(), std::ssize(logits), best_, per_nat_, weights_.get())) {}
 
   double mass() const { return mass_; }
   float operator[](int32_t id) const { return weights_[id]; }
-  int64_t size() const { return std::ssize(weights_); }
+  int64_t size() const { return std::ssize(logits_); }
 
   // The best tokens in rank order, ties to the lower id: at least `count` of them and a mass of at
   // least `mass`, or all that are finite. Sorts only what reaches that far, by a histogram of
@@ -34,7 +35,7 @@ class Weights {
   std::vector<int32_t> ranked(int64_t count, double mass) const {
     std::array<int64_t, kBins> counts{};
     std::array<double, kBins> masses{};
-    for (size_t id = 0; id < weights_.size(); ++id) {
+    for (size_t id = 0; id < logits_.size(); ++id) {
       const int bin = bin_of(logits_[id]);
       ++counts[bin];
       masses[bin] += weights_[id];
@@ -45,7 +46,7 @@ class Weights {
       masses[last + 1] += masses[last];
     }
     std::vector<int32_t> ids;
-    for (size_t id = 0; id < weights_.size(); ++id)
+    for (size_t id = 0; id < logits_.size(); ++id)
       if (std::isfinite(logits_[id]) && bin_of(logits_[id]) <= last)
         ids.push_back(static_cast<int32_t>(id));
     std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) {
@@ -65,7 +66,7 @@ class Weights {
 
   std::span<const float> logits_;
   float best_, per_nat_;
-  std::vector<float> weights_;
+  std::unique_ptr<float[]> weights_;
   double mass_;
 };
 

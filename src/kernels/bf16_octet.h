@@ -25,8 +25,8 @@ BF16_INLINE void transpose_parts(__m512i (&row)[4]) {
   row[3] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
 }
 
-BF16_INLINE __m512i broadcast_octet(const uint16_t* x) {
-  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+BF16_INLINE __m512i broadcast_octet(const void* x) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(x)));
 }
 
 // Each row's four lanes, first and third, second and fourth: the sums of sixteen rows, in order.

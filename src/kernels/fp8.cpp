@@ -22,6 +22,11 @@ KERNEL void round_range(const float* src, float* dst, int64_t count) {
     dst[i] = std::bit_cast<float>(round_bits_to_bf16(std::bit_cast<uint32_t>(src[i])));
 }
 
+KERNEL void to_bf16_range(const float* src, uint16_t* dst, int64_t count) {
+  for (int64_t i = 0; i < count; ++i)
+    dst[i] = static_cast<uint16_t>(round_bits_to_bf16(std::bit_cast<uint32_t>(src[i])) >> 16);
+}
+
 KERNEL void from_bf16_range(const uint16_t* src, float* dst, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     dst[i] = std::bit_cast<float>(static_cast<uint32_t>(src[i]) << 16);
@@ -103,7 +108,7 @@ void round_to_bf16(std::span<const float> src, std::span<float> dst) {
 
 void to_bf16(std::span<const float> src, std::span<uint16_t> dst) {
   CHECK_EQ(src.size(), dst.size());
-  for (size_t i = 0; i < src.size(); ++i) dst[i] = to_bf16(src[i]);
+  to_bf16_range(src.data(), dst.data(), std::ssize(src));
 }
 
 void from_bf16(const uint16_t* src, int64_t count, float* dst) { from_bf16_range(src, dst, count); }

@@ -157,14 +157,19 @@ template <typename Rows>
 constexpr DotFew<Rows> kDotFew[] = {dot_few<1, Rows>, dot_few<2, Rows>, dot_few<3, Rows>,
                                     dot_few<4, Rows>};
 
-// sums [kRows][4][16] go on over a block: with a factor, the block's own sums times it are added.
+BF16_INLINE __m512 load_or_zero(bool is_zero, const float* p) {
+  return _mm512_maskz_loadu_ps(is_zero ? 0 : 0xffff, p);
+}
+
+// sums [kRows][4][16] go on over a block or begin with the first: with a factor, the block's own
+// sums times it are added.
 template <int kRows, bool kIsScaled>
 BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_octets,
-                           float factor, float* sums) {
+                           float factor, bool is_first, float* sums) {
   __m512 sum[kRows][kVectors];
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v)
-      sum[i][v] = kIsScaled ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + (i * kVectors + v) * 16);
+      sum[i][v] = load_or_zero(kIsScaled || is_first, sums + (i * kVectors + v) * 16);
   for (int64_t o = 0; o < num_octets; ++o) {
     __m512i weights[kVectors];
     for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + (o * kVectors + v) * 32);
@@ -176,13 +181,13 @@ BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_
   for (int i = 0; i < kRows; ++i)
     for (int v = 0; v < kVectors; ++v) {
       float* const to = sums + (i * kVectors + v) * 16;
-      _mm512_storeu_ps(
-          to, kIsScaled ? _mm512_fmadd_ps(sum[i][v], _mm512_set1_ps(factor), _mm512_loadu_ps(to))
-                        : sum[i][v]);
+      _mm512_storeu_ps(to, kIsScaled ? _mm512_fmadd_ps(sum[i][v], _mm512_set1_ps(factor),
+                                                       load_or_zero(is_first, to))
+                                     : sum[i][v]);
     }
 }
 
-using AddBlock = void (*)(const RoundedRows&, const uint16_t*, int64_t, float, float*);
+using AddBlock = void (*)(const RoundedRows&, const uint16_t*, int64_t, float, bool, float*);
 template <bool kIsScaled>
 constexpr AddBlock kAddBlock[] = {add_block<1, kIsScaled>, add_block<2, kIsScaled>,
                                   add_block<3, kIsScaled>, add_block<4, kIsScaled>,
@@ -203,14 +208,13 @@ void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, V
   if (y.rows <= std::ssize(kDotFew<Rows>)) {
     kDotFew<Rows>[y.rows - 1](x, w, factors, sums);
   } else {
-    std::fill_n(sums, y.rows * kSums, 0.0f);
     for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
       const int64_t num_octets = octets_from(k, w.cols);
       pack_block(w, k, num_octets, block);
       for (int64_t m = 0; m < y.rows; m += kTileRows)
         kAddBlock<Rows::kIsScaled>[std::min(kTileRows, y.rows - m) - 1](
             {x[m] + k, x.stride}, block, num_octets,
-            Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, sums + m * kSums);
+            Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, k == 0, sums + m * kSums);
     }
   }
   for (int64_t m = 0; m < y.rows; ++m) store_sums(sums + m * kSums, y.cols, y[m]);
@@ -221,7 +225,8 @@ void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, V
 void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   static thread_local std::vector<uint16_t> buffer;
   const int64_t stride = round_up(w.cols, kQuantGroup);
-  buffer.resize(x_MK.rows * stride);
+  // Grows only: resize would clear what is written anyway.
+  if (std::ssize(buffer) < x_MK.rows * stride) buffer.resize(x_MK.rows * stride);
   uint16_t* const rounded = buffer.data();
   const auto grain = [](int64_t work) {
     return std::max<int64_t>(1, (4 << 20) / std::max<int64_t>(work, 1));

@@ -24,9 +24,11 @@ void store_fp8(const RowLayout& layout, const float* values, std::byte* row) {
 }
 
 void store_bf16(const float* values, int64_t count, std::byte* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t bits = to_bf16(values[i]);
-    std::memcpy(out + i * sizeof bits, &bits, sizeof bits);
+  uint16_t bits[128];
+  for (int64_t i = 0; i < count; i += std::ssize(bits)) {
+    const auto size = static_cast<size_t>(std::min(std::ssize(bits), count - i));
+    to_bf16({values + i, size}, {bits, size});
+    std::memcpy(out + i * sizeof *bits, bits, size * sizeof *bits);
   }
 }
 

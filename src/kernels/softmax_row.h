@@ -5,6 +5,7 @@
 
 namespace fathom::kernels {
 
+bool are_finite(const float* x, int64_t count);
 // -inf if there are none.
 float max_row(const float* x, int64_t count);
 void scale_row(float* x, int64_t count, float factor);

@@ -2,19 +2,26 @@
 #include <cstring>
 #include <limits>
 
+#include "kernels/bf16_octet.h"
 #include "kernels/bf16_tile.h"
 #include "kernels/fp8.h"
 #include "kernels/sparse_mla_block.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
+namespace {
+
+// What rows of bf16 are padded to.
+constexpr int64_t kWidth = 32;
+
+}  // namespace
 
 bool can_pair_latents(const RowLayout& layout) {
   return has_bf16_dot() && layout.format != RowFormat::kF32;
 }
 
 int64_t paired_queries_size(const SparseMla& io) {
-  return round_up_to_pair_tiles(io.q_HD.rows) * num_pairs(io.q_HD.cols);
+  return round_up_to_pair_tiles(io.q_HD.rows) * round_up(io.q_HD.cols, kWidth) / 2;
 }
 
 #if FATHOM_HAS_BF16_KERNELS
@@ -27,9 +34,11 @@ namespace {
 constexpr int64_t kBlock = 128;
 constexpr int64_t kBlockPairs = kBlock / 2;
 constexpr int64_t kTile = kPairTileCols;
-// Numbers of a row that are widened at once, and what rows of bf16 are padded to.
+// Numbers of a row that are widened at once.
 constexpr int64_t kWidened = 64;
-constexpr int64_t kWidth = 32;
+// Few heads are multiplied by octets: turning keys into columns would take longer than the
+// products.
+constexpr int64_t kFewHeads = 6;
 
 struct Scratch {
   uint16_t* rows;     // [32][D, padded to 32], bf16
@@ -147,14 +156,15 @@ const std::byte* row_of(const SparseMla& io, int64_t i) {
   return io.latent_SD[io.keys ? io.keys[i] : i];
 }
 
-// 32 keys from the first-th on, as columns and as values; missing ones are zero.
+// 32 keys from the first-th on, as rows, as values and, for many heads, as columns; missing ones
+// are zero.
 BF16_KERNEL void load_keys(const SparseMla& io, int64_t first, int64_t count,
                            const Scratch& scratch, uint32_t* values) {
   const int64_t width = round_up(io.q_HD.cols, kWidth);
   for (int64_t i = 0; i < count; ++i)
     widen_to_bf16(io.latent_SD.layout, row_of(io, first + i), width, scratch.rows + i * width);
   std::fill(scratch.rows + count * width, scratch.rows + kTile * width, uint16_t{0});
-  for (int64_t i = 0; i < kTile; i += kPairLanes)
+  for (int64_t i = 0; i < kTile && io.q_HD.rows > kFewHeads; i += kPairLanes)
     transpose_pairs(scratch.rows + i * width, width, scratch.columns + i);
   interleave_values(scratch.rows, width, io.out_HC.cols, values);
 }
@@ -196,6 +206,54 @@ BF16_KERNEL void score_tile(const SparseMla& io, const uint32_t* queries, const 
     if (size == 6) score_heads<6>(queries, columns, pairs, io.scale, scores + h * kBlock);
   }
 }
+
+// scores[h][0..7] of eight rows.
+template <int kHeads>
+BF16_INLINE void score_eight(const uint32_t* queries, const uint16_t* rows, int64_t width,
+                             float scale, float* scores) {
+  __m512 dot[kHeads + kHeads % 2][2];
+  clear(dot);
+  for (int64_t x = 0; x < width; x += 32) {
+    __m512i octet[2][4];
+    for (int v = 0; v < 2; ++v) {
+      for (int p = 0; p < 4; ++p) octet[v][p] = _mm512_loadu_si512(rows + (2 * p + v) * width + x);
+      transpose_parts(octet[v]);
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < 4; ++o)
+#pragma GCC unroll 6
+      for (int h = 0; h < kHeads; ++h) {
+        const __m512i query = broadcast_octet(queries + (h * width + x) / 2 + 4 * o);
+        for (int v = 0; v < 2; ++v) dot[h][v] = dot_pairs(dot[h][v], query, octet[v][o]);
+      }
+  }
+  // Part p of the sums holds rows 2p and 2p + 1 of one head, then of the next.
+  const __m512i order = _mm512_set_epi32(15, 14, 11, 10, 7, 6, 3, 2, 13, 12, 9, 8, 5, 4, 1, 0);
+#pragma GCC unroll 3
+  for (int h = 0; h < kHeads; h += 2) {
+    const __m512 lanes[4] = {dot[h][0], dot[h][1], dot[h + 1][0], dot[h + 1][1]};
+    const __m512 sums =
+        _mm512_mul_ps(_mm512_permutexvar_ps(order, add_lanes(lanes)), _mm512_set1_ps(scale));
+    _mm256_storeu_ps(scores + h * kBlock, _mm512_castps512_ps256(sums));
+    if (h + 1 < kHeads)
+      _mm256_storeu_ps(scores + (h + 1) * kBlock, _mm512_extractf32x8_ps(sums, 1));
+  }
+}
+
+// score_tile() for few heads, from the tile's rows.
+template <int kHeads>
+BF16_KERNEL void score_few(const SparseMla& io, const uint32_t* queries, const uint16_t* rows,
+                           Ahead ahead, float* scores) {
+  const int64_t width = round_up(io.q_HD.cols, kWidth);
+  for (int64_t i = 0; i < kTile; i += 8) {
+    ahead.fetch(8);
+    score_eight<kHeads>(queries, rows + i * width, width, io.scale, scores + i);
+  }
+}
+
+using ScoreFew = void (*)(const SparseMla&, const uint32_t*, const uint16_t*, Ahead, float*);
+constexpr ScoreFew kScoreFew[kFewHeads] = {score_few<1>, score_few<2>, score_few<3>,
+                                           score_few<4>, score_few<5>, score_few<6>};
 
 // Scores from the i-th on, minus infinity behind their end.
 BF16_INLINE __m512 load_scores(const float* scores, int64_t i, int64_t count) {
@@ -272,7 +330,17 @@ BF16_KERNEL void accumulate(const Scratch& scratch, int64_t count, MlaPartial& p
 
 BF16_KERNEL void pair_queries(const SparseMla& io, uint32_t* packed) {
   Ahead{io, 0, std::min(io.num_keys, kTile)}.fetch(kTile);
-  pack_pair_rows(io.q_HD.data, io.q_HD.rows, io.q_HD.cols, io.q_HD.stride, packed);
+  const View2<const float> q = io.q_HD;
+  if (q.rows > kFewHeads) {
+    pack_pair_rows(q.data, q.rows, q.cols, q.stride, packed);
+    return;
+  }
+  for (int64_t h = 0; h < q.rows; ++h)
+    for (int64_t x = 0; x < q.cols; x += kWidth, packed += kWidth / 2)
+      _mm512_storeu_si512(
+          packed,
+          round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(q.cols - x), q[h] + x),
+                         _mm512_maskz_loadu_ps(first_lanes(q.cols - x - 16), q[h] + x + 16)));
 }
 
 void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, int64_t end,
@@ -283,8 +351,11 @@ void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, 
     const int64_t count = std::min(kBlock, end - s);
     for (int64_t i = 0; i < count; i += kTile) {
       load_keys(io, s + i, std::min(kTile, count - i), scratch, scratch.values + i / 2 * kTile);
-      score_tile(io, queries, scratch.columns,
-                 {io, s + i + kTile, std::min(io.num_keys, s + i + 2 * kTile)}, scratch.scores + i);
+      const Ahead ahead{io, s + i + kTile, std::min(io.num_keys, s + i + 2 * kTile)};
+      if (heads <= kFewHeads)
+        kScoreFew[heads - 1](io, queries, scratch.rows, ahead, scratch.scores + i);
+      else
+        score_tile(io, queries, scratch.columns, ahead, scratch.scores + i);
     }
     soften_block(scratch, count, partial, heads);
     accumulate(scratch, count, partial, heads);
