@@ -6,7 +6,7 @@ MODEL ?= models/nano
 
 NPM_STAMP := tests/clients/node_modules/.package-lock.json
 
-.PHONY: setup setup-build build build-tests build-sanitize run test test-threads format
+.PHONY: setup setup-build build build-tests build-sanitize run test test-threads test-memory format
 .DEFAULT_GOAL := build
 
 setup: $(NPM_STAMP)
@@ -38,13 +38,25 @@ run: build
 test: build-tests build-sanitize
 	ctest --test-dir build -j $(JOBS) --output-on-failure
 
-# The engine's threads under ThreadSanitizer. It knows nothing of LibTorch's threads, so there is one
-# processor, and it does not stand functions compiled twice.
+# Parallel loops, the engine and its schedule under ThreadSanitizer, which does not stand functions
+# compiled twice.
 test-threads: setup
 	@cmake -S . -B build-threads -G Ninja -DCMAKE_CXX_FLAGS=-fsanitize=thread \
 	  -DFATHOM_KERNEL_ARCH=x86-64 --log-level=WARNING
-	cmake --build build-threads -j $(JOBS) --target engine_test
-	taskset -c 0 build-threads/src/engine/engine_test --gtest_filter=-*OnAnyThreads*
+	cmake --build build-threads -j $(JOBS) --target base_test engine_test
+	build-threads/src/base/base_test --gtest_filter='Parallel.*'
+	build-threads/src/engine/engine_test
+
+# The engine, and the whole program under the clients' tests, under AddressSanitizer; whatever is
+# still allocated at the end is an error. LibTorch is not instrumented, but its allocations are seen.
+# A small quarantine, since the tests also watch that memory does not grow.
+test-memory: setup
+	@cmake -S . -B build-memory -G Ninja -DCMAKE_CXX_FLAGS=-fsanitize=address --log-level=WARNING
+	cmake --build build-memory -j $(JOBS) --target engine_test server_test fathom
+	build-memory/src/engine/engine_test
+	build-memory/src/server/server_test
+	FATHOM_BINARY=$(CURDIR)/build-memory/fathom ASAN_OPTIONS=quarantine_size_mb=16 \
+	  node --test $(addprefix tests/clients/,errors.test.mjs faults.test.mjs load.test.mjs process.test.mjs)
 
 format:
 	@scripts/setup.sh test

@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "base/parallel.h"
+#include "bench/attention_rates.h"
 #include "bench/machine.h"
 #include "bench/plot.h"
 #include "bench/real_layer.h"
@@ -39,7 +40,8 @@ struct Measurement {
     options.sparse = curve.is_sparse;
     const int64_t position = cache.num_tokens();
     const model::Segment segment{count, position, &cache};
-    const double seconds = best_seconds({repeats, repeats}, [&](int) {
+    const bool is_alone = base::num_threads() == 1;
+    const double seconds = best_seconds({repeats, repeats, 0, is_alone}, [&](int) {
       if (tokens.defined()) {
         model::forward(model, tokens.narrow(0, 0, count), {&segment, 1}, options);
         cache.truncate(position);
@@ -94,6 +96,21 @@ PlotPanel panel_of(const std::string& title, const std::vector<const Curve*>& cu
   return panel;
 }
 
+// What model/attention_cost makes of this machine's rates.
+void add_computed(const model::Config& config, const model::AttentionRates& rates, int64_t chunk,
+                  Json& result) {
+  result["gop_per_s"] = {{"expansion", rates.expansion / 1e9},
+                         {"absorption", rates.absorption / 1e9},
+                         {"masked", rates.masked / 1e9},
+                         {"gathered", rates.gathered / 1e9},
+                         {"indexer", rates.indexer / 1e9}};
+  Json& crossovers = result["crossovers"];
+  if (const auto at = model::gathering_crossover(config, rates, chunk))
+    crossovers["prefill_gathered_below_masked_computed"] = *at;
+  crossovers["whole_sequence_gathered_below_masked_computed"] =
+      model::whole_sequence_crossover(config, rates);
+}
+
 }  // namespace
 
 Json measure_cost(const CostOptions& options) {
@@ -123,8 +140,10 @@ Json measure_cost(const CostOptions& options) {
   }
   const int64_t resident_growth = resident_bytes() - resident_before;
   const MachinePeaks peaks = measure_machine();
+  const std::string name =
+      options.model.empty() ? "one V3.2 layer" : options.model.filename().string();
   Json result = {
-      {"model", options.model.empty() ? "one V3.2 layer" : options.model.filename().string()},
+      {"model", name},
       {"threads", base::num_threads()},
       {"chunk", options.chunk},
       {"index_topk", config.index_topk},
@@ -151,12 +170,18 @@ Json measure_cost(const CostOptions& options) {
   note("prefill_dsa_below_dense", prefill_dsa, prefill_dense, prefill_marks, "DSA cheaper");
   note("prefill_gathered_below_masked", prefill_dsa, prefill_masked, prefill_marks,
        "gathering cheaper");
+  if (options.has_prefill)
+    add_computed(
+        config,
+        measure_attention_rates(measurement.model, cache.layout().latent().format, options.chunk),
+        options.chunk, result);
   if (!options.svg.empty())
     base::write_file_atomically(
-        options.svg, draw_svg({panel_of("Prefill", {&prefill_dense, &prefill_masked, &prefill_dsa},
-                                        config.index_topk, prefill_marks),
-                               panel_of("Decode", {&decode_dense, &decode_dsa}, config.index_topk,
-                                        decode_marks)}));
+        options.svg,
+        draw_svg({panel_of("Prefill of " + name, {&prefill_dense, &prefill_masked, &prefill_dsa},
+                           config.index_topk, prefill_marks),
+                  panel_of("Decode of " + name, {&decode_dense, &decode_dsa}, config.index_topk,
+                           decode_marks)}));
   return result;
 }
 

@@ -88,19 +88,24 @@ class Panel {
   }
 
   std::string marks() const {
-    std::string out;
-    double y = kTop + kPlotHeight - 8;
+    std::string dashes, notes;
+    // Where the lines are not: under the legend where costs rise, else at the bottom.
+    const double step = panel_.is_from_zero ? 16 : -16;
+    double y = panel_.is_from_zero ? kTop + 22 + 17 * static_cast<double>(panel_.series.size())
+                                   : kTop + kPlotHeight - 8;
     for (const PlotMark& mark : panel_.marks) {
       if (mark.x > largest_x_) continue;
       const bool is_right = mark.x > largest_x_ / 2;
-      out += fmt::format(
-          "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2}\" class=\"mark\"/>"
-          "<text x=\"{3:.1f}\" y=\"{4}\" text-anchor=\"{5}\" class=\"note\">{6}</text>\n",
-          x_of(mark.x), kTop, kTop + kPlotHeight, x_of(mark.x) + (is_right ? -4 : 4), y,
-          is_right ? "end" : "start", escape_markup(mark.label));
-      y -= 16;
+      dashes += fmt::format(
+          "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{0:.1f}\" y2=\"{2}\" class=\"mark\"/>\n",
+          x_of(mark.x), kTop, kTop + kPlotHeight);
+      notes +=
+          fmt::format("<text x=\"{:.1f}\" y=\"{}\" text-anchor=\"{}\" class=\"note\">{}</text>\n",
+                      x_of(mark.x) + (is_right ? -4 : 4), y, is_right ? "end" : "start",
+                      escape_markup(mark.label));
+      y += step;
     }
-    return out;
+    return dashes + notes;
   }
 
   std::string lines() const {
@@ -166,10 +171,10 @@ std::string draw_svg(const std::vector<PlotPanel>& panels) {
       width, kHeight);
   out +=
       "<style>\n"
-      "text { font: 12px sans-serif; fill: #222; }\n"
+      "text { font: 12px sans-serif; fill: #222; paint-order: stroke; stroke: #fff; "
+      "stroke-width: 4px; }\n"
       ".title { font-size: 14px; font-weight: bold; }\n"
-      ".note { font-size: 11px; fill: #555; paint-order: stroke; stroke: #fff; stroke-width: 4px; }"
-      "\n"
+      ".note { font-size: 11px; fill: #555; }\n"
       ".grid { stroke: #ddd; }\n"
       ".mark { stroke: #888; stroke-dasharray: 4 3; }\n"
       "</style>\n"

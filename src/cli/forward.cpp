@@ -19,8 +19,10 @@ void add_forward_command(CLI::App& app) {
       ->check(CLI::IsMember({"plain", "deploy"}))
       ->capture_default_str();
   command
-      ->add_option("--form", options->form,
-                   "Attention of the prefill; \"auto\" is mha, and mqa for single tokens")
+      ->add_option(
+          "--form", options->form,
+          "Attention: masked (mha), gathered (mqa), or by position what is cheaper: mha for "
+          "the beginning of the prefill, mqa beyond and for single tokens")
       ->check(CLI::IsMember({"auto", "mha", "mqa"}))
       ->capture_default_str();
   command->add_option("--prefill", options->prefill,

@@ -387,12 +387,14 @@ Engine::Engine(std::shared_ptr<const model::Model> model, EngineOptions options)
 }
 
 Engine::~Engine() {
-  {
-    const std::scoped_lock lock(state_->mutex);
-    state_->is_stopping = true;
-  }
-  state_->wake.notify_one();
+  stop();
   state_->thread.join();
+}
+
+void Engine::stop() {
+  const std::scoped_lock lock(state_->mutex);
+  state_->is_stopping = true;
+  state_->wake.notify_one();
 }
 
 Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
@@ -423,6 +425,7 @@ Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
   sequence->tokens = sequence->request.prompt;
   sequence->num_pages = num_pages;
   const std::scoped_lock lock(state_->mutex);
+  if (state_->is_stopping) throw Stopped("the engine has stopped");
   if (static_cast<int>(state_->waiting.size()) >= state_->options.max_waiting_requests)
     throw QueueFull(
         fmt::format("{} requests are waiting already; try again later", state_->waiting.size()));

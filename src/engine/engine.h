@@ -41,20 +41,27 @@ class QueueFull : public Error {
   using Error::Error;
 };
 
+class Stopped : public Error {
+ public:
+  using Error::Error;
+};
+
 class Engine {
  public:
   Engine(std::shared_ptr<const model::Model> model, EngineOptions options = {});
-  ~Engine();  // cancels what still runs and joins the thread
+  ~Engine();  // stops and joins the thread
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   using RequestId = uint64_t;
   // Throws Error if the prompt is empty, holds an id outside the vocabulary, leaves no room in the
   // context (max_position_embeddings) or more than all caches can hold, or an option is out of
-  // range; QueueFull if too many wait.
+  // range; QueueFull if too many wait; Stopped after stop().
   RequestId submit(Request request, EventCallback on_event);
   // The request's last event follows soon. Unknown or ended ids are ignored. From any thread.
   void cancel(RequestId id);
+  // Cancels every request, those that wait too, after the forward pass that runs. From any thread.
+  void stop();
 
   // Tokens of prompt and answer: the model's context, or all caches where they hold less.
   int64_t context_length() const;

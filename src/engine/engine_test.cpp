@@ -456,6 +456,68 @@ TEST(Engine, CancelEndsARequestAndShutdownTheRest) {
   EXPECT_TRUE(answer.finish_reason == FinishReason::kCancelled || answer.ids.size() == 60);
 }
 
+TEST(Engine, StopEndsWhatRunsAndWhatWaitsAndRefusesTheRest) {
+  const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
+  Engine engine(model, {.max_batch_tokens = 16, .max_running_requests = 2});
+  std::vector<std::future<Answer>> futures;
+  for (int i = 0; i < 8; ++i) futures.push_back(start(engine, request_of(i, 900)));
+  engine.stop();
+  for (auto& future : futures) {
+    const Answer answer = future.get();
+    EXPECT_EQ(answer.finish_reason, FinishReason::kCancelled);
+    EXPECT_TRUE(answer.ids.empty());
+  }
+  EXPECT_THROW(start(engine, request_of(1, 3)), Stopped);
+}
+
+// Sixteen requests over and over from several threads, a third of them cancelled. Each ends once,
+// those that were let be with the right tokens, and nothing is left behind.
+TEST(Engine, TenThousandShortRequestsInARow) {
+  constexpr int kThreads = 4, kEach = 2500, kDifferent = 16;
+  const auto short_request = [](int i) {
+    Request request = request_of(i % kDifferent, 3 + i % kDifferent);
+    request.max_tokens = 2;
+    return request;
+  };
+  Engine engine(tiny_model());
+  std::vector<std::vector<int32_t>> expected;
+  for (int i = 0; i < kDifferent; ++i)
+    expected.push_back(start(engine, short_request(i)).get().ids);
+  std::atomic<int> num_ended{0}, num_wrong{0};
+  const auto ask = [&](int i) {
+    auto ids = std::make_shared<std::vector<int32_t>>();
+    return engine.submit(short_request(i), [&, i, ids](const RequestEvent& event) {
+      if (event.has_token) ids->push_back(event.token.id);
+      if (!event.is_finished) return;
+      ++num_ended;
+      const auto& right = expected[i % kDifferent];
+      const bool is_cut = i % 3 == 0 && event.finish_reason == FinishReason::kCancelled;
+      num_wrong += !std::equal(ids->begin(), ids->end(), right.begin(),
+                               is_cut ? right.begin() + std::ssize(*ids) : right.end());
+    });
+  };
+  std::vector<std::jthread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&, t] {
+      for (int i = t * kEach; i < (t + 1) * kEach;) {
+        try {
+          const auto id = ask(i);
+          if (i++ % 3 == 0) engine.cancel(id);
+        } catch (const QueueFull&) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+      }
+    });
+  threads.clear();
+  const auto is_idle = [&] {
+    const auto now = engine.statistics();
+    return now.num_running + now.num_waiting + now.cache_pages_running == 0;
+  };
+  while (!is_idle()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  EXPECT_EQ(num_ended, kThreads * kEach);
+  EXPECT_EQ(num_wrong, 0);
+}
+
 TEST(Engine, AFullQueueIsRefused) {
   Engine engine(tiny_model(), {.max_running_requests = 1, .max_waiting_requests = 1});
   std::vector<std::future<Answer>> futures;

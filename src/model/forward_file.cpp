@@ -6,6 +6,7 @@
 #include <map>
 
 #include "base/progress.h"
+#include "model/attention_cost.h"
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
 
@@ -46,6 +47,22 @@ struct RowResult {
   std::vector<Tensor> hidden_TD, topk_TK;  // per layer
 };
 
+// Tokens of the pass at `at`, and its form. Of a prefill the positions below the crossover go as
+// one masked pass, the others as one gathered pass: how long the row is changes no position's bits.
+struct NextPass {
+  int64_t count;
+  AttentionForm form;
+};
+
+NextPass next_pass(const Config& config, const std::string& form, int64_t at, int64_t prompt) {
+  const int64_t count = at < prompt ? prompt - at : 1;
+  if (form != "auto") return {count, form == "mqa" ? AttentionForm::kMqa : AttentionForm::kMha};
+  const int64_t crossover = whole_sequence_crossover(config, kTypicalRates);
+  if (at >= prompt) return {1, choose_form(config, kTypicalRates, 1, at)};
+  if (at >= crossover) return {count, AttentionForm::kMqa};
+  return {std::min(count, crossover - at), AttentionForm::kMha};
+}
+
 RowResult run_row(const Model& model, const Tensor& tokens_T, const ForwardFileOptions& options) {
   const int64_t length = tokens_T.size(0), layers = model.config.num_hidden_layers;
   const int64_t prompt = options.prefill.value_or(length);
@@ -53,11 +70,10 @@ RowResult run_row(const Model& model, const Tensor& tokens_T, const ForwardFileO
   std::vector<Tensor> logit_rows;
   std::vector<std::vector<Tensor>> hidden(layers), topk(layers);
   for (int64_t at = 0; at < length;) {
-    const int64_t count = at == 0 ? prompt : 1;
-    const bool is_mqa = options.form == "mqa" || (options.form == "auto" && at > 0);
+    const auto [count, form] = next_pass(model.config, options.form, at, prompt);
     const ForwardOptions forward_options{
         .mode = options.mode == "deploy" ? NumericMode::kDeploy : NumericMode::kPlain,
-        .form = is_mqa ? AttentionForm::kMqa : AttentionForm::kMha};
+        .form = form};
     const Segment segment{count, at, &cache};
     Trace trace;
     const Tensor final_hidden = forward(model, tokens_T.narrow(0, at, count), {&segment, 1},
@@ -65,7 +81,7 @@ RowResult run_row(const Model& model, const Tensor& tokens_T, const ForwardFileO
     logit_rows.push_back(logits(model, final_hidden, forward_options));
     for (int64_t i = 0; i < static_cast<int64_t>(trace.layers.size()); ++i) {
       hidden[i].push_back(trace.layers[i].hidden_ND);
-      // Single steps know fewer keys than the whole row: widen to one shape.
+      // Earlier passes know fewer keys than the whole row: widen to one shape.
       const Tensor& keys = trace.layers[i].topk_NK;
       const int64_t width = std::min(model.config.index_topk, length);
       topk[i].push_back(torch::constant_pad_nd(keys, {0, width - keys.size(1)}, -1));

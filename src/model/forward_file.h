@@ -12,7 +12,9 @@ struct ForwardFileOptions {
   std::filesystem::path model;
   std::string tokens;          // FILE.safetensors[:KEY], [B, T] i32 or i64
   std::string mode = "plain";  // or "deploy"
-  std::string form = "auto";   // mha or mqa for every pass; auto: mha for the prefill, then mqa
+  // mha or mqa for every pass. auto: what is cheaper at a token's position (kTypicalRates), which
+  // is a function of the position and of whether the token is part of the prefill.
+  std::string form = "auto";
   std::optional<int64_t> prefill;
   bool dump_layers = false;
   std::filesystem::path out;

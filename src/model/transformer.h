@@ -31,7 +31,9 @@ enum class NumericMode { kPlain, kDeploy };
 
 // mha: keys and values are expanded per head; the index selection is a mask.
 // mqa: queries are absorbed into the latent space and the selected rows are gathered.
-// Equal up to rounding. The engine uses mqa throughout.
+// Equal up to rounding (deploy mode rounds mha's expansion through FP8 besides). Which is cheaper
+// is model/attention_cost's to say; the engine, whose bits may not depend on it, uses mqa
+// throughout.
 enum class AttentionForm { kMha, kMqa };
 
 // Which keys a query sees in training's sparse attention: those of the greatest index scores, or,

@@ -15,6 +15,17 @@ engine::TokenConstraint constraint_of(const std::shared_ptr<const text::TokenSpe
           [constraint](int32_t id) { constraint->accept(id); }};
 }
 
+const char* name_of(engine::FinishReason reason) {
+  switch (reason) {
+    case engine::FinishReason::kStop:
+      return "stop";
+    case engine::FinishReason::kLength:
+      return "length";
+    default:
+      return "insufficient_system_resource";
+  }
+}
+
 }  // namespace
 
 Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
@@ -77,11 +88,11 @@ std::optional<Piece> Generation::next() {
     is_over_ = true;
     throw std::runtime_error("generation failed: " + event.error);
   }
-  if (event.is_finished)
-    finish_reason_ = event.finish_reason == engine::FinishReason::kLength ? "length" : "stop";
+  if (event.is_finished) finish_reason_ = name_of(event.finish_reason);
   Piece piece{"", event.token, std::move(event.top_logprobs), std::move(event.record)};
-  if (!event.has_token) {
+  if (!event.has_token) {  // cancelled, which nobody but the engine's stop does before the end
     is_over_ = true;
+    if (num_completion_tokens_ == 0) throw engine::Stopped("the server is shutting down");
     return {};
   }
   ++num_completion_tokens_;

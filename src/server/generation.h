@@ -47,9 +47,10 @@ class Generation {
   Generation& operator=(const Generation&) = delete;
 
   // Blocks for the next piece; nothing at the end. Throws std::runtime_error if the engine
-  // failed: no fault of the request.
+  // failed, no fault of the request, and engine::Stopped if it stopped before the first token.
   std::optional<Piece> next();
-  // Why it ended: "stop" or "length". Valid after next() has returned nothing.
+  // Why it ended: "stop", "length" or, where the engine stopped in between, DeepSeek's
+  // "insufficient_system_resource". Valid after next() has returned nothing.
   const std::string& finish_reason() const { return finish_reason_; }
   const std::vector<int32_t>& prompt_tokens() const { return prompt_tokens_; }
   int64_t num_prompt_tokens() const { return std::ssize(prompt_tokens_); }

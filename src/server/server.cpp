@@ -29,7 +29,6 @@ struct Service {
   std::shared_ptr<const text::TokenSpellings> spellings;
   ApiRequestOptions request_options;
   engine::Engine engine;
-  std::atomic<bool> is_stopping{false};
   std::atomic<int> num_streams{0};  // open
 };
 
@@ -58,20 +57,24 @@ std::string sse(const Json& chunk) {
   return "data: " + chunk.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n\n";
 }
 
+ApiError api_error_of(const std::exception& error) {
+  if (const auto* known = dynamic_cast<const ApiError*>(&error)) return *known;
+  if (dynamic_cast<const engine::QueueFull*>(&error))
+    return ApiError(429, error.what(), "", "rate_limit_exceeded");
+  if (dynamic_cast<const engine::Stopped*>(&error))
+    return ApiError(503, error.what(), "", "shutting_down");
+  if (dynamic_cast<const Error*>(&error)) return ApiError(400, error.what());
+  return ApiError(500, error.what(), "", "internal_error");
+}
+
 // Runs a handler; whatever it throws becomes an error answer.
 template <typename Handler>
 httplib::Server::Handler guarded(const Handler& handler) {
   return [handler](const httplib::Request& request, httplib::Response& response) {
     try {
       handler(request, response);
-    } catch (const ApiError& error) {
-      answer_error(error, response);
-    } catch (const engine::QueueFull& error) {
-      answer_error(ApiError(429, error.what(), "", "rate_limit_exceeded"), response);
-    } catch (const Error& error) {
-      answer_error(ApiError(400, error.what()), response);
     } catch (const std::exception& error) {
-      answer_error(ApiError(500, error.what(), "", "internal_error"), response);
+      answer_error(api_error_of(error), response);
     }
   };
 }
@@ -92,12 +95,12 @@ void stream(Service& service, const ApiRequest& request, httplib::Response& resp
   auto open = std::make_shared<const OpenStream>(service);
   response.set_header("Cache-Control", "no-cache");
   response.set_chunked_content_provider(
-      "text/event-stream", [&service, generation, answer, open](size_t, httplib::DataSink& sink) {
+      "text/event-stream", [generation, answer, open](size_t, httplib::DataSink& sink) {
         const auto write = [&](const std::string& text) {
           return sink.is_writable() && sink.write(text.data(), text.size());
         };
         try {
-          if (const auto piece = generation->next(); piece && !service.is_stopping) {
+          if (const auto piece = generation->next()) {
             for (const Json& chunk : answer->add(*piece))
               if (!write(sse(chunk))) return false;
             return sink.is_writable();
@@ -105,8 +108,7 @@ void stream(Service& service, const ApiRequest& request, httplib::Response& resp
           for (const Json& chunk : answer->finish(*generation))
             if (!write(sse(chunk))) return false;
         } catch (const std::exception& error) {
-          if (!write(sse(error_body(ApiError(500, error.what(), "", "internal_error")))))
-            return false;
+          if (!write(sse(error_body(api_error_of(error))))) return false;
         }
         if (!write("data: [DONE]\n\n")) return false;
         sink.done();
@@ -121,10 +123,7 @@ void complete(Service& service, const ApiRequest& request, httplib::Response& re
   }
   const auto generation = start_generation(service, request);
   ApiResponse answer(request, service.tokenizer, service.model_name);
-  while (const auto piece = generation->next()) {
-    answer.add(*piece);
-    if (service.is_stopping) break;
-  }
+  while (const auto piece = generation->next()) answer.add(*piece);
   answer.finish(*generation);
   answer_json(answer.body(), 200, response);
 }
@@ -227,7 +226,8 @@ void add_error_handler(httplib::Server& http) {
 
 std::atomic<int> caught_signal{0};
 
-// Stops the server on SIGINT or SIGTERM; a handler may only set a flag.
+// Stops the server on SIGINT or SIGTERM; a handler may only set a flag. Every answer ends with what
+// it has, and then the connections.
 class SignalWatch {
  public:
   SignalWatch(httplib::Server& http, Service& service) {
@@ -237,20 +237,31 @@ class SignalWatch {
     thread_ = std::jthread([&](std::stop_token stop) {
       while (!stop.stop_requested() && caught_signal == 0)
         std::this_thread::sleep_for(std::chrono::milliseconds(50));
-      service.is_stopping = true;
-      // The library drops open streams; each ends by itself at its next token.
-      for (int i = 0; i < kGraceSteps && service.num_streams > 0; ++i)
-        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      service.engine.stop();
+      // The library drops open streams in the middle.
+      wait(3, [&] { return service.num_streams == 0; });
       http.stop();
+      // It closes idle connections after five seconds, and waits for requests that are still being
+      // sent: for ever, if they trickle in.
+      if (wait(6, [&] { return stop.stop_requested(); })) return;
+      fmt::print(stderr, "fathom: connections are still busy; not waiting for them\n");
+      std::_Exit(0);
     });
   }
 
  private:
-  static constexpr int kGraceSteps = 100;  // five seconds
+  // Whether it came true in time.
+  static bool wait(double seconds, const std::function<bool()>& is_done) {
+    const base::Stopwatch watch;
+    while (!is_done() && watch.seconds() < seconds)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    return is_done();
+  }
+
   std::jthread thread_;
 };
 
-int bind(const ServerOptions& options, httplib::Server& http) {
+int bind_port(const ServerOptions& options, httplib::Server& http) {
   if (options.port == 0) {
     const int port = http.bind_to_any_port(options.host);
     if (port < 0)
@@ -263,12 +274,20 @@ int bind(const ServerOptions& options, httplib::Server& http) {
   return options.port;
 }
 
-void disable_address_sharing(httplib::Server& http) {
-  // The library's default (SO_REUSEPORT) lets a second server take the same port silently.
-  http.set_socket_options([](socket_t socket) {
+int bind(const ServerOptions& options, httplib::Server& http) {
+  socket_t listening = -1;
+  http.set_socket_options([&](socket_t socket) {
+    // The library's default (SO_REUSEPORT) lets a second server take the same port silently.
     const int yes = 1;
     ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    listening = socket;
   });
+  const int port = bind_port(options, http);
+  // The library lets five connections wait to be accepted. The system drops others of a crowd, and
+  // they try again after one, three, seven seconds.
+  ::listen(listening, kConnectionThreads);
+  http.set_socket_options(nullptr);
+  return port;
 }
 
 }  // namespace
@@ -277,7 +296,6 @@ void serve(const ServerOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
   const base::Stopwatch watch;
   httplib::Server http;
-  disable_address_sharing(http);
   const int port = bind(options, http);
   if (options.verify) model::verify_checkpoint(options.model);
   TextModel model = load_text_model(options.model);

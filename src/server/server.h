@@ -24,7 +24,8 @@ struct ServerOptions {
   int num_threads = 0;  // 0: one a core
 };
 
-// Serves until SIGINT or SIGTERM, then ends running streams with what they have and returns.
+// Serves until SIGINT or SIGTERM, then ends all answers with what they have and returns, within ten
+// seconds: requests that have no token yet get an error, connections that stay busy are left.
 // Prints "listening on http://HOST:PORT" once it does. Throws Error if the model cannot be loaded
 // or the port is taken. A request can fail in any way; the server stays up.
 void serve(const ServerOptions& options);
