@@ -13,6 +13,9 @@ namespace {
 constexpr double kWidth = 560, kHeight = 400;
 constexpr double kLeft = 64, kRight = 16, kTop = 36, kBottom = 48;
 constexpr double kPlotWidth = kWidth - kLeft - kRight, kPlotHeight = kHeight - kTop - kBottom;
+constexpr size_t kPanelColumns = 2;
+constexpr size_t kShortName = 19;  // characters that leave room for three in a line
+constexpr double kLegendLine = 17;
 constexpr size_t kMostCircles = 30;  // of a line; more would hide it
 // Told apart by readers who do not see all colours (Okabe and Ito).
 constexpr const char* kColours[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
@@ -30,6 +33,17 @@ std::string tick_label(double value) {
   if (value >= 1e6) return fmt::format("{:g}M", value / 1e6);
   if (value >= 10000) return fmt::format("{:g}K", value / 1000);
   return fmt::format("{:g}", value);
+}
+
+size_t legend_columns(const PlotPanel& panel) {
+  const bool is_short = std::all_of(panel.series.begin(), panel.series.end(),
+                                    [](const auto& s) { return s.name.size() <= kShortName; });
+  return is_short ? 3 : 2;
+}
+
+double legend_height(const PlotPanel& panel) {
+  const size_t columns = legend_columns(panel);
+  return kLegendLine * static_cast<double>((panel.series.size() + columns - 1) / columns);
 }
 
 class Panel {
@@ -51,8 +65,8 @@ class Panel {
     if (largest_y_ - smallest_y_ < 1e-9) smallest_y_ = 0;
   }
 
-  std::string draw(double offset) const {
-    std::string out = fmt::format("<g transform=\"translate({},0)\">\n", offset);
+  std::string draw(double x, double y) const {
+    std::string out = fmt::format("<g transform=\"translate({},{})\">\n", x, y);
     out += fmt::format("<text x=\"{}\" y=\"20\" class=\"title\">{}</text>\n", kLeft,
                        escape_markup(panel_.title));
     out += axes() + marks() + lines() + legend();
@@ -89,10 +103,9 @@ class Panel {
 
   std::string marks() const {
     std::string dashes, notes;
-    // Where the lines are not: under the legend where costs rise, else at the bottom.
+    // Where the lines are not: at the top where costs rise, else at the bottom.
     const double step = panel_.is_from_zero ? 16 : -16;
-    double y = panel_.is_from_zero ? kTop + 22 + 17 * static_cast<double>(panel_.series.size())
-                                   : kTop + kPlotHeight - 8;
+    double y = panel_.is_from_zero ? kTop + 14 : kTop + kPlotHeight - 8;
     for (const PlotMark& mark : panel_.marks) {
       if (mark.x > largest_x_) continue;
       const bool is_right = mark.x > largest_x_ / 2;
@@ -130,15 +143,17 @@ class Panel {
     return kColours[own >= 0 ? static_cast<size_t>(own) : i];
   }
 
+  // Under the axis, where no line is.
   std::string legend() const {
     std::string out;
+    const size_t columns = legend_columns(panel_);
     for (size_t i = 0; i < panel_.series.size(); ++i) {
-      const double y = kTop + 12 + 17 * static_cast<double>(i);
-      // Costs rise to the right, losses fall: the legend stands where the lines are not.
-      const double x = panel_.is_from_zero ? kLeft + 10 : kLeft + kPlotWidth - 150;
+      const double x =
+          kLeft + kPlotWidth * static_cast<double>(i % columns) / static_cast<double>(columns);
+      const double y = kHeight + 4 + kLegendLine * static_cast<double>(i / columns);
       out += fmt::format(
-          "<line x1=\"{0}\" y1=\"{1}\" x2=\"{2}\" y2=\"{1}\" stroke=\"{3}\" stroke-width=\"3\"/>"
-          "<text x=\"{4}\" y=\"{5}\">{6}</text>\n",
+          "<line x1=\"{0:.1f}\" y1=\"{1}\" x2=\"{2:.1f}\" y2=\"{1}\" stroke=\"{3}\" "
+          "stroke-width=\"3\"/><text x=\"{4:.1f}\" y=\"{5}\">{6}</text>\n",
           x, y, x + 20, colour(i), x + 26, y + 4, escape_markup(panel_.series[i].name));
     }
     return out;
@@ -164,11 +179,15 @@ std::string escape_markup(const std::string& text) {
 }
 
 std::string draw_svg(const std::vector<PlotPanel>& panels) {
-  const double width = kWidth * static_cast<double>(panels.size());
+  double panel_height = kHeight;
+  for (const PlotPanel& panel : panels)
+    panel_height = std::max(panel_height, kHeight + legend_height(panel));
+  const size_t columns = std::min(panels.size(), kPanelColumns);
+  const size_t rows = (panels.size() + kPanelColumns - 1) / kPanelColumns;
   std::string out = fmt::format(
       "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0}\" height=\"{1}\" "
       "viewBox=\"0 0 {0} {1}\">\n",
-      width, kHeight);
+      kWidth * static_cast<double>(columns), panel_height * static_cast<double>(rows));
   out +=
       "<style>\n"
       "text { font: 12px sans-serif; fill: #222; paint-order: stroke; stroke: #fff; "
@@ -180,7 +199,8 @@ std::string draw_svg(const std::vector<PlotPanel>& panels) {
       "</style>\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n";
   for (size_t i = 0; i < panels.size(); ++i)
-    out += Panel(panels[i]).draw(kWidth * static_cast<double>(i));
+    out += Panel(panels[i]).draw(kWidth * static_cast<double>(i % kPanelColumns),
+                                 panel_height * static_cast<double>(i / kPanelColumns));
   return out + "</svg>\n";
 }
 

@@ -26,7 +26,8 @@ struct PlotPanel {
   bool is_from_zero = true;  // the y axis; otherwise from the smallest value
 };
 
-// Panels side by side on white, each with its own axes and its legend; x begins at zero.
+// Panels on white, two in a row, each with its own axes and, under them, its legend; x begins at
+// zero.
 std::string draw_svg(const std::vector<PlotPanel>& panels);
 
 // Text as SVG and HTML take it.
