@@ -107,8 +107,8 @@ void add_computed(const model::Config& config, const model::AttentionRates& rate
   Json& crossovers = result["crossovers"];
   if (const auto at = model::gathering_crossover(config, rates, chunk))
     crossovers["prefill_gathered_below_masked_computed"] = *at;
-  crossovers["whole_sequence_gathered_below_masked_computed"] =
-      model::whole_sequence_crossover(config, rates);
+  if (const auto at = model::whole_sequence_crossover(config, rates))
+    crossovers["whole_sequence_gathered_below_masked_computed"] = *at;
 }
 
 }  // namespace

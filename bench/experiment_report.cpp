@@ -169,6 +169,13 @@ class Experiment {
   std::map<std::string, std::vector<Lines>> runs_;  // by arm, of the seeds that are there
 };
 
+// One seed says nothing of the spread.
+std::string figure_of(const Json& figure, int64_t num_seeds) {
+  const auto mean = figure["mean"].get<double>();
+  return num_seeds < 2 ? fmt::format(" {:.4f} |", mean)
+                       : fmt::format(" {:.4f} ± {:.4f} |", mean, figure["deviation"].get<double>());
+}
+
 std::string table_of(const Json& result, const Json& metrics) {
   std::string out = fmt::format("# {}\n\n| arm | seeds |", result["title"].get<std::string>());
   std::string rule = "\n|---|---|";
@@ -182,8 +189,7 @@ std::string table_of(const Json& result, const Json& metrics) {
     for (const Json& metric : metrics) {
       const std::string name = metric.at("name");
       if (figures.contains(name))
-        out += fmt::format(" {:.4f} ± {:.4f} |", figures[name]["mean"].get<double>(),
-                           figures[name]["deviation"].get<double>());
+        out += figure_of(figures[name], figures["seeds"].get<int64_t>());
       else
         out += " |";
     }

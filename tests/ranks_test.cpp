@@ -126,10 +126,12 @@ class KilledRank : public RankRuns, public testing::WithParamInterface<int> {
             {"MASTER_ADDR", "127.0.0.1"},
             {"MASTER_PORT", port}};
   }
-  bool wait_for_step(const std::string& run, size_t step) const {
-    for (int i = 0; i < 6000 && metrics(run, "loss").size() < step; ++i)
+  // A checkpoint is written beside the steps after it.
+  bool wait_for_checkpoint(const std::string& run) const {
+    const fs::path latest = folder_ / run / "latest";
+    for (int i = 0; i < 6000 && !fs::exists(latest); ++i)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    return metrics(run, "loss").size() >= step;
+    return fs::exists(latest);
   }
 };
 
@@ -143,7 +145,7 @@ TEST_P(KilledRank, EndsTheOtherAndTheRunGoesOn) {
     Process second(command("run"), environment(1, port), folder_ / "1.log");
     Process& lost = killed == 0 ? first : second;
     Process& other = killed == 0 ? second : first;
-    ASSERT_TRUE(wait_for_step("run", 6)) << first.output() << second.output();
+    ASSERT_TRUE(wait_for_checkpoint("run")) << first.output() << second.output();
     lost.send(SIGKILL);
     ASSERT_EQ(lost.wait(), 128 + SIGKILL);
     EXPECT_EQ(other.wait(std::chrono::seconds(30)), 1) << "rank " << left;

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -93,7 +94,7 @@ Draw draw_token(Sequence& sequence, std::span<const float> logits) {
 // A sequence's next token, or why it must fail.
 struct Choice {
   Draw drawn = {};
-  std::string error = {};
+  std::optional<std::string> error = {};  // why there is none
 };
 
 Choice choose_token(Sequence& sequence, std::span<const float> logits) {
@@ -343,8 +344,8 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
 bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits, Choice choice) {
   const Request& request = sequence.request;
   const model::Config& config = model::config_of(*model);
-  if (!choice.error.empty()) {
-    fail_sequence(sequence, choice.error);
+  if (choice.error) {
+    fail_sequence(sequence, *choice.error);
     return false;
   }
   RequestEvent event;

@@ -12,8 +12,9 @@
 
 namespace fathom::engine {
 
-// Narrows what may be sampled next, for answers that must follow a grammar. Both are called on the
-// engine's thread, in turns; `allowed` must leave at least one token.
+// Narrows what may be sampled next, for answers that must follow a grammar. One request's
+// are called in turns, from any of the engine's threads, different requests' at once; `allowed`
+// must leave at least one token.
 struct TokenConstraint {
   // A bit a token, from the lowest of the first word; valid until `accept`.
   std::function<std::span<const uint64_t>()> allowed;

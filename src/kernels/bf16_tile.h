@@ -1,5 +1,5 @@
-// The register tile of the sparse bf16 kernels: 12 or 8 rows by 32 columns, the common dimension in
-// pairs; and the sizes of what is packed for it.
+// The register tile of the sparse bf16 kernels: 12, 8 or 6 rows by 32 columns, the common dimension
+// in pairs; and the sizes of what is packed for it.
 #pragma once
 
 #include <cstddef>

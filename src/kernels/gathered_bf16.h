@@ -45,8 +45,8 @@ class PaddedKeys {
   std::vector<int32_t> keys_;
 };
 
-// Below, rows of `padded` floats or `padded` / 2 words begin with a cache line. Rows of one head
-// serve all heads of x. Serial; has_bf16_dot() processors only.
+// Below, rows of `padded` floats begin with a cache line, rows of `padded` / 2 words at a multiple
+// of 32 bytes. Rows of one head serve all heads of x. Serial; has_bf16_dot() processors only.
 
 // dots[h][i] = head h of x's row . head h of rows[keys[i]], for i below `padded`.
 void gathered_head_dots(const HeadRows& x, int64_t row, const HeadRows& rows,

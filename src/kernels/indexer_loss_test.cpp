@@ -143,12 +143,17 @@ TEST(DsaTraining, T5AQueryWithoutKeysCountsForNothing) {
 
 // The last queries of a sequence alone: their part of the loss, and no gradient of another query.
 TEST(IndexerLoss, FewerQueriesThanKeysAreTheSequencesLast) {
-  for (int64_t selected : {0, 8}) {
+  for (const auto& [selected, precision] : {std::pair<int64_t, Precision>(0, Precision::kF32),
+                                            {8, Precision::kF32},
+                                            {8, Precision::kBF16}}) {
     Case all(150), first(80), last(150);
     for (Case* c : {&all, &first, &last})
       if (selected > 0) c->select(selected);
     auto whole = all.output(), begin = first.output(), end = last.output();
+    all.lists_T.resize(selected > 0 ? 150 : 0);
+    if (selected > 0) all.lists_T[100].clear();
     IndexerLossInput input = all.input();
+    input.shape.precision = precision;
     indexer_loss(input, whole);
     const auto head = [](View2<const float> x) { return x.slice_rows(0, 80); };
     IndexerLossInput early = input, late = input;
@@ -173,17 +178,20 @@ TEST(IndexerLoss, FewerQueriesThanKeysAreTheSequencesLast) {
 
 TEST(IndexerLoss, BitsDoNotDependOnTheThreads) {
   const int before = base::num_threads();
-  for (bool is_selected : {false, true}) {
+  for (const auto& [is_selected, precision] :
+       {std::pair(false, Precision::kF32), {true, Precision::kF32}, {true, Precision::kBF16}}) {
     Case one(700), two(700);
     if (is_selected) {
       one.select(30);
       two.select(30);
     }
     auto first = one.output(), second = two.output();
+    auto input = one.input(), same = two.input();
+    input.shape.precision = same.shape.precision = precision;
     base::set_num_threads(1);
-    indexer_loss(one.input(), first);
+    indexer_loss(input, first);
     base::set_num_threads(2);
-    indexer_loss(two.input(), second);
+    indexer_loss(same, second);
     EXPECT_EQ(first.loss, second.loss);
     EXPECT_EQ(max_difference(one.dq.view, two.dq.view), 0);
     EXPECT_EQ(max_difference(one.dw.view, two.dw.view), 0);

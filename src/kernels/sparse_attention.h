@@ -14,10 +14,12 @@ namespace fathom::kernels {
 // scores of the selected keys, natural log. A query without keys gets zeros and lse -inf. Nothing
 // else is masked: a selection never holds later keys.
 //
-// Neighbouring queries select much the same keys, so blocks of 48 share one gathered copy of all
-// that any of them selects, and dense attention over it masks each query's own: work and memory
-// grow with these unions, not with S^2. Parallel over blocks and heads; bits do not depend on the
-// threads. Oracle reference::attention with the selection as its mask, 2e-5.
+// In bf16, on a processor with its dot products, each query works on its own keys
+// (kernels/sparse_attention_bf16, which says how exact that is). In f32 blocks of 48 queries share
+// one gathered copy of all that any of them selects, and dense attention over it masks each query's
+// own; parallel over blocks and heads, oracle reference::attention with the selection as its mask,
+// 2e-5. Work and memory grow with what is selected, not with S^2; bits do not depend on the
+// threads.
 struct SparseAttentionForward {
   View2<const float> q, k, v;
   View2<float> out, lse_HT;
@@ -30,7 +32,7 @@ bool gives_probabilities(const AttentionShape& shape);
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io);
 
 // Gradients, recomputing the scores. dq, dk, dv are overwritten. No gradient passes through the
-// selection. Parallel over heads.
+// selection. The f32 form is parallel over heads.
 struct SparseAttentionBackward {
   View2<const float> q, k, v, out, dout, lse_HT;
   View2<float> dq, dk, dv;

@@ -202,6 +202,7 @@ class Backward {
     t_begin_ = t_begin;
     const int64_t* const begins = io_.keys_T.begins_T1;
     const int64_t num_entries = begins[t_end] - begins[t_begin];
+    CHECK_LE(num_entries * line_step_, std::numeric_limits<int32_t>::max());
     lines_ = lines_buffer_.reserve<float>(num_entries * line_step_);
     base::parallel_for(t_end - t_begin, kQueriesAtOnce, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) add_query(t_begin + i);

@@ -7,8 +7,10 @@
 namespace fathom::kernels {
 
 // As in sparse_attention.h. Each query works on its own keys, which are read where they lie.
-// Parallel over queries; bits do not depend on the threads. Scratch: all operands in bf16, and 64
-// bytes a selected key for 64 queries and 8 heads.
+// Parallel over queries and, for dk and dv, over keys; sorting 32 queries' pairs by key in between
+// is serial. Bits do not depend on the threads. Scratch: all operands in bf16, and 64 bytes a
+// selected key for 32 queries and 8 heads. Oracle: the f32 form, whose results these are within
+// the rounding of their operands (1% of the norm).
 void sparse_attention_forward_bf16(const AttentionShape& shape, const SparseAttentionForward& io);
 void sparse_attention_backward_bf16(const AttentionShape& shape, const SparseAttentionBackward& io);
 

@@ -33,7 +33,7 @@ double num_pairs(int64_t num_queries, int64_t num_cached, int64_t most) {
 }
 
 // The first number for which something holds that holds from there on; at most kMostCached.
-int64_t first(const std::function<bool(int64_t)>& holds) {
+int64_t first_that_holds(const std::function<bool(int64_t)>& holds) {
   int64_t begin = 0, end = kMostCached;
   while (begin < end) {
     const int64_t middle = (begin + end) / 2;
@@ -72,14 +72,15 @@ std::optional<int64_t> gathering_crossover(const Config& config, const Attention
     return seconds.masked - seconds.gathered;
   };
   // Convex in num_cached: each key more costs masking the same, gathering less and less.
-  const int64_t lowest = first([&](int64_t at) { return excess(at + 1) >= excess(at); });
+  const int64_t lowest = first_that_holds([&](int64_t at) { return excess(at + 1) >= excess(at); });
   if (excess(lowest) > 0) return 0;
-  const int64_t crossover = first([&](int64_t at) { return at > lowest && excess(at) > 0; });
+  const int64_t crossover =
+      first_that_holds([&](int64_t at) { return at > lowest && excess(at) > 0; });
   if (crossover == kMostCached) return {};
   return crossover;
 }
 
-int64_t whole_sequence_crossover(const Config& config, const AttentionRates& rates) {
+std::optional<int64_t> whole_sequence_crossover(const Config& config, const AttentionRates& rates) {
   const double gathered = gathered_pair(config) / rates.gathered;
   const double masked = masked_pair(config) / rates.masked;
   const double expand = expansion(config) / rates.expansion;
@@ -89,8 +90,13 @@ int64_t whole_sequence_crossover(const Config& config, const AttentionRates& rat
     return expand + num_keys * masked - absorb -
            std::min(num_keys, static_cast<double>(config.index_topk)) * gathered;
   };
-  if (excess(config.index_topk) > 0) return 0;
-  return first([&](int64_t at) { return at > config.index_topk && excess(at) > 0; });
+  // Linear up to index_topk, rising beyond it.
+  if (excess(0) > 0 && excess(config.index_topk) > 0) return 0;
+  const int64_t lowest = excess(config.index_topk) > 0 ? 0 : config.index_topk;
+  const int64_t crossover =
+      first_that_holds([&](int64_t at) { return at > lowest && excess(at) > 0; });
+  if (crossover == kMostCached) return {};
+  return crossover;
 }
 
 }  // namespace fathom::model

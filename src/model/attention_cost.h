@@ -44,8 +44,7 @@ AttentionForm choose_form(const Config& config, const AttentionRates& rates, int
 std::optional<int64_t> gathering_crossover(const Config& config, const AttentionRates& rates,
                                            int64_t num_queries);
 
-// The same for single positions of a pass over a whole sequence, where each key is expanded once; 0
-// where even index_topk keys are cheaper gathered.
-int64_t whole_sequence_crossover(const Config& config, const AttentionRates& rates);
+// The same for single positions of a pass over a whole sequence, where each key is expanded once.
+std::optional<int64_t> whole_sequence_crossover(const Config& config, const AttentionRates& rates);
 
 }  // namespace fathom::model

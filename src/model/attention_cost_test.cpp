@@ -63,6 +63,13 @@ TEST(AttentionCost, DecodingGathersAndTheBeginningOfASequenceDoesNot) {
   // times the price of a gathered key in masked ones, 2,048 * 1,088 / 320 = 6963.2 keys.
   EXPECT_EQ(whole_sequence_crossover(v32_attention(), kEqual), 6963);
   EXPECT_EQ(whole_sequence_crossover(v32_attention(), {1e9, 1e9, 0.1e9, 1e9, 1e9}), 0);
+  // Expanding a key is cheap here and masking dear: masked at the first positions only.
+  const auto early = whole_sequence_crossover(v32_attention(), {10e9, 1e9, 0.1e9, 1e9, 1e9});
+  ASSERT_TRUE(early.has_value());
+  EXPECT_GT(*early, 0);
+  EXPECT_LT(*early, v32_attention().index_topk);
+  // Masking costs nothing: never gathered.
+  EXPECT_FALSE(whole_sequence_crossover(v32_attention(), {1e9, 1e9, 1e30, 1e9, 1e9}).has_value());
 }
 
 // The first `masked` tokens in one pass with the mask, the others in one that gathers.

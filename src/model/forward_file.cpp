@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
+#include <limits>
 #include <map>
 
 #include "base/progress.h"
@@ -57,7 +58,8 @@ struct NextPass {
 NextPass next_pass(const Config& config, const std::string& form, int64_t at, int64_t prompt) {
   const int64_t count = at < prompt ? prompt - at : 1;
   if (form != "auto") return {count, form == "mqa" ? AttentionForm::kMqa : AttentionForm::kMha};
-  const int64_t crossover = whole_sequence_crossover(config, kTypicalRates);
+  const int64_t crossover =
+      whole_sequence_crossover(config, kTypicalRates).value_or(std::numeric_limits<int64_t>::max());
   if (at >= prompt) return {1, choose_form(config, kTypicalRates, 1, at)};
   if (at >= crossover) return {count, AttentionForm::kMqa};
   return {std::min(count, crossover - at), AttentionForm::kMha};

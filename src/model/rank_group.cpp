@@ -53,6 +53,7 @@ struct RankGroup::Connection {
   std::vector<int> ranks;  // the group's members among all ranks of the training run
   int total = 1;           // of those
   int num_chosen = 0;      // groups of this one's ranks: the same members may form several
+  bool is_beside = false;  // its ranks learn of a loss at different times
   c10::intrusive_ptr<c10d::ProcessGroupGloo> group;
 
   void connect(int rank, int size) {
@@ -124,7 +125,8 @@ RankGroup RankGroup::beside(const std::string& name) const {
   other.connection_ = std::make_shared<Connection>(*connection_);
   Connection& c = *other.connection_;
   c.num_chosen = 0;
-  c.name += "/" + name;
+  c.is_beside = true;
+  c.name += fmt::format("/{}: {}", connection_->num_chosen++, name);
   other.wait_for([&] { c.connect(rank_, size_); });
   return other;
 }
@@ -142,6 +144,7 @@ void RankGroup::wait_for(const Call& call) const {
 // meanwhile is the one that is gone.
 void RankGroup::fail_as_lost(const std::string& reason) const {
   const Connection& c = *connection_;
+  if (c.is_beside) throw RankLost(fmt::format("one of {} ranks is gone ({})", c.total, reason));
   const auto key = [&](int rank) { return c.name + "/alive/" + std::to_string(rank); };
   std::string lost;
   try {

@@ -45,7 +45,8 @@ class RankGroup {
   RankGroup choose(const std::vector<int>& members) const;
 
   // The same ranks again, whose messages pass this group's without regard to their order: for a
-  // thread of its own. All ranks call it, with the same name.
+  // thread of its own. All ranks call it, in the same order as choose. It does not find out which
+  // rank is lost: some may be busy elsewhere.
   RankGroup beside(const std::string& name) const;
 
   int rank() const { return rank_; }

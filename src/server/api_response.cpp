@@ -153,9 +153,9 @@ std::vector<Json> ApiResponse::add(const Piece& piece) {
     records_.push_back(*piece.record);
     token_ids_.push_back(piece.token.id);
   }
-  const Json logprobs = logprobs_of(piece);
+  const Json logprobs = piece.token.id == kNoToken ? Json() : logprobs_of(piece);
   if (request_.is_chat) {
-    if (is_in_reasoning_) ++num_reasoning_tokens_;
+    if (is_in_reasoning_ && piece.token.id != kNoToken) ++num_reasoning_tokens_;
     return add_delta(parser_.push(piece.text), logprobs);
   }
   std::string text = piece.text;

@@ -93,7 +93,10 @@ std::optional<Piece> Generation::next() {
   if (!event.has_token) {  // cancelled, which nobody but the engine's stop does before the end
     is_over_ = true;
     if (num_completion_tokens_ == 0) throw engine::Stopped("the server is shutting down");
-    return {};
+    piece = *last_piece({});  // what was withheld in case it became a stop string
+    piece.token.id = kNoToken;
+    if (piece.text.empty()) return {};
+    return piece;
   }
   ++num_completion_tokens_;
   num_cached_tokens_ = event.num_cached_tokens;

@@ -28,9 +28,11 @@ struct GenerationRequest {
 };
 
 // What one step brought: text (perhaps none), the token behind it.
+inline constexpr int32_t kNoToken = -1;
+
 struct Piece {
   std::string text;
-  engine::TokenLogprob token;
+  engine::TokenLogprob token;  // kNoToken: text of earlier tokens that had been withheld
   std::vector<engine::TokenLogprob> top_logprobs;
   std::optional<engine::TokenRecord> record = {};
 };

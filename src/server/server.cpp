@@ -90,9 +90,9 @@ std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest&
 // Writes chunks as they come. A failed write (the client has gone) drops the generation, whose
 // destructor cancels it.
 void stream(Service& service, const ApiRequest& request, httplib::Response& response) {
+  auto open = std::make_shared<const OpenStream>(service);
   auto generation = start_generation(service, request);
   auto answer = std::make_shared<ApiResponse>(request, service.tokenizer, service.model_name);
-  auto open = std::make_shared<const OpenStream>(service);
   response.set_header("Cache-Control", "no-cache");
   response.set_chunked_content_provider(
       "text/event-stream", [generation, answer, open](size_t, httplib::DataSink& sink) {
@@ -227,7 +227,9 @@ void add_error_handler(httplib::Server& http) {
 std::atomic<int> caught_signal{0};
 
 // Stops the server on SIGINT or SIGTERM; a handler may only set a flag. Every answer ends with what
-// it has, and then the connections.
+// it has when the forward pass under way is done, and then the connections. A pass of more than
+// three seconds cuts streams short, one of more than nine whole answers: most who stop a server
+// kill it after ten.
 class SignalWatch {
  public:
   SignalWatch(httplib::Server& http, Service& service) {
