@@ -58,29 +58,38 @@ retrieval_of() {
   grep -o '"validation_retrieval_within":[0-9.e-]*' "$1/metrics.jsonl" | tail -n 1 | cut -d: -f2
 }
 
-# The models that every arm begins with, of one seed. Rows of 64 tokens, mostly retrieval, in rounds
-# of 1,200 steps until the net can look things up: it learns that at once, sooner or later by the
-# seed, and in longer rows much later. Then rows twice to four times as long and more pairs, up to
-# 2,048 tokens, then the indexers' warm-up.
-train_base() {
-  local seed=$1
-  local models=$base/seed-$seed
-  local short=short init= round
+# train_until_learned FOLDER BEGINNING STAGE [--set ...]: rounds of the same training, each with other
+# rows, until the net can look things up. Sets `learned` to the last round's folder.
+train_until_learned() {
+  local folder=$1 init=$2 stage=$3 round
+  shift 3
   for round in 1 2 3 4; do
-    train "$models/$short" $((seed + 100 * (round - 1))) dense "$init" \
-      --set retrieval.share=0.8 --set retrieval.num_pairs=6 --set retrieval.num_queries=6
-    [[ -z $smoke ]] && awk "BEGIN {exit !($(retrieval_of "$models/$short") < 0.9)}" || break
-    init=$models/$short short=short-$((round + 1))
+    learned=$folder
+    ((round == 1)) || learned=$folder-$round
+    train "$learned" $((seed + 100 * (round - 1))) "$stage" "$init" "$@"
+    [[ -z $smoke ]] || break
+    awk "BEGIN {exit !($(retrieval_of "$learned") < 0.9)}" || break
+    init=$learned
   done
-  grow() {  # grow FOLDER BEGINNING LENGTH ROWS PAIRS QUERIES
-    train "$models/$1" "$seed" extend "$models/$2" --set training.steps=100 \
-      --set "training.sequence_length=$3" --set "training.batch_rows=$4" \
-      --set "training.micro_batch_rows=$4" --set "retrieval.num_pairs=$5" \
-      --set "retrieval.num_queries=$6"
+}
+
+# The models that every arm begins with, of one seed. Rows of 64 tokens, mostly retrieval: a net
+# learns to look things up at once, sooner or later by the seed, and in longer rows much later. Then
+# rows twice to four times as long and more pairs, up to 2,048 tokens, then the indexers' warm-up.
+train_base() {
+  local seed=$1 learned
+  local models=$base/seed-$seed
+  train_until_learned "$models/short" "" dense --set retrieval.share=0.8 \
+    --set retrieval.num_pairs=6 --set retrieval.num_queries=6
+  grow() {  # grow LENGTH ROWS PAIRS QUERIES
+    train_until_learned "$models/length-$1" "$learned" extend --set training.steps=100 \
+      --set "training.sequence_length=$1" --set "training.batch_rows=$2" \
+      --set "training.micro_batch_rows=$2" --set "retrieval.num_pairs=$3" \
+      --set "retrieval.num_queries=$4"
   }
-  grow length-256 "$short" 256 32 24 20
-  grow length-512 length-256 512 16 40 32
-  grow length-1024 length-512 1024 8 64 48
-  train "$models/dense" "$seed" extend "$models/length-1024"
+  grow 256 32 24 20
+  grow 512 16 40 32
+  grow 1024 8 64 48
+  train "$models/dense" "$seed" extend "$learned"
   train "$models/warmup" "$seed" warmup "$models/dense"
 }
