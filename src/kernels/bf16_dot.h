@@ -54,6 +54,21 @@ BF16_INLINE __m512i round_to_pairs(__m512 low, __m512 high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
 }
 
+// Sixteen f32 rounded to bf16, in order: 32 bytes.
+BF16_INLINE void store_rounded(__m512 values, void* out) {
+  _mm256_storeu_si256(static_cast<__m256i*>(out),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
+}
+
+// `count` f32 rounded to bf16, then zeros up to `padded`, a multiple of 32.
+BF16_INLINE void round_row(const float* x, int64_t count, int64_t padded, void* out) {
+  for (int64_t i = 0; i < padded; i += 32)
+    _mm512_storeu_si512(
+        static_cast<uint16_t*>(out) + i,
+        round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(count - i), x + i),
+                       _mm512_maskz_loadu_ps(first_lanes(count - i - 16), x + i + 16)));
+}
+
 // Lane i holds (even[i], odd[i]), rounded to bf16.
 BF16_INLINE __m512i round_to_pairs_of_rows(__m512 even, __m512 odd) {
   const __m512i interleave =

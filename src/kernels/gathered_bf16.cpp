@@ -4,6 +4,8 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
+#include "kernels/bf16_octet.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 
@@ -11,28 +13,16 @@ namespace fathom::kernels {
 
 namespace {
 
-BF16_KERNEL void round_row(const float* row, int64_t num_heads, int64_t dim, int64_t words,
-                           uint32_t* out) {
-  for (int64_t h = 0; h < num_heads; ++h, row += dim, out += words)
-    for (int64_t x = 0; x < 2 * words; x += kPairTileCols)
-      _mm512_store_si512(
-          out + x / 2,
-          round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(dim - x), row + x),
-                         _mm512_maskz_loadu_ps(first_lanes(dim - x - kPairLanes), row + x + 16)));
+BF16_KERNEL void round_heads(const float* row, int64_t num_heads, int64_t dim, int64_t words,
+                             uint32_t* out) {
+  for (int64_t h = 0; h < num_heads; ++h) round_row(row + h * dim, dim, 2 * words, out + h * words);
 }
 
 // Lane i is the sum of sum[i]'s lanes.
 BF16_INLINE __m512 sum_lanes(__m512 (&sum)[16]) {
-  __m512 pair[8], quad[4], half[2];
-  for (int i = 0; i < 8; ++i)
-    pair[i] = _mm512_unpacklo_ps(sum[2 * i], sum[2 * i + 1]) +
-              _mm512_unpackhi_ps(sum[2 * i], sum[2 * i + 1]);
-  for (int i = 0; i < 4; ++i) {
-    const auto a = reinterpret_cast<__m512d>(pair[2 * i]),
-               b = reinterpret_cast<__m512d>(pair[2 * i + 1]);
-    quad[i] = reinterpret_cast<__m512>(_mm512_unpacklo_pd(a, b)) +
-              reinterpret_cast<__m512>(_mm512_unpackhi_pd(a, b));
-  }
+  __m512 quad[4], half[2];
+  for (int i = 0; i < 4; ++i)
+    quad[i] = add_lanes({sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]});
   for (int i = 0; i < 2; ++i)
     half[i] = _mm512_shuffle_f32x4(quad[2 * i], quad[2 * i + 1], 0x88) +
               _mm512_shuffle_f32x4(quad[2 * i], quad[2 * i + 1], 0xdd);
@@ -123,17 +113,17 @@ void HeadRows::assign(View2<const float> rows, int64_t num_heads) {
   CHECK_EQ(rows.cols % num_heads, 0);
   num_heads_ = num_heads;
   dim_ = rows.cols / num_heads;
-  words_ = (dim_ + kPairTileCols - 1) / kPairTileCols * kPairLanes;
+  words_ = round_up(dim_, kPairTileCols) / 2;
   data_ = buffer_.reserve<uint32_t>(rows.rows * num_heads_ * words_);
   base::parallel_for(rows.rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      round_row(rows[i], num_heads_, dim_, words_, data_ + i * num_heads_ * words_);
+      round_heads(rows[i], num_heads_, dim_, words_, data_ + i * num_heads_ * words_);
   });
 }
 
 void PaddedKeys::assign(std::span<const int32_t> keys) {
   count_ = std::ssize(keys);
-  keys_.resize((count_ + kPairLanes - 1) / kPairLanes * kPairLanes);
+  keys_.resize(round_up(count_, kPairLanes));
   std::copy(keys.begin(), keys.end(), keys_.begin());
   if (count_ > 0) std::fill(keys_.begin() + count_, keys_.end(), keys.back());
 }

@@ -2,19 +2,16 @@
 
 #include <gtest/gtest.h>
 
-#include <bit>
 #include <cmath>
 #include <numeric>
 
+#include "kernels/fp8.h"
 #include "kernels/test_data.h"
 
 namespace fathom::kernels {
 namespace {
 
-float bf16(float x) {
-  const auto bits = std::bit_cast<uint32_t>(x);
-  return std::bit_cast<float>((bits + 0x7fffu + (bits >> 16 & 1)) & 0xffff0000u);
-}
+float bf16(float x) { return from_bf16(to_bf16(x)); }
 
 std::vector<int32_t> some_keys(int64_t count, int64_t num_rows) {
   base::Random random(3);

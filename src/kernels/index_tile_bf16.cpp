@@ -224,11 +224,8 @@ BF16_KERNEL void score_paired_tile(const PairedQuery& query, const uint32_t* key
 }
 
 BF16_KERNEL void round_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint16_t* heads) {
-  for (int64_t j = 0; j < num_heads; ++j, q_JX += dim)
-    for (int64_t x = 0; x < padded_dim(dim); x += 32, heads += 32)
-      _mm512_storeu_si512(
-          heads, round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(dim - x), q_JX + x),
-                                _mm512_maskz_loadu_ps(first_lanes(dim - x - 16), q_JX + x + 16)));
+  for (int64_t j = 0; j < num_heads; ++j)
+    round_row(q_JX + j * dim, dim, padded_dim(dim), heads + j * padded_dim(dim));
 }
 
 BF16_KERNEL void load_octet_keys(const PagedRows& k_SX, int64_t first, int64_t count,

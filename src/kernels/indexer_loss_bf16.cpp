@@ -87,8 +87,7 @@ BF16_KERNEL float head_gradient(const float* g, float w, int64_t padded, float* 
     sum = _mm512_mask3_fmadd_ps(gradient, value, sum, is_on);
     const __m512 dz = _mm512_maskz_mul_ps(is_on, gradient, _mm512_set1_ps(w));
     _mm512_store_ps(z + i, dz);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(weights + i / 2),
-                       reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(dz)));
+    store_rounded(dz, weights + i / 2);
   }
   return _mm512_reduce_add_ps(sum);
 }

@@ -32,12 +32,8 @@ struct RoundedRows {
   const uint16_t* operator[](int64_t m) const { return data + m * stride; }
 };
 
-BF16_KERNEL void round_row(const float* x, int64_t count, int64_t stride, uint16_t* out) {
-  for (int64_t k = 0; k < stride; k += 32) {
-    _mm512_storeu_si512(
-        out + k, round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(count - k), x + k),
-                                _mm512_maskz_loadu_ps(first_lanes(count - k - 16), x + k + 16)));
-  }
+BF16_KERNEL void round_x_row(const float* x, int64_t count, int64_t stride, uint16_t* out) {
+  round_row(x, count, stride, out);
 }
 
 // Up to 16 rows of W as stored.
@@ -232,7 +228,8 @@ void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
     return std::max<int64_t>(1, (4 << 20) / std::max<int64_t>(work, 1));
   };
   base::parallel_for(x_MK.rows, grain(32 * w.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) round_row(x_MK[m], w.cols, stride, rounded + m * stride);
+    for (int64_t m = begin; m < end; ++m)
+      round_x_row(x_MK[m], w.cols, stride, rounded + m * stride);
   });
   // Panels are cut at multiples of 16 of the whole matrix, whose rows share their factors.
   const int64_t num_blocks = stride / kQuantGroup, first = w.first_row / kPanelRows;

@@ -33,11 +33,6 @@ Scratch& thread_scratch() {
   return scratch;
 }
 
-BF16_INLINE void store_weights(__m512 values, uint32_t* words) {
-  _mm256_store_si256(reinterpret_cast<__m256i*>(words),
-                     reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values)));
-}
-
 struct Softmax {
   float maximum, sum;
 };
@@ -55,7 +50,7 @@ BF16_KERNEL Softmax softmax_weights(int64_t count, int64_t padded, float scale, 
     const __m512 e = _mm512_maskz_mov_ps(first_lanes(count - i), exp(x));
     sum += e;
     _mm512_store_ps(scores + i, e);
-    store_weights(e, weights + i / 2);
+    store_rounded(e, weights + i / 2);
   }
   return {maximum, _mm512_reduce_add_ps(sum)};
 }
@@ -108,7 +103,7 @@ BF16_KERNEL void score_gradients(int64_t count, int64_t padded, float scale, flo
     const __m512 ds = p * (_mm512_load_ps(dp + i) - delta) * scale;
     _mm512_store_ps(scores + i, p);
     _mm512_store_ps(dp + i, ds);
-    store_weights(ds, weights + i / 2);
+    store_rounded(ds, weights + i / 2);
   }
 }
 

@@ -335,12 +335,8 @@ BF16_KERNEL void pair_queries(const SparseMla& io, uint32_t* packed) {
     pack_pair_rows(q.data, q.rows, q.cols, q.stride, packed);
     return;
   }
-  for (int64_t h = 0; h < q.rows; ++h)
-    for (int64_t x = 0; x < q.cols; x += kWidth, packed += kWidth / 2)
-      _mm512_storeu_si512(
-          packed,
-          round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(q.cols - x), q[h] + x),
-                         _mm512_maskz_loadu_ps(first_lanes(q.cols - x - 16), q[h] + x + 16)));
+  const int64_t width = round_up(q.cols, kWidth);
+  for (int64_t h = 0; h < q.rows; ++h) round_row(q[h], q.cols, width, packed + h * width / 2);
 }
 
 void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, int64_t end,

@@ -71,4 +71,15 @@ inline double max_difference(View2<const float> a, View2<const float> b) {
   return worst;
 }
 
+// |a - b| / |b|
+inline double relative_error(View2<const float> a, View2<const float> b) {
+  double difference = 0, size = 0;
+  for (int64_t i = 0; i < a.rows; ++i)
+    for (int64_t j = 0; j < a.cols; ++j) {
+      difference += std::pow(static_cast<double>(a[i][j]) - b[i][j], 2);
+      size += std::pow(static_cast<double>(b[i][j]), 2);
+    }
+  return std::sqrt(difference / size);
+}
+
 }  // namespace fathom::kernels
