@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "base/array_view.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/matmul.h"
 
 namespace fathom::kernels {
@@ -24,6 +25,11 @@ struct AttentionShape {
   float scale = 1;                        // of q.k, before the softmax
   Precision precision = Precision::kF32;  // of the products; softmax and its sums are f32
 };
+
+// Whether this processor's bf16 dot products take the shape's products.
+inline bool takes_bf16_dot(const AttentionShape& shape) {
+  return shape.precision == Precision::kBF16 && has_bf16_dot();
+}
 
 // Columns of head h in rows that hold every head's `dim` elements one behind another.
 template <typename T>

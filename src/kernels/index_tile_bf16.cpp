@@ -132,8 +132,8 @@ BF16_INLINE void deal_bf16(const std::byte* const (&rows)[4], int64_t dim, uint1
 
 // scales[16] * sum_j w[j] relu(q[j] . k) of sixteen keys.
 template <int kHeads>
-BF16_KERNEL void score_octets(const FewHeadsQuery& query, const uint16_t* keys, const float* scales,
-                              float* scores) {
+BF16_KERNEL void score_octets(const PackedQuery<uint16_t>& query, const uint16_t* keys,
+                              const float* scales, float* scores) {
   const int64_t stride = padded_dim(query.dim);
   __m512 sum[kHeads][4], total = _mm512_setzero_ps();
 #pragma GCC unroll 6
@@ -155,7 +155,7 @@ BF16_KERNEL void score_octets(const FewHeadsQuery& query, const uint16_t* keys, 
   _mm512_storeu_ps(scores, _mm512_mul_ps(total, _mm512_loadu_ps(scales)));
 }
 
-using ScoreOctets = void (*)(const FewHeadsQuery&, const uint16_t*, const float*, float*);
+using ScoreOctets = void (*)(const PackedQuery<uint16_t>&, const uint16_t*, const float*, float*);
 constexpr ScoreOctets kScoreOctets[kFewIndexHeads] = {score_octets<1>, score_octets<2>,
                                                       score_octets<3>, score_octets<4>,
                                                       score_octets<5>, score_octets<6>};
@@ -206,7 +206,7 @@ BF16_KERNEL void pair_keys(const PagedRows& k_SX, int64_t first, int64_t count, 
   }
 }
 
-BF16_KERNEL void score_paired_tile(const PairedQuery& query, const uint32_t* keys,
+BF16_KERNEL void score_paired_tile(const PackedQuery<uint32_t>& query, const uint32_t* keys,
                                    const float* scales, float (&scores)[kIndexTileKeys]) {
   const int64_t pairs = num_pairs(query.dim);
   __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -247,7 +247,7 @@ BF16_KERNEL void load_octet_keys(const PagedRows& k_SX, int64_t first, int64_t c
   }
 }
 
-void score_octet_tile(const FewHeadsQuery& query, const uint16_t* keys, const float* scales,
+void score_octet_tile(const PackedQuery<uint16_t>& query, const uint16_t* keys, const float* scales,
                       float (&scores)[kIndexTileKeys]) {
   for (int64_t part = 0; part < kIndexTileKeys; part += kOctetRows)
     kScoreOctets[query.num_heads - 1](query, keys + part * padded_dim(query.dim), scales + part,
@@ -259,11 +259,11 @@ void score_octet_tile(const FewHeadsQuery& query, const uint16_t* keys, const fl
 // Never called: can_pair_index_keys() is false.
 void pair_heads(const float*, int64_t, int64_t, uint32_t*) {}
 void pair_keys(const PagedRows&, int64_t, int64_t, uint32_t*, float (&)[kIndexTileKeys]) {}
-void score_paired_tile(const PairedQuery&, const uint32_t*, const float*,
+void score_paired_tile(const PackedQuery<uint32_t>&, const uint32_t*, const float*,
                        float (&)[kIndexTileKeys]) {}
 void round_heads(const float*, int64_t, int64_t, uint16_t*) {}
 void load_octet_keys(const PagedRows&, int64_t, int64_t, uint16_t*, float (&)[kIndexTileKeys]) {}
-void score_octet_tile(const FewHeadsQuery&, const uint16_t*, const float*,
+void score_octet_tile(const PackedQuery<uint16_t>&, const uint16_t*, const float*,
                       float (&)[kIndexTileKeys]) {}
 
 #endif

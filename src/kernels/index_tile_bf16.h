@@ -32,17 +32,18 @@ void pair_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint32_t* hea
 void pair_keys(const PagedRows& k_SX, int64_t first, int64_t count, uint32_t* keys,
                float (&scales)[kIndexTileKeys]);
 
-// One query's heads and weights.
-struct PairedQuery {
-  const uint32_t* heads;
+// One query's heads, as packed, and weights.
+template <typename Word>
+struct PackedQuery {
+  const Word* heads;
   const float* w_J;
   int64_t num_heads, dim;
 };
 
 // scores[i] = scales[i] * sum_j w[j] relu(q[j] . k[i]): sums over pairs of x and then over heads,
 // in order.
-void score_paired_tile(const PairedQuery& query, const uint32_t* keys, const float* scales,
-                       float (&scores)[kIndexTileKeys]);
+void score_paired_tile(const PackedQuery<uint32_t>& query, const uint32_t* keys,
+                       const float* scales, float (&scores)[kIndexTileKeys]);
 
 // The same for few heads, with sums over octets of x: numbers of bf16 that heads and keys take.
 int64_t few_heads_size(int64_t num_heads, int64_t dim);
@@ -53,13 +54,7 @@ void round_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint16_t* he
 void load_octet_keys(const PagedRows& k_SX, int64_t first, int64_t count, uint16_t* keys,
                      float (&scales)[kIndexTileKeys]);
 
-struct FewHeadsQuery {
-  const uint16_t* heads;
-  const float* w_J;
-  int64_t num_heads, dim;
-};
-
-void score_octet_tile(const FewHeadsQuery& query, const uint16_t* keys, const float* scales,
+void score_octet_tile(const PackedQuery<uint16_t>& query, const uint16_t* keys, const float* scales,
                       float (&scores)[kIndexTileKeys]);
 
 }  // namespace fathom::kernels

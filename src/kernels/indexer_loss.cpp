@@ -268,8 +268,7 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   std::vector<float> dk(num_parts * num_keys * dim, 0.0f);
   std::vector<double> loss(num_parts), recall(num_parts);
   std::optional<IndexerLossRows> rounded;
-  if (!in.keys_T.empty() && in.shape.precision == Precision::kBF16 && has_bf16_dot())
-    rounded.emplace(in);
+  if (!in.keys_T.empty() && takes_bf16_dot(in.shape)) rounded.emplace(in);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       BlockLoss block(in, rounded ? &*rounded : nullptr, out,

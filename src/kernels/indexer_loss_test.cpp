@@ -237,7 +237,7 @@ TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
 TEST(IndexerLoss, ProbabilitiesThatAttentionGaveAreTheTeacher) {
   AttentionShape shape = kShape;
   shape.precision = Precision::kBF16;
-  if (!gives_probabilities(shape)) GTEST_SKIP() << "the processor has no bf16 dot products";
+  if (!takes_bf16_dot(shape)) GTEST_SKIP() << "the processor has no bf16 dot products";
   Case again(150), given(150);
   again.select(24);
   given.select(24);

@@ -89,67 +89,55 @@ class F32Tile {
   std::vector<float> heads_, rows_, keys_;
 };
 
-// For values that bf16 holds exactly.
-class PairedTile {
- public:
-  static constexpr int64_t kKeys = kIndexTileKeys;
-
-  void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
-    input_ = &input;
-    dim_ = input.k_SX.layout.dim();
-    query_size_ = paired_heads_size(num_heads(input), dim_);
-    heads_ = heads_buffer_.reserve<uint32_t>(std::ssize(queries) * query_size_);
-    for (int64_t i = 0; i < std::ssize(queries); ++i)
-      pair_heads(input.q_TJX[queries[i]], num_heads(input), dim_, heads_ + i * query_size_);
-    keys_ = keys_buffer_.reserve<uint32_t>(paired_keys_size(dim_));
-  }
-
-  void set_keys(int64_t first, int64_t count) {
-    pair_keys(input_->k_SX, first, count, keys_, scales_);
-  }
-
-  void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
-    score_paired_tile({heads_ + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_}, keys_,
-                      scales_, scores);
-  }
-
- private:
-  const IndexerInput* input_ = nullptr;
-  int64_t dim_ = 0, query_size_ = 0;
-  LineBuffer heads_buffer_, keys_buffer_;
-  uint32_t *heads_ = nullptr, *keys_ = nullptr;
-  float scales_[kKeys] = {};
+// For values that bf16 holds exactly: how keys and heads are laid out, for many heads and for few.
+struct Pairs {
+  using Word = uint32_t;
+  static constexpr auto heads_size = paired_heads_size;
+  static constexpr auto keys_size = paired_keys_size;
+  static constexpr auto pack_heads = pair_heads;
+  static constexpr auto load_keys = pair_keys;
+  static constexpr auto score = score_paired_tile;
+};
+struct Octets {
+  using Word = uint16_t;
+  static constexpr auto heads_size = few_heads_size;
+  static constexpr auto keys_size = octet_keys_size;
+  static constexpr auto pack_heads = round_heads;
+  static constexpr auto load_keys = load_octet_keys;
+  static constexpr auto score = score_octet_tile;
 };
 
-// The same where heads are few.
-class OctetTile {
+template <typename Form>
+class BF16Tile {
  public:
   static constexpr int64_t kKeys = kIndexTileKeys;
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
     input_ = &input;
     dim_ = input.k_SX.layout.dim();
-    query_size_ = few_heads_size(num_heads(input), dim_);
-    heads_ = heads_buffer_.reserve<uint16_t>(std::ssize(queries) * query_size_);
+    query_size_ = Form::heads_size(num_heads(input), dim_);
+    heads_ = heads_buffer_.template reserve<Word>(std::ssize(queries) * query_size_);
     for (int64_t i = 0; i < std::ssize(queries); ++i)
-      round_heads(input.q_TJX[queries[i]], num_heads(input), dim_, heads_ + i * query_size_);
-    keys_ = keys_buffer_.reserve<uint16_t>(octet_keys_size(dim_));
+      Form::pack_heads(input.q_TJX[queries[i]], num_heads(input), dim_, heads_ + i * query_size_);
+    keys_ = keys_buffer_.template reserve<Word>(Form::keys_size(dim_));
   }
 
   void set_keys(int64_t first, int64_t count) {
-    load_octet_keys(input_->k_SX, first, count, keys_, scales_);
+    Form::load_keys(input_->k_SX, first, count, keys_, scales_);
   }
 
   void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
-    score_octet_tile({heads_ + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_}, keys_,
-                     scales_, scores);
+    Form::score({heads_ + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_}, keys_,
+                scales_, scores);
   }
 
  private:
+  using Word = typename Form::Word;
+
   const IndexerInput* input_ = nullptr;
   int64_t dim_ = 0, query_size_ = 0;
   LineBuffer heads_buffer_, keys_buffer_;
-  uint16_t *heads_ = nullptr, *keys_ = nullptr;
+  Word *heads_ = nullptr, *keys_ = nullptr;
   float scales_[kKeys] = {};
 };
 
@@ -185,9 +173,9 @@ void for_each_score(const IndexerInput& input, Range queries, Range keys, const 
     (is_paired ? paired : others).push_back(t);
   }
   if (num_heads(input) <= kFewIndexHeads)
-    for_each_tile<OctetTile>(input, paired, keys, take);
+    for_each_tile<BF16Tile<Octets>>(input, paired, keys, take);
   else
-    for_each_tile<PairedTile>(input, paired, keys, take);
+    for_each_tile<BF16Tile<Pairs>>(input, paired, keys, take);
   for_each_tile<F32Tile>(input, others, keys, take);
 }
 

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "kernels/bf16_dot.h"
 #include "kernels/gathered_rows.h"
 #include "kernels/sparse_attention_bf16.h"
 
@@ -118,14 +117,10 @@ void clear(View2<float> x) {
 
 }  // namespace
 
-bool gives_probabilities(const AttentionShape& shape) {
-  return shape.precision == Precision::kBF16 && has_bf16_dot();
-}
-
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
-  if (gives_probabilities(shape)) return sparse_attention_forward_bf16(shape, io);
+  if (takes_bf16_dot(shape)) return sparse_attention_forward_bf16(shape, io);
   CHECK(!io.mean_probabilities);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(std::ssize(blocks) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
@@ -136,7 +131,7 @@ void sparse_attention_forward(const AttentionShape& shape, const SparseAttention
 
 void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
-  if (gives_probabilities(shape)) return sparse_attention_backward_bf16(shape, io);
+  if (takes_bf16_dot(shape)) return sparse_attention_backward_bf16(shape, io);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h) {

@@ -25,10 +25,9 @@ struct SparseAttentionForward {
   View2<float> out, lse_HT;
   SelectedKeys keys_T;
   // Where set, beside keys_T.keys: the mean over heads of each key's probability, what the indexer
-  // learns from. Only where gives_probabilities.
+  // learns from. Only where takes_bf16_dot(shape).
   float* mean_probabilities = nullptr;
 };
-bool gives_probabilities(const AttentionShape& shape);
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io);
 
 // Gradients, recomputing the scores. dq, dk, dv are overwritten. No gradient passes through the
