@@ -99,14 +99,15 @@ TEST(SparseAttention, GradientsEqualCentralDifferencesOfTheReference) {
   expect_gradient(c.v, dv);
 }
 
-// More queries than a wave holds; heads in groups of four, two and one; columns beyond 64.
+// More queries than a wave holds, more heads than a line, in groups of four, two and one; columns
+// beyond 64.
 struct WideCase {
-  AttentionShape shape{7, 70, 17, 0.1f};
-  int64_t tokens = 75;
-  TestMatrix q{tokens, 7 * 70, 1, 1, 2}, k{tokens, 7 * 70, 2}, v{tokens, 7 * 17, 3},
-      dout{tokens, 7 * 17, 9, 2, 1};
-  TestMatrix out{tokens, 7 * 17, 4}, lse{7, tokens, 5}, dq{tokens, 7 * 70, 6, 3, 1},
-      dk{tokens, 7 * 70, 7}, dv{tokens, 7 * 17, 8};
+  static constexpr int64_t kTokens = 75, kHeads = 15, kQk = 70, kV = 17;
+  AttentionShape shape{kHeads, kQk, kV, 0.1f};
+  TestMatrix q{kTokens, kHeads*kQk, 1, 1, 2}, k{kTokens, kHeads*kQk, 2}, v{kTokens, kHeads*kV, 3},
+      dout{kTokens, kHeads*kV, 9, 2, 1};
+  TestMatrix out{kTokens, kHeads*kV, 4}, lse{kHeads, kTokens, 5}, dq{kTokens, kHeads*kQk, 6, 3, 1},
+      dk{kTokens, kHeads*kQk, 7}, dv{kTokens, kHeads*kV, 8};
 
   void run(Precision precision, SelectedKeys keys_T) {
     shape.precision = precision;
@@ -121,8 +122,8 @@ TEST(SparseAttention, BF16ProductsStayWithinTheirRounding) {
   WideCase exact, rounded;
   exact.run(Precision::kF32, selection.view());
   rounded.run(Precision::kBF16, selection.view());
-  for (int64_t h = 0; h < 7; ++h)
-    for (int64_t t = 1; t < 75; ++t)
+  for (int64_t h = 0; h < WideCase::kHeads; ++h)
+    for (int64_t t = 1; t < WideCase::kTokens; ++t)
       EXPECT_NEAR(rounded.lse.view[h][t], exact.lse.view[h][t], 1e-2);
   EXPECT_LE(relative_error(rounded.out.view, exact.out.view), 6e-3);
   EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 1e-2);
