@@ -80,11 +80,16 @@ TEST(CheckpointWriter, RanksWriteTheirFilesBesideTheTraining) {
   const fs::path path = empty_folder("ranks");
   const uint16_t port = base::free_port();
   const auto run = [&](int rank) {
-    const auto ranks = model::RankGroup::join({rank, 2, "127.0.0.1", port});
+    const auto ranks =
+        model::RankGroup::join({rank, 2, "127.0.0.1", port, std::chrono::seconds(20)});
     Training training;
     const RunFolder folder(path);
     CheckpointWriter writer(ranks);
-    if (rank == 0) writer.start(folder, {1, 10, 0, {}}, training.model, training.optimizer, 2);
+    if (rank == 0) {
+      writer.start(folder, {1, 10, 0, {}}, training.model, training.optimizer, 2);
+      // Its thread waits for rank 1 by then: in training's group that would be its next message.
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
+    }
     torch::Tensor sum = torch::ones({3});
     ranks.all_reduce(sum);
     EXPECT_EQ(sum[0].item<float>(), 2);
