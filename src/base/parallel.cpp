@@ -77,8 +77,9 @@ class Helpers {
   }
 
  private:
-  // About 50 microseconds, several times what a loop of a small model takes.
-  static constexpr int kLooks = 1'000;
+  // Some 200 microseconds: longer than a small model works between two loops worth sharing, such as
+  // its layers' selections of keys. Waking a sleeping thread takes longer than its share of one.
+  static constexpr int kLooks = 10'000;
 
   void announce() {
     ++announcements_;
