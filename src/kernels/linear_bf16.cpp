@@ -22,8 +22,12 @@ constexpr int64_t kPanelRows = kOctetRows;              // of W; divides a block
 constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
 constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
 constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
-constexpr int64_t kPrefetch = 2048;                     // bytes ahead of what is read of W
-constexpr int64_t kSums = kVectors * 16;                // of a row of x and a panel
+// Bytes ahead of what is read of W. Few rows of x take a row of W from end to end, and the next
+// line of four streams; many take 128 columns of sixteen rows at a time, so that 256 bytes are two
+// blocks.
+constexpr int64_t kDotAhead = 2816;
+constexpr int64_t kPackAhead = 256;
+constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
 // x in bf16, each row zero behind its end up to whole blocks of 128.
 struct RoundedRows {
@@ -50,12 +54,13 @@ struct E4M3Rows {
 
 // Sixty-four bytes of a row from byte `at` on, zeros behind its end; the last row stands in for
 // those that are missing.
+template <int64_t kAhead>
 BF16_INLINE __m512i load_bytes(const void* data, int64_t num_rows, int64_t row_bytes, int64_t row,
                                int64_t at) {
   const char* const p =
       static_cast<const char*>(data) + std::min(row, num_rows - 1) * row_bytes + at;
   const int64_t left = row_bytes - at;
-  _mm_prefetch(p + kPrefetch, _MM_HINT_T0);
+  _mm_prefetch(p + kAhead, _MM_HINT_T0);
   if (left >= 64) return _mm512_loadu_si512(p);
   return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : (__mmask64{1} << left) - 1, p);
 }
@@ -69,7 +74,8 @@ BF16_INLINE void for_each_octet(const BF16Rows& w, const E4M3Widener&, int64_t v
   for (int64_t o = 0; o < num_octets; o += 4) {
     __m512i block[4];
     for (int64_t p = 0; p < 4; ++p)
-      block[p] = load_bytes(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet));
+      block[p] =
+          load_bytes<Use::kAhead>(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet));
     transpose_parts(block);
     for (int64_t i = 0; i < 4; ++i) use(o + i, block[i]);
   }
@@ -80,7 +86,7 @@ BF16_INLINE void for_each_octet(const E4M3Rows& w, const E4M3Widener& table, int
   for (int64_t o = 0; o < num_octets; o += 8) {
     __m512i block[4];
     for (int64_t p = 0; p < 4; ++p)
-      block[p] = load_bytes(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet);
+      block[p] = load_bytes<Use::kAhead>(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet);
     transpose_parts(block);
     for (int64_t i = 0; i < 4; ++i) {
       __m512i wide[2];
@@ -92,6 +98,7 @@ BF16_INLINE void for_each_octet(const E4M3Rows& w, const E4M3Widener& table, int
 }
 
 struct StoreOctet {
+  static constexpr int64_t kAhead = kPackAhead;
   uint16_t* out;
   BF16_INLINE void operator()(int64_t o, __m512i octet) const {
     _mm512_storeu_si512(out + o * kVectors * 32, octet);
@@ -101,6 +108,7 @@ struct StoreOctet {
 // A row of x times the rows of W that a register holds, block by block.
 template <int kRows>
 struct AddOctet {
+  static constexpr int64_t kAhead = kDotAhead;
   const RoundedRows& x;
   int64_t k = 0;
   __m512 sum[kRows];
@@ -125,6 +133,23 @@ BF16_KERNEL void pack_block(const Rows& w, int64_t k, int64_t num_octets, uint16
   }
 }
 
+// A row of x times vector v's rows of W over the blocks from k and k + 128 on, by turns: alone,
+// each would wait for its own last product.
+BF16_INLINE void dot_two_blocks(const RoundedRows& x, const E4M3Rows& w, const E4M3Widener& table,
+                                int64_t v, int64_t k, __m512 (&sum)[2]) {
+  // Two variables and no array, which would be kept in memory.
+  AddOctet<1> one{x, k, {_mm512_setzero_ps()}};
+  AddOctet<1> other{x, k + kQuantGroup, {_mm512_setzero_ps()}};
+  for (int half = 0; half < 2; ++half) {
+    for_each_octet(w, table, v, one.k, kBlockOctets / 2, one);
+    for_each_octet(w, table, v, other.k, kBlockOctets / 2, other);
+    one.k += kQuantGroup / 2;
+    other.k += kQuantGroup / 2;
+  }
+  sum[0] = one.sum[0];
+  sum[1] = other.sum[0];
+}
+
 // sums [kRows][4][16] for few rows of x: W goes from memory to the products, four rows at a time
 // from beginning to end, as the processor's own prefetching likes it.
 template <int kRows, typename Rows>
@@ -133,7 +158,16 @@ BF16_KERNEL void dot_few(const RoundedRows& x, const Rows& w, const float* facto
   for (int64_t v = 0; v < kVectors; ++v) {
     __m512 total[kRows];
     for (__m512& lanes : total) lanes = _mm512_setzero_ps();
-    for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
+    int64_t k = 0;
+    if constexpr (Rows::kIsScaled && kRows == 1)
+      for (; k + 2 * kQuantGroup <= w.cols; k += 2 * kQuantGroup) {
+        __m512 sum[2];
+        dot_two_blocks(x, w, table, v, k, sum);
+        for (int i = 0; i < 2; ++i)
+          total[0] =
+              _mm512_fmadd_ps(sum[i], _mm512_set1_ps(factors[k / kQuantGroup + i]), total[0]);
+      }
+    for (; k < w.cols; k += kQuantGroup) {
       AddOctet<kRows> add{x, k, {}};
       for (int i = 0; i < kRows; ++i) add.sum[i] = Rows::kIsScaled ? _mm512_setzero_ps() : total[i];
       for_each_octet(w, table, v, k, octets_from(k, w.cols), add);
