@@ -206,6 +206,8 @@ void select_in_parts(const IndexerInput& input, Range queries, int64_t k, int64_
                      [&](int64_t t, int64_t s, std::span<const float> scores) {
                        mine[t - queries.begin].add(scores, static_cast<int32_t>(s));
                      });
+      // Here, where all threads work, and not when one of them merges the parts.
+      for (int64_t i = 0; i < num_queries; ++i) mine[i].shrink();
     }
   });
   for (int64_t i = 0; i < num_queries; ++i) {

@@ -269,8 +269,12 @@ void TopKStream::prune() {
   size_ = n;
 }
 
-void TopKStream::finish(std::vector<int32_t>& indices) {
+void TopKStream::shrink() {
   if (size_ > k_) prune();
+}
+
+void TopKStream::finish(std::vector<int32_t>& indices) {
+  shrink();
   indices.assign(indices_.begin(), indices_.begin() + size_);
 }
 

@@ -19,6 +19,8 @@ class TopKStream {
   void reset(int64_t k);
   // Scores of indices [first, first + scores.size()). Indices must not descend between calls.
   void add(std::span<const float> scores, int32_t first);
+  // Lets go of all but the k greatest so far: nothing changes, but another stream adds less.
+  void shrink();
   // What another stream holds, whose indices all lie behind this one's.
   void add(const TopKStream& other);
   // The selection, ascending.
