@@ -77,9 +77,11 @@ class Helpers {
   }
 
  private:
-  // Some 200 microseconds: longer than a small model works between two loops worth sharing, such as
-  // its layers' selections of keys. Waking a sleeping thread takes longer than its share of one.
-  static constexpr int kLooks = 10'000;
+  // Helpers look for the next loop for some 200 microseconds: longer than a small model works
+  // between two loops worth sharing, such as its layers' selections of keys. Waking a sleeping
+  // thread takes longer than its share of one. After the first 20 they let others run who have
+  // work.
+  static constexpr int kLooks = 1'000, kYieldingLooks = 400;
 
   void announce() {
     ++announcements_;
@@ -90,6 +92,7 @@ class Helpers {
     uint32_t seen = 0;
     while (true) {
       for (int i = 0; i < kLooks && announcements_ == seen; ++i) pause();
+      for (int i = 0; i < kYieldingLooks && announcements_ == seen; ++i) std::this_thread::yield();
       announcements_.wait(seen);
       seen = announcements_;
       ++num_helping_;
