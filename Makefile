@@ -50,7 +50,7 @@ test-threads: setup
 # The engine, and the whole program under the clients' tests, under AddressSanitizer; whatever is
 # still allocated at the end is an error. LibTorch is not instrumented, but its allocations are seen.
 # Little quarantine where a test watches that memory does not grow: what the sanitizer itself keeps,
-# stacks of allocations too, grows for some 20,000 requests.
+# stacks of allocations too, still grows after 20,000 requests.
 test-memory: setup
 	@cmake -S . -B build-memory -G Ninja -DCMAKE_CXX_FLAGS=-fsanitize=address --log-level=WARNING
 	cmake --build build-memory -j $(JOBS) --target engine_test server_test fathom
