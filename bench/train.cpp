@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/random.h"
 #include "bench/machine.h"
@@ -107,6 +108,7 @@ Step measure_step(model::Model& model, const model::TrainingBatch& batch,
 
 Json measure_training(const TrainOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  base::keep_freed_memory();  // as training does
   model::Model model = model::load_checkpoint_for_training(options.model);
   if (options.index_topk > 0) model.config.index_topk = options.index_topk;
   model.config.max_position_embeddings = int64_t{1} << 24;

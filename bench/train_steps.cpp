@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <ctime>
 
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/random.h"
@@ -65,6 +66,7 @@ double median(std::vector<double> values) {
 
 Json measure_train_steps(const TrainStepsOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  base::keep_freed_memory();  // as training does
   const pretrain::Recipe recipe = pretrain::read_recipe(options.recipe, options.overrides);
   const auto& t = recipe.training;
   fs::path tokens = options.tokens;

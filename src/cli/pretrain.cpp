@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
 #include "cli/threads_option.h"
@@ -35,6 +36,7 @@ void pretrain_model(PretrainFlags& flags) {
   start_ranks(flags);
   if (flags.num_threads == 0) flags.num_threads = pretrain::threads_per_rank(flags.run.place);
   base::set_num_threads(flags.num_threads);
+  base::keep_freed_memory();
   if (flags.steps) flags.overrides.push_back("training.steps=" + std::to_string(*flags.steps));
   flags.run.recipe = pretrain::read_recipe(flags.recipe, flags.overrides, flags.stage);
   flags.run.prepare = [&] { pretrain::prepare_data(flags.run.recipe, flags.recipe); };
