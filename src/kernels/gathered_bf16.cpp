@@ -14,8 +14,9 @@ namespace fathom::kernels {
 namespace {
 
 BF16_KERNEL void round_heads(const float* row, int64_t num_heads, int64_t dim, int64_t words,
-                             uint32_t* out) {
-  for (int64_t h = 0; h < num_heads; ++h) round_row(row + h * dim, dim, 2 * words, out + h * words);
+                             int64_t head_step, uint32_t* out) {
+  for (int64_t h = 0; h < num_heads; ++h)
+    round_row(row + h * dim, dim, 2 * words, out + h * head_step);
 }
 
 // Lane i is the sum of sum[i]'s lanes.
@@ -30,7 +31,7 @@ BF16_INLINE __m512 sum_lanes(__m512 (&sum)[16]) {
          _mm512_shuffle_f32x4(half[0], half[1], 0xdd);
 }
 
-// Sixteen keys, kLines cache lines of each.
+// Sixteen rows, kLines cache lines of each from `offset` words on.
 template <int kLines>
 BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[16],
                                 int64_t offset) {
@@ -39,7 +40,7 @@ BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[
   for (int i = 0; i < 16; ++i) sum[i] = _mm512_setzero_ps();
 #pragma GCC unroll 4
   for (int line = 0; line < kLines; ++line) {
-    const __m512i value = _mm512_load_si512(x + line * kPairLanes);
+    const __m512i value = _mm512_load_si512(x + offset + line * kPairLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i)
       sum[i] = dot_pairs(sum[i], value, _mm512_load_si512(row[i] + offset + line * kPairLanes));
@@ -47,27 +48,35 @@ BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[
   return sum_lanes(sum);
 }
 
-BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[16], int64_t offset,
-                                int64_t words) {
-  __m512 total = _mm512_setzero_ps();
-  for (; words > 2 * kPairLanes; words -= 2 * kPairLanes, offset += 2 * kPairLanes) {
-    total += sixteen_dots<2>(x, row, offset);
-    x += 2 * kPairLanes;
-  }
-  return total +
-         (words > kPairLanes ? sixteen_dots<2>(x, row, offset) : sixteen_dots<1>(x, row, offset));
-}
-
-BF16_KERNEL void head_dots(const uint32_t* x, int64_t num_heads, const uint32_t* rows,
-                           int64_t row_words, int64_t head_step, int64_t words, const int32_t* keys,
-                           int64_t padded, float* dots) {
+// kLines: lines of a row, where they are one or two; else 0.
+template <int kLines>
+BF16_KERNEL void dots_of_rows(const uint32_t* x, const uint32_t* rows, int64_t words,
+                              const int32_t* keys, int64_t padded, float* dots) {
   for (int64_t i = 0; i < padded; i += kPairLanes) {
     const uint32_t* row[16];
-    for (int lane = 0; lane < 16; ++lane) row[lane] = rows + keys[i + lane] * row_words;
-    for (int64_t h = 0; h < num_heads; ++h)
-      _mm512_store_ps(dots + h * padded + i,
-                      sixteen_dots(x + h * words, row, h * head_step, words));
+    const int64_t ahead = std::min(i + kPairLanes, padded - kPairLanes) - i;
+#pragma GCC unroll 16
+    for (int lane = 0; lane < 16; ++lane) {
+      row[lane] = rows + keys[i + lane] * (kLines > 0 ? kLines * kPairLanes : words);
+      const uint32_t* const next =
+          rows + keys[i + ahead + lane] * (kLines > 0 ? kLines * kPairLanes : words);
+      for (int line = 0; line < kLines; ++line) _mm_prefetch(next + line * kPairLanes, _MM_HINT_T0);
+    }
+    __m512 total;
+    if constexpr (kLines > 0) {
+      total = sixteen_dots<kLines>(x, row, 0);
+    } else {
+      total = _mm512_setzero_ps();
+      for (int64_t word = 0; word < words; word += kPairLanes)
+        total += sixteen_dots<1>(x, row, word);
+    }
+    _mm512_store_ps(dots + i, total);
   }
+}
+
+BF16_INLINE void add_lanes_to(__m512 sum, int64_t count, float* out) {
+  const __mmask16 lanes = first_lanes(count);
+  _mm512_mask_storeu_ps(out, lanes, _mm512_maskz_loadu_ps(lanes, out) + sum);
 }
 
 // One cache line of a head: 32 elements of the sum, in order. Two pairs of keys at a time, so that
@@ -94,30 +103,29 @@ BF16_INLINE void add_line(const uint32_t* weights, float factor, const uint32_t*
   const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
   const __m512i last =
       _mm512_set_epi32(31, 30, 29, 28, 15, 14, 13, 12, 27, 26, 25, 24, 11, 10, 9, 8);
-  _mm512_mask_storeu_ps(out, first_lanes(count), _mm512_permutex2var_ps(l, first, h));
-  _mm512_mask_storeu_ps(out + 16, first_lanes(count - 16), _mm512_permutex2var_ps(l, last, h));
+  add_lanes_to(_mm512_permutex2var_ps(l, first, h), count, out);
+  add_lanes_to(_mm512_permutex2var_ps(l, last, h), count - 16, out + 16);
 }
 
-BF16_KERNEL void head_sums(const uint32_t* weights, std::span<const float> factor,
-                           const uint32_t* rows, int64_t row_words, int64_t head_step, int64_t dim,
-                           const int32_t* keys, int64_t padded, float* out) {
-  for (int64_t h = 0; h < std::ssize(factor); ++h)
-    for (int64_t x = 0; x < dim; x += kPairTileCols)
-      add_line(weights + h * padded / 2, factor[h], rows + h * head_step + x / 2, row_words, keys,
-               padded, dim - x, out + h * dim + x);
+BF16_KERNEL void sum_of_rows(const uint32_t* weights, float factor, const uint32_t* rows,
+                             int64_t words, int64_t dim, const int32_t* keys, int64_t padded,
+                             float* out) {
+  for (int64_t x = 0; x < dim; x += kPairTileCols)
+    add_line(weights, factor, rows + x / 2, words, keys, padded, dim - x, out + x);
 }
 
 }  // namespace
 
 void HeadRows::assign(View2<const float> rows, int64_t num_heads) {
   CHECK_EQ(rows.cols % num_heads, 0);
+  num_rows_ = rows.rows;
   num_heads_ = num_heads;
   dim_ = rows.cols / num_heads;
   words_ = round_up(dim_, kPairTileCols) / 2;
   data_ = buffer_.reserve<uint32_t>(rows.rows * num_heads_ * words_);
   base::parallel_for(rows.rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      round_heads(rows[i], num_heads_, dim_, words_, data_ + i * num_heads_ * words_);
+      round_heads(rows[i], num_heads_, dim_, words_, num_rows_ * words_, data_ + i * words_);
   });
 }
 
@@ -128,32 +136,32 @@ void PaddedKeys::assign(std::span<const int32_t> keys) {
   if (count_ > 0) std::fill(keys_.begin() + count_, keys_.end(), keys.back());
 }
 
-void gathered_head_dots(const HeadRows& x, int64_t row, const HeadRows& rows,
-                        const PaddedKeys& keys, float* dots) {
+void gathered_dots(const HeadRows& x, int64_t t, const HeadRows& rows, int64_t h,
+                   std::span<const int32_t> keys, float* dots) {
   CHECK_EQ(x.words(), rows.words());
-  const bool is_shared = rows.num_heads() == 1;
-  CHECK(is_shared || rows.num_heads() == x.num_heads());
-  head_dots(x.head(row, 0), x.num_heads(), rows.head(0, 0), rows.num_heads() * rows.words(),
-            is_shared ? 0 : rows.words(), rows.words(), keys.data(), keys.padded(), dots);
+  const auto kernel = rows.words() == kPairLanes       ? dots_of_rows<1>
+                      : rows.words() == 2 * kPairLanes ? dots_of_rows<2>
+                                                       : dots_of_rows<0>;
+  kernel(x.head(h) + t * x.words(), rows.head(h), rows.words(), keys.data(), std::ssize(keys),
+         dots);
 }
 
-void gathered_head_sums(const uint32_t* weights, std::span<const float> factor,
-                        const HeadRows& rows, const PaddedKeys& keys, float* out) {
-  const bool is_shared = rows.num_heads() == 1;
-  CHECK(is_shared || rows.num_heads() == std::ssize(factor));
-  head_sums(weights, factor, rows.head(0, 0), rows.num_heads() * rows.words(),
-            is_shared ? 0 : rows.words(), rows.dim(), keys.data(), keys.padded(), out);
+void add_gathered_sum(const uint32_t* weights, float factor, const HeadRows& rows, int64_t h,
+                      std::span<const int32_t> keys, float* out) {
+  sum_of_rows(weights, factor, rows.head(h), rows.words(), rows.dim(), keys.data(),
+              std::ssize(keys), out);
 }
 
 #else
 
 void HeadRows::assign(View2<const float>, int64_t) { CHECK(false, "no bf16 kernels here"); }
 void PaddedKeys::assign(std::span<const int32_t>) { CHECK(false, "no bf16 kernels here"); }
-void gathered_head_dots(const HeadRows&, int64_t, const HeadRows&, const PaddedKeys&, float*) {
+void gathered_dots(const HeadRows&, int64_t, const HeadRows&, int64_t, std::span<const int32_t>,
+                   float*) {
   CHECK(false, "no bf16 kernels here");
 }
-void gathered_head_sums(const uint32_t*, std::span<const float>, const HeadRows&, const PaddedKeys&,
-                        float*) {
+void add_gathered_sum(const uint32_t*, float, const HeadRows&, int64_t, std::span<const int32_t>,
+                      float*) {
   CHECK(false, "no bf16 kernels here");
 }
 

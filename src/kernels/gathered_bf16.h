@@ -1,8 +1,10 @@
-// gathered_rows in bf16, for all heads of a query at once: what the bf16 paths of training's sparse
-// attention and of the indexer's loss are made of. A query's own keys are read where they lie:
-// neighbouring queries' selections have too little in common to share a dense product (LOG.md).
+// gathered_rows in bf16: what the bf16 paths of training's sparse attention and of the indexer's
+// loss are made of. A query's own keys are read where they lie: neighbouring queries' selections
+// have too little in common to share a dense product (LOG.md). One head at a time, for many queries
+// before the next: what they select of one head stays in the second cache.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -12,7 +14,8 @@
 
 namespace fathom::kernels {
 
-// Rows of f32 heads rounded to bf16, each head padded with zeros to whole cache lines.
+// Rows of f32 heads rounded to bf16, one head's rows behind another's, each padded with zeros to
+// whole cache lines.
 class HeadRows {
  public:
   // Row i holds num_heads heads of rows.cols / num_heads elements. Parallel over rows.
@@ -21,12 +24,15 @@ class HeadRows {
   int64_t num_heads() const { return num_heads_; }
   int64_t dim() const { return dim_; }
   int64_t words() const { return words_; }  // of a head, two elements each: a multiple of 16
-  const uint32_t* head(int64_t row, int64_t h) const {
-    return data_ + (row * num_heads_ + h) * words_;
+  // Rows of one head serve all heads of a query.
+  const uint32_t* head(int64_t h) const {
+    return data_ + (is_shared() ? 0 : h) * num_rows_ * words_;
   }
 
  private:
-  int64_t num_heads_ = 0, dim_ = 0, words_ = 0;
+  bool is_shared() const { return num_heads_ == 1; }
+
+  int64_t num_rows_ = 0, num_heads_ = 0, dim_ = 0, words_ = 0;
   LineBuffer buffer_;
   uint32_t* data_ = nullptr;
 };
@@ -38,23 +44,30 @@ class PaddedKeys {
 
   int64_t count() const { return count_; }
   int64_t padded() const { return static_cast<int64_t>(keys_.size()); }
-  const int32_t* data() const { return keys_.data(); }
+  std::span<const int32_t> all() const { return keys_; }
+  // [begin, begin + count), less at the end; both are multiples of 16.
+  std::span<const int32_t> slice(int64_t begin, int64_t count) const {
+    return all().subspan(begin, std::min(count, padded() - begin));
+  }
 
  private:
   int64_t count_ = 0;
   std::vector<int32_t> keys_;
 };
 
-// Below, rows of `padded` floats begin with a cache line, rows of `padded` / 2 words at a multiple
-// of 32 bytes. Rows of one head serve all heads of x. Serial; has_bf16_dot() processors only.
+// So many keys' rows of a head and what is computed of them stay in the first cache.
+inline constexpr int64_t kChunkKeys = 128;
 
-// dots[h][i] = head h of x's row . head h of rows[keys[i]], for i below `padded`.
-void gathered_head_dots(const HeadRows& x, int64_t row, const HeadRows& rows,
-                        const PaddedKeys& keys, float* dots);
+// Below, keys are all of a query's or a slice; numbers for them begin with a cache line where they
+// are f32, at a multiple of 32 bytes where they are bf16. Serial; has_bf16_dot() processors only.
 
-// out[h * dim + d] = factor[h] * sum_i weight[h][i] * rows[keys[i]][h][d]; weights are bf16, those
-// beyond the count zero.
-void gathered_head_sums(const uint32_t* weights, std::span<const float> factor,
-                        const HeadRows& rows, const PaddedKeys& keys, float* out);
+// dots[i] = row t of x's head h . rows[keys[i]] of the same head.
+void gathered_dots(const HeadRows& x, int64_t t, const HeadRows& rows, int64_t h,
+                   std::span<const int32_t> keys, float* dots);
+
+// out[d] += factor * sum_i weight[i] * rows[keys[i]][d] of head h; weights are bf16, those of keys
+// that fill up zero.
+void add_gathered_sum(const uint32_t* weights, float factor, const HeadRows& rows, int64_t h,
+                      std::span<const int32_t> keys, float* out);
 
 }  // namespace fathom::kernels

@@ -46,7 +46,8 @@ TEST_P(GatheredBF16, DotsAndSumsEqualLoopsOverRoundedNumbers) {
     keys.assign(list);
     LineBuffer dots_buffer, weights_buffer;
     auto* const dots = dots_buffer.reserve<float>(heads * keys.padded());
-    gathered_head_dots(x_heads, 1, row_values, keys, dots);
+    for (int64_t h = 0; h < heads; ++h)
+      gathered_dots(x_heads, 1, row_values, h, keys.all(), dots + h * keys.padded());
     auto* const weights = weights_buffer.reserve<uint32_t>(heads * keys.padded() / 2);
     auto* const weight16 = reinterpret_cast<uint16_t*>(weights);
     const auto weight_of = [](int64_t h, int64_t i) {
@@ -58,8 +59,10 @@ TEST_P(GatheredBF16, DotsAndSumsEqualLoopsOverRoundedNumbers) {
             static_cast<uint16_t>(i < count ? std::bit_cast<uint32_t>(weight_of(h, i)) >> 16 : 0u);
     std::vector<float> factor(heads), sums(heads * dim);
     std::iota(factor.begin(), factor.end(), 2.0f);
-    gathered_head_sums(weights, factor, row_values, keys, sums.data());
     for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t i = 0; i < keys.padded(); i += 32)
+        add_gathered_sum(weights + (h * keys.padded() + i) / 2, factor[h], row_values, h,
+                         keys.slice(i, 32), sums.data() + h * dim);
       const auto row = [&](int64_t i) { return rows.view[list[i]] + (is_shared ? 0 : h) * dim; };
       for (int64_t i = 0; i < count; ++i) {
         double dot = 0;

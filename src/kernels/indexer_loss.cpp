@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <vector>
 
 #include "base/parallel.h"
@@ -105,10 +104,8 @@ double recall_row(const float* p, int64_t count, const float* scores, int64_t k,
 // One thread's work on blocks of queries, summing into its part's dk.
 class BlockLoss {
  public:
-  // rounded: the operands, where bf16 products are taken.
-  BlockLoss(const IndexerLossInput& input, const IndexerLossRows* rounded,
-            const IndexerLossOutput& output, View2<float> dk)
-      : in_(input), rounded_(rounded), out_(output), dk_(dk) {}
+  BlockLoss(const IndexerLossInput& input, const IndexerLossOutput& output, View2<float> dk)
+      : in_(input), out_(output), dk_(dk) {}
 
   double loss = 0, recall = 0;
 
@@ -208,10 +205,6 @@ class BlockLoss {
       std::fill_n(out_.dw_TJ[t], out_.dw_TJ.cols, 0.0f);
       return;
     }
-    if (rounded_) {
-      loss += indexer_loss_of_selected_bf16(*rounded_, in_, out_, t, dk_);
-      return;
-    }
     p_.assign(count, 0.0f);
     scores_.assign(count, 0.0f);
     tile_.resize(std::max(count, kQueryBlock * kKeyBlock));
@@ -238,7 +231,6 @@ class BlockLoss {
   }
 
   const IndexerLossInput& in_;
-  const IndexerLossRows* rounded_;
   const IndexerLossOutput& out_;
   View2<float> dk_;
   std::vector<float> p_, scores_, tile_, z_;
@@ -262,17 +254,15 @@ void check_shapes(const IndexerLossInput& in, const IndexerLossOutput& out) {
 
 void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   check_shapes(in, out);
+  if (!in.keys_T.empty() && takes_bf16_dot(in.shape)) return indexer_loss_of_selected_bf16(in, out);
   const int64_t tokens = in.q.rows, num_keys = in.k.rows, dim = in.k_SX.cols;
   const int64_t num_blocks = (tokens + kQueryBlock - 1) / kQueryBlock;
   const int64_t num_parts = std::min(kNumParts, num_blocks);
   std::vector<float> dk(num_parts * num_keys * dim, 0.0f);
   std::vector<double> loss(num_parts), recall(num_parts);
-  std::optional<IndexerLossRows> rounded;
-  if (!in.keys_T.empty() && takes_bf16_dot(in.shape)) rounded.emplace(in);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      BlockLoss block(in, rounded ? &*rounded : nullptr, out,
-                      {dk.data() + part * num_keys * dim, num_keys, dim});
+      BlockLoss block(in, out, {dk.data() + part * num_keys * dim, num_keys, dim});
       for (int64_t i = part; i < num_blocks; i += num_parts)
         block.add(i * kQueryBlock, std::min((i + 1) * kQueryBlock, tokens));
       loss[part] = block.loss;

@@ -2,24 +2,14 @@
 // f32 sums, everything else in f32. What indexer_loss takes where precision is kBF16.
 #pragma once
 
-#include <vector>
-
-#include "kernels/gathered_bf16.h"
 #include "kernels/indexer_loss.h"
 
 namespace fathom::kernels {
 
-// A sequence's operands, rounded.
-struct IndexerLossRows {
-  HeadRows q, k;              // attention's, where the input has no probabilities
-  HeadRows q_index, k_index;  // the indexer's
-
-  explicit IndexerLossRows(const IndexerLossInput& input);
-};
-
-// The loss of query t, which has keys; its dq and dw are overwritten, dk_SX is added to. Serial.
-double indexer_loss_of_selected_bf16(const IndexerLossRows& rows, const IndexerLossInput& input,
-                                     const IndexerLossOutput& output, int64_t t,
-                                     View2<float> dk_SX);
+// As in indexer_loss.h, for an input with selected keys. Parallel over queries and, for dk, over
+// columns. Scratch: the operands in bf16, and of 64 queries 16 bytes a head and key that one of 8
+// selected. dk takes what eight queries add to a key at once, so that which keys its neighbours
+// select can move its rounding.
+void indexer_loss_of_selected_bf16(const IndexerLossInput& input, IndexerLossOutput& output);
 
 }  // namespace fathom::kernels

@@ -1,12 +1,14 @@
 #include "kernels/sparse_attention_bf16.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "base/parallel.h"
 #include "kernels/gathered_bf16.h"
+#include "kernels/scattered_bf16.h"
 
 namespace fathom::kernels {
 
@@ -15,17 +17,21 @@ namespace fathom::kernels {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr int64_t kQueriesAtOnce = 8;  // that a thread takes
-// Queries whose probabilities and score gradients are held until they go to their keys.
-constexpr int64_t kWaveQueries = 32;
-// Eight heads' score gradients and probabilities of one key fill a cache line.
-constexpr int64_t kLineHeads = 8;
+// Queries taken together: for each head one after another, so that what they select of it stays in
+// the second cache.
+constexpr int64_t kBlockQueries = 64;
+static_assert(kBlockQueries % kGroupQueries == 0);
 
-// One thread's.
+// One thread's, in the forward pass.
 struct Scratch {
-  PaddedKeys keys;
-  LineBuffer scores, dp, weights;
-  std::vector<float> factor;
+  std::vector<PaddedKeys> keys;  // of a block's queries
+  LineBuffer scores, weights;
+
+  // Sets the keys of queries [begin, end).
+  void assign(SelectedKeys keys_T, int64_t begin, int64_t end) {
+    keys.resize(end - begin);
+    for (int64_t t = begin; t < end; ++t) keys[t - begin].assign(keys_T[t]);
+  }
 };
 
 Scratch& thread_scratch() {
@@ -55,44 +61,62 @@ BF16_KERNEL Softmax softmax_weights(int64_t count, int64_t padded, float scale, 
   return {maximum, _mm512_reduce_add_ps(sum)};
 }
 
-// out = mean over heads of their exponentials times factor.
-BF16_KERNEL void mean_over_heads(const float* exponentials, std::span<const float> factor,
-                                 int64_t count, int64_t padded, float* out) {
-  const float share = 1.0f / static_cast<float>(factor.size());
+// out += exponentials * factor.
+BF16_KERNEL void add_scaled(const float* exponentials, float factor, int64_t count, float* out) {
   for (int64_t i = 0; i < count; i += 16) {
-    __m512 sum = _mm512_setzero_ps();
-    for (size_t h = 0; h < factor.size(); ++h)
-      sum = _mm512_fmadd_ps(_mm512_load_ps(exponentials + h * padded + i),
-                            _mm512_set1_ps(factor[h]), sum);
-    _mm512_mask_storeu_ps(out + i, first_lanes(count - i), sum * share);
+    const __mmask16 lanes = first_lanes(count - i);
+    _mm512_mask_storeu_ps(out + i, lanes,
+                          _mm512_fmadd_ps(_mm512_load_ps(exponentials + i), _mm512_set1_ps(factor),
+                                          _mm512_maskz_loadu_ps(lanes, out + i)));
   }
 }
 
-void forward_query(const AttentionShape& shape, const SparseAttentionForward& io, const HeadRows& q,
-                   const HeadRows& k, const HeadRows& v, int64_t t) {
-  Scratch& scratch = thread_scratch();
-  scratch.keys.assign(io.keys_T[t]);
-  const int64_t count = scratch.keys.count(), padded = scratch.keys.padded();
-  if (count == 0) {
-    std::fill_n(io.out[t], io.out.cols, 0.0f);
-    for (int64_t h = 0; h < shape.num_heads; ++h) io.lse_HT[h][t] = kMinusInfinity;
-    return;
+// A block of queries at a time, in it head by head.
+class Forward {
+ public:
+  Forward(const AttentionShape& shape, const SparseAttentionForward& io) : shape_(shape), io_(io) {
+    q_.assign(io.q, shape.num_heads);
+    k_.assign(io.k, shape.num_heads);
+    v_.assign(io.v, shape.num_heads);
   }
-  auto* const scores = scratch.scores.reserve<float>(shape.num_heads * padded);
-  auto* const weights = scratch.weights.reserve<uint32_t>(shape.num_heads * padded / 2);
-  scratch.factor.resize(shape.num_heads);
-  gathered_head_dots(q, t, k, scratch.keys, scores);
-  for (int64_t h = 0; h < shape.num_heads; ++h) {
-    const Softmax softmax =
-        softmax_weights(count, padded, shape.scale, scores + h * padded, weights + h * padded / 2);
-    io.lse_HT[h][t] = softmax.maximum * shape.scale + std::log(softmax.sum);
-    scratch.factor[h] = 1 / softmax.sum;
+
+  void add_block(int64_t begin, int64_t end) const {
+    Scratch& scratch = thread_scratch();
+    scratch.assign(io_.keys_T, begin, end);
+    for (int64_t t = begin; t < end && io_.mean_probabilities; ++t)
+      std::fill_n(mean_probabilities(t), scratch.keys[t - begin].count(), 0.0f);
+    for (int64_t h = 0; h < shape_.num_heads; ++h)
+      for (int64_t t = begin; t < end; ++t) add_query(t, h, scratch.keys[t - begin], scratch);
   }
-  gathered_head_sums(weights, scratch.factor, v, scratch.keys, io.out[t]);
-  if (io.mean_probabilities)
-    mean_over_heads(scores, scratch.factor, count, padded,
-                    io.mean_probabilities + io.keys_T.begins_T1[t]);
-}
+
+ private:
+  void add_query(int64_t t, int64_t h, const PaddedKeys& keys, Scratch& scratch) const {
+    float* const out = io_.out[t] + h * shape_.v_dim;
+    const int64_t count = keys.count(), padded = keys.padded();
+    std::fill_n(out, shape_.v_dim, 0.0f);
+    if (count == 0) {
+      io_.lse_HT[h][t] = kMinusInfinity;
+      return;
+    }
+    auto* const scores = scratch.scores.reserve<float>(padded);
+    auto* const weights = scratch.weights.reserve<uint32_t>(padded / 2);
+    gathered_dots(q_, t, k_, h, keys.all(), scores);
+    const Softmax softmax = softmax_weights(count, padded, shape_.scale, scores, weights);
+    io_.lse_HT[h][t] = softmax.maximum * shape_.scale + std::log(softmax.sum);
+    add_gathered_sum(weights, 1 / softmax.sum, v_, h, keys.all(), out);
+    if (io_.mean_probabilities)
+      add_scaled(scores, 1 / (softmax.sum * static_cast<float>(shape_.num_heads)), count,
+                 mean_probabilities(t));
+  }
+
+  float* mean_probabilities(int64_t t) const {
+    return io_.mean_probabilities + io_.keys_T.begins_T1[t];
+  }
+
+  const AttentionShape& shape_;
+  const SparseAttentionForward& io_;
+  HeadRows q_, k_, v_;
+};
 
 // scores become probabilities, dp the scores' gradients, which are also rounded to weights.
 BF16_KERNEL void score_gradients(int64_t count, int64_t padded, float scale, float lse, float delta,
@@ -107,81 +131,13 @@ BF16_KERNEL void score_gradients(int64_t count, int64_t padded, float scale, flo
   }
 }
 
-// lines[i] = eight heads' ds of key i, then their p.
-BF16_KERNEL void pack_lines(const float* ds, const float* p, int64_t num_heads, int64_t count,
-                            int64_t padded, int64_t line_step, float* lines) {
-  for (int64_t i = 0; i < count; i += 16) {
-    __m512i row[16];
-    for (int64_t h = 0; h < kLineHeads; ++h) {
-      const bool exists = h < num_heads;
-      row[h] = exists ? _mm512_load_si512(ds + h * padded + i) : _mm512_setzero_si512();
-      row[kLineHeads + h] = exists ? _mm512_load_si512(p + h * padded + i) : _mm512_setzero_si512();
-    }
-    transpose_lanes(row);
-    for (int64_t lane = 0; lane < std::min<int64_t>(16, count - i); ++lane)
-      _mm512_store_si512(lines + (i + lane) * line_step, row[lane]);
-  }
-}
-
-// A query of the wave among those that selected a key, and where the pair's lines begin.
-struct Entry {
-  int32_t query, line;
+// One thread's, in the backward pass: of one head and a block of queries.
+struct BackwardScratch {
+  LineBuffer scores, dp, x_pairs;  // of a group's queries
+  LineBuffer ds_pairs, p_pairs;    // of all groups
 };
 
-// What a sum over entries needs of one operand: each head's columns behind the one before.
-struct Columns {
-  const float* x;  // rows of queries
-  int64_t stride, dim;
-  float* out;  // a key's row
-};
-
-// For kHeads heads, up to 16 kVectors columns of each from column `first` on:
-// out += sum over entries of the head's weight * x[query].
-template <int kHeads, int kVectors>
-BF16_INLINE void add_columns(std::span<const Entry> entries, const float* weights,
-                             const Columns& columns, int64_t first) {
-  const __mmask16 last = first_lanes(columns.dim - first - 16 * (kVectors - 1));
-  const auto lanes = [last](int v) { return v + 1 < kVectors ? __mmask16{0xffff} : last; };
-  __m512 sum[kHeads][kVectors];
-#pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      sum[h][v] = _mm512_maskz_loadu_ps(lanes(v), columns.out + h * columns.dim + first + 16 * v);
-  for (const Entry& entry : entries) {
-    const float* const weight = weights + entry.line;
-    const float* const row = columns.x + entry.query * columns.stride + first;
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sum[h][v] = _mm512_fmadd_ps(_mm512_set1_ps(weight[h]),
-                                    _mm512_maskz_loadu_ps(lanes(v), row + h * columns.dim + 16 * v),
-                                    sum[h][v]);
-  }
-#pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      _mm512_mask_storeu_ps(columns.out + h * columns.dim + first + 16 * v, lanes(v), sum[h][v]);
-}
-
-template <int kHeads>
-BF16_KERNEL void add_heads(std::span<const Entry> entries, const float* weights,
-                           const Columns& columns) {
-  for (int64_t first = 0; first < columns.dim; first += 64) {
-    const int64_t cols = columns.dim - first;
-    if (cols > 48)
-      add_columns<kHeads, 4>(entries, weights, columns, first);
-    else if (cols > 32)
-      add_columns<kHeads, 3>(entries, weights, columns, first);
-    else if (cols > 16)
-      add_columns<kHeads, 2>(entries, weights, columns, first);
-    else
-      add_columns<kHeads, 1>(entries, weights, columns, first);
-  }
-}
-
+// A block of queries at a time, in it head by head: no two heads write to the same place.
 class Backward {
  public:
   Backward(const AttentionShape& shape, const SparseAttentionBackward& io)
@@ -190,137 +146,110 @@ class Backward {
     k_.assign(io.k, shape.num_heads);
     v_.assign(io.v, shape.num_heads);
     dout_.assign(io.dout, shape.num_heads);
-    line_step_ = (shape.num_heads + kLineHeads - 1) / kLineHeads * 16;
   }
 
-  void add_wave(int64_t t_begin, int64_t t_end) {
-    t_begin_ = t_begin;
-    const int64_t* const begins = io_.keys_T.begins_T1;
-    const int64_t num_entries = begins[t_end] - begins[t_begin];
-    CHECK_LE(num_entries * line_step_, std::numeric_limits<int32_t>::max());
-    lines_ = lines_buffer_.reserve<float>(num_entries * line_step_);
-    base::parallel_for(t_end - t_begin, kQueriesAtOnce, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) add_query(t_begin + i);
+  void add_block(int64_t begin, int64_t end) {
+    begin_ = begin;
+    keys_.resize(end - begin);
+    groups_.resize((end - begin + kGroupQueries - 1) / kGroupQueries);
+    base::parallel_for(std::ssize(groups_), 4, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t t = begin + i * kGroupQueries;
+        groups_[i].assign(io_.keys_T, t, std::min(t + kGroupQueries, end));
+        for (int64_t q = 0; q < groups_[i].size(); ++q)
+          keys_[t + q - begin].assign(io_.keys_T[t + q]);
+      }
     });
-    sort_entries(t_end, num_entries);
-    // A few heads at a time: the wave's columns of them stay in the first cache.
-    for (int64_t h = 0; h < shape_.num_heads;) {
-      const int64_t size = shape_.num_heads - h >= 4 ? 4 : shape_.num_heads - h >= 2 ? 2 : 1;
-      base::parallel_for(std::ssize(keys_), 64, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          if (i + 1 < end) prefetch_key(keys_[i + 1], h, size);
-          if (size == 4)
-            add_to_key<4>(keys_[i], h);
-          else if (size == 2)
-            add_to_key<2>(keys_[i], h);
-          else
-            add_to_key<1>(keys_[i], h);
-        }
-      });
-      h += size;
-    }
+    first_pairs_.assign(1, 0);
+    for (const QueryGroup& group : groups_)
+      first_pairs_.push_back(first_pairs_.back() + kGroupPairs * group.num_padded_keys());
+    base::parallel_for(shape_.num_heads, 1, [&](int64_t first, int64_t last) {
+      for (int64_t h = first; h < last; ++h) add_head(h);
+    });
   }
 
  private:
-  // dq, and the lines that the query's keys need.
-  void add_query(int64_t t) {
-    Scratch& scratch = thread_scratch();
-    scratch.keys.assign(io_.keys_T[t]);
-    const int64_t count = scratch.keys.count(), padded = scratch.keys.padded();
-    if (count == 0) {
-      std::fill_n(io_.dq[t], io_.dq.cols, 0.0f);
-      return;
+  // Queries first, then dk, then dv: what each of the three reads and writes of all the keys that
+  // the block selected stays in the second cache.
+  void add_head(int64_t h) const {
+    static thread_local BackwardScratch scratch;
+    auto* const ds_pairs = scratch.ds_pairs.reserve<uint32_t>(first_pairs_.back());
+    auto* const p_pairs = scratch.p_pairs.reserve<uint32_t>(first_pairs_.back());
+    for (size_t i = 0; i < groups_.size(); ++i)
+      add_group(groups_[i], h, scratch, ds_pairs + first_pairs_[i], p_pairs + first_pairs_[i]);
+    add_to_keys(ds_pairs, h, io_.q, io_.dk, scratch);
+    add_to_keys(p_pairs, h, io_.dout, io_.dv, scratch);
+  }
+
+  void add_group(const QueryGroup& group, int64_t h, BackwardScratch& scratch, uint32_t* ds_pairs,
+                 uint32_t* p_pairs) const {
+    const int64_t padded = group.most_padded();
+    auto* const scores = scratch.scores.reserve<float>(kGroupQueries * padded);
+    auto* const dp = scratch.dp.reserve<float>(kGroupQueries * padded);
+    std::array<float*, kGroupQueries> p_rows{}, ds_rows{};
+    for (int64_t q = 0; q < group.size(); ++q) {
+      p_rows[q] = scores + q * padded;
+      ds_rows[q] = dp + q * padded;
+      add_query(group.begin() + q, h, p_rows[q], ds_rows[q]);
     }
-    auto* const scores = scratch.scores.reserve<float>(shape_.num_heads * padded);
-    auto* const dp = scratch.dp.reserve<float>(shape_.num_heads * padded);
-    auto* const weights = scratch.weights.reserve<uint32_t>(shape_.num_heads * padded / 2);
-    gathered_head_dots(q_, t, k_, scratch.keys, scores);
-    gathered_head_dots(dout_, t, v_, scratch.keys, dp);
-    for (int64_t h = 0; h < shape_.num_heads; ++h) {
-      float delta = 0;
-      for (int64_t x = h * shape_.v_dim; x < (h + 1) * shape_.v_dim; ++x)
-        delta += io_.out[t][x] * io_.dout[t][x];
-      score_gradients(count, padded, shape_.scale, io_.lse_HT[h][t], delta, scores + h * padded,
-                      dp + h * padded, weights + h * padded / 2);
+    pair_weights(group, ds_rows, ds_pairs);
+    pair_weights(group, p_rows, p_pairs);
+  }
+
+  // dq; scores become probabilities, dp their gradients.
+  void add_query(int64_t t, int64_t h, float* scores, float* dp) const {
+    const PaddedKeys& keys = keys_[t - begin_];
+    float* const dq = io_.dq[t] + h * shape_.qk_dim;
+    std::fill_n(dq, shape_.qk_dim, 0.0f);
+    const float lse = io_.lse_HT[h][t], delta = head_dot(io_.out[t], io_.dout[t], h);
+    alignas(64) uint32_t weights[kChunkKeys / 2];
+    for (int64_t i = 0; i < keys.padded(); i += kChunkKeys) {
+      const auto chunk = keys.slice(i, kChunkKeys);
+      gathered_dots(q_, t, k_, h, chunk, scores + i);
+      gathered_dots(dout_, t, v_, h, chunk, dp + i);
+      score_gradients(keys.count() - i, std::ssize(chunk), shape_.scale, lse, delta, scores + i,
+                      dp + i, weights);
+      add_gathered_sum(weights, 1.0f, k_, h, chunk, dq);
     }
-    scratch.factor.assign(shape_.num_heads, 1.0f);
-    gathered_head_sums(weights, scratch.factor, k_, scratch.keys, io_.dq[t]);
-    float* const lines = lines_ + first_line(t) * line_step_;
-    for (int64_t h = 0; h < shape_.num_heads; h += kLineHeads)
-      pack_lines(dp + h * padded, scores + h * padded, shape_.num_heads - h, count, padded,
-                 line_step_, lines + 2 * h);
   }
 
-  int64_t first_line(int64_t t) const {
-    return io_.keys_T.begins_T1[t] - io_.keys_T.begins_T1[t_begin_];
+  float head_dot(const float* a, const float* b, int64_t h) const {
+    float sum = 0;
+    for (int64_t x = h * shape_.v_dim; x < (h + 1) * shape_.v_dim; ++x) sum += a[x] * b[x];
+    return sum;
   }
 
-  // Key by key, queries ascending.
-  void sort_entries(int64_t t_end, int64_t num_entries) {
-    ends_.assign(io_.k.rows + 1, 0);
-    entries_.resize(num_entries);
-    for (int64_t t = t_begin_; t < t_end; ++t)
-      for (const int32_t s : io_.keys_T[t]) ++ends_[s + 1];
-    for (size_t s = 1; s < ends_.size(); ++s) ends_[s] += ends_[s - 1];
-    // Filling moves each key's beginning to its end, which is where the next one began.
-    for (int64_t t = t_begin_; t < t_end; ++t) {
-      int64_t line = first_line(t) * line_step_;
-      for (const int32_t s : io_.keys_T[t]) {
-        entries_[ends_[s]++] = {static_cast<int32_t>(t - t_begin_), static_cast<int32_t>(line)};
-        line += line_step_;
-      }
+  // out += weights * x, for head h.
+  void add_to_keys(const uint32_t* weight_pairs, int64_t h, View2<const float> x, View2<float> out,
+                   BackwardScratch& scratch) const {
+    const int64_t dim = x.cols / shape_.num_heads;
+    auto* const x_pairs = scratch.x_pairs.reserve<uint32_t>(kGroupPairs * dim);
+    for (size_t i = 0; i < groups_.size(); ++i) {
+      pair_rows(groups_[i], head_columns(x, h, dim), dim, x_pairs);
+      scatter_add(
+          groups_[i],
+          {weight_pairs + first_pairs_[i], groups_[i].num_padded_keys(), x_pairs, dim, kGroupPairs},
+          head_columns(out, h, dim));
     }
-    keys_.clear();
-    for (int32_t s = 0, end = 0; s < io_.k.rows; end = ends_[s++])
-      if (ends_[s] > end) keys_.push_back(s);
-  }
-
-  std::span<const Entry> entries_of(int32_t s) const {
-    const int32_t begin = s == 0 ? 0 : ends_[s - 1];
-    return {entries_.data() + begin, static_cast<size_t>(ends_[s] - begin)};
-  }
-
-  // What a key needs lies anywhere, mostly outside the second cache.
-  void prefetch_key(int32_t s, int64_t h, int64_t size) const {
-    for (const Entry& entry : entries_of(s)) _mm_prefetch(lines_of(h) + entry.line, _MM_HINT_T0);
-    const auto prefetch = [&](View2<const float> x, int64_t dim) {
-      for (int64_t i = h * dim; i < (h + size) * dim; i += 16) _mm_prefetch(x[s] + i, _MM_HINT_T0);
-    };
-    prefetch(io_.dk, shape_.qk_dim);
-    prefetch(io_.dv, shape_.v_dim);
-  }
-
-  const float* lines_of(int64_t h) const { return lines_ + h / kLineHeads * 16 + h % kLineHeads; }
-
-  template <int kHeads>
-  void add_to_key(int32_t s, int64_t h) const {
-    const auto entries = entries_of(s);
-    const auto of = [&](View2<const float> x, int64_t dim, View2<float> out) {
-      return Columns{x[t_begin_] + h * dim, x.stride, dim, out[s] + h * dim};
-    };
-    add_heads<kHeads>(entries, lines_of(h), of(io_.q, shape_.qk_dim, io_.dk));
-    add_heads<kHeads>(entries, lines_of(h) + kLineHeads, of(io_.dout, shape_.v_dim, io_.dv));
   }
 
   const AttentionShape& shape_;
   const SparseAttentionBackward& io_;
   HeadRows q_, k_, v_, dout_;
-  int64_t line_step_ = 0, t_begin_ = 0;
-  LineBuffer lines_buffer_;
-  float* lines_ = nullptr;
-  std::vector<int32_t> keys_, ends_;  // that any query of the wave selected; where entries end
-  std::vector<Entry> entries_;
+  int64_t begin_ = 0;
+  std::vector<PaddedKeys> keys_;
+  std::vector<QueryGroup> groups_;
+  std::vector<int64_t> first_pairs_;  // where a group's pairs of weights begin
 };
 
 }  // namespace
 
 void sparse_attention_forward_bf16(const AttentionShape& shape, const SparseAttentionForward& io) {
-  HeadRows q, k, v;
-  q.assign(io.q, shape.num_heads);
-  k.assign(io.k, shape.num_heads);
-  v.assign(io.v, shape.num_heads);
-  base::parallel_for(io.q.rows, kQueriesAtOnce, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) forward_query(shape, io, q, k, v, t);
+  const Forward forward(shape, io);
+  const int64_t num_blocks = (io.q.rows + kBlockQueries - 1) / kBlockQueries;
+  base::parallel_for(num_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      forward.add_block(i * kBlockQueries, std::min((i + 1) * kBlockQueries, io.q.rows));
   });
 }
 
@@ -333,8 +262,8 @@ void sparse_attention_backward_bf16(const AttentionShape& shape,
     }
   });
   Backward backward(shape, io);
-  for (int64_t t = 0; t < io.q.rows; t += kWaveQueries)
-    backward.add_wave(t, std::min(t + kWaveQueries, io.q.rows));
+  for (int64_t t = 0; t < io.q.rows; t += kBlockQueries)
+    backward.add_block(t, std::min(t + kBlockQueries, io.q.rows));
 }
 
 #else
