@@ -73,6 +73,9 @@ class Experiment {
     for (const char* key : {"title", "seeds", "arms", "metrics", "pass"})
       if (!file_.contains(key))
         fail("{}: \"{}\" is missing; expected an experiment", options.experiment.string(), key);
+    if (!fs::is_directory(options.runs))
+      fail("{}: no such folder; expected one with seed-N/ARM, each a run of pretrain",
+           options.runs.string());
     for (const std::string arm : file_["arms"])
       for (const int64_t seed : file_["seeds"]) {
         const auto path = options.runs / fmt::format("seed-{}", seed) / arm / "metrics.jsonl";

@@ -123,12 +123,15 @@ TEST_F(ExperimentReport, RefusesWhatItCannotJudge) {
   EXPECT_NE(error_of({{"what", "w"}, {"metric", "loss"}, {"of", "dense"}, {"at_most", 1}})
                 .find("expected last, max or mean"),
             std::string::npos);
+  EXPECT_THROW(report_experiment({folder_ / "e.json", folder_ / "typo", folder_ / "out"}), Error);
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
   file_.erase("seeds");
   EXPECT_NE(error_of({}).find("\"seeds\" is missing"), std::string::npos);
 }
 
 // The declared ones name only arms and metrics that they have.
 TEST_F(ExperimentReport, TheBundledExperimentsAreRead) {
+  fs::create_directories(folder_ / "none");
   for (const char* name : {"e1_parity", "e2_decoupling", "e3_cost"}) {
     const fs::path path =
         fs::path(FATHOM_ROOT) / "recipes/experiments" / (std::string(name) + ".json");
