@@ -30,7 +30,8 @@ class GatheredBF16 : public ::testing::TestWithParam<std::tuple<int64_t, int64_t
 // Heads, their dimension, whether the rows have one head for all.
 INSTANTIATE_TEST_SUITE_P(Shapes, GatheredBF16,
                          ::testing::Combine(::testing::Values(1, 3),
-                                            ::testing::Values(1, 32, 70, 129), ::testing::Bool()));
+                                            ::testing::Values(1, 32, 48, 70, 129),
+                                            ::testing::Bool()));
 
 TEST_P(GatheredBF16, DotsAndSumsEqualLoopsOverRoundedNumbers) {
   const auto [heads, dim, is_shared] = GetParam();

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/parallel.h"
+#include "kernels/fp8.h"
 #include "kernels/sparse_attention.h"
 #include "kernels/test_data.h"
 #include "kernels/top_k.h"
@@ -217,7 +218,7 @@ TEST(IndexerLoss, RecallIsTheTeachersMassOnTheBestKeys) {
   EXPECT_NEAR(out.recall, expected, 1e-3);
 }
 
-// The selected form in bf16: its own kernel, of queries one at a time.
+// The selected form in bf16: its own kernel.
 TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
   Case exact(150), rounded(150);
   exact.select(24);
@@ -231,6 +232,24 @@ TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
   EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 2e-2);
   EXPECT_LE(relative_error(rounded.dw.view, exact.dw.view), 2e-2);
   EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 2e-2);
+}
+
+// The same with operands that rounding leaves alone, so that no relu turns; more keys than a chunk.
+TEST(IndexerLoss, BF16GradientsOfRoundedOperands) {
+  Case exact(299), rounded(299);
+  for (Case* c : {&exact, &rounded}) {
+    for (TestMatrix* x : {&c->q, &c->k, &c->q_TJX, &c->k_TX}) round_to_bf16(x->storage, x->storage);
+    c->select(150);
+  }
+  auto expected = exact.output(), out = rounded.output();
+  indexer_loss(exact.input(), expected);
+  auto input = rounded.input();
+  input.shape.precision = Precision::kBF16;
+  indexer_loss(input, out);
+  EXPECT_NEAR(out.loss, expected.loss, 1e-5 * expected.loss);
+  EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 3e-3);
+  EXPECT_LE(relative_error(rounded.dw.view, exact.dw.view), 1e-4);
+  EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 3e-3);
 }
 
 // What attention gives beside its output is what the loss computes without it.

@@ -14,13 +14,14 @@ namespace {
 constexpr int64_t kTokens = 75, kHeads = 3, kQk = 20, kV = 17;
 const AttentionShape kShape{kHeads, kQk, kV, 0.3f};
 
-// Some of the keys up to each query, itself always among them; the first query's list is empty.
-std::vector<std::vector<int32_t>> random_selection(int64_t tokens) {
+// One in `rarity` of the keys up to each query, itself always among them; the first query's list is
+// empty.
+std::vector<std::vector<int32_t>> random_selection(int64_t tokens, uint64_t rarity = 3) {
   base::Random random(7);
   std::vector<std::vector<int32_t>> keys_T(tokens);
   for (int32_t t = 1; t < tokens; ++t) {
     for (int32_t s = 0; s < t; ++s)
-      if (random.below(3) == 0) keys_T[t].push_back(s);
+      if (random.below(rarity) == 0) keys_T[t].push_back(s);
     keys_T[t].push_back(t);
   }
   return keys_T;
@@ -99,15 +100,24 @@ TEST(SparseAttention, GradientsEqualCentralDifferencesOfTheReference) {
   expect_gradient(c.v, dv);
 }
 
-// More queries than a wave holds, more heads than a line, in groups of four, two and one; columns
-// beyond 64.
+// More queries than a block, a last group that is not full, more keys than a chunk; heads of one,
+// two and three cache lines.
 struct WideCase {
-  static constexpr int64_t kTokens = 75, kHeads = 15, kQk = 70, kV = 17;
-  AttentionShape shape{kHeads, kQk, kV, 0.1f};
-  TestMatrix q{kTokens, kHeads*kQk, 1, 1, 2}, k{kTokens, kHeads*kQk, 2}, v{kTokens, kHeads*kV, 3},
-      dout{kTokens, kHeads*kV, 9, 2, 1};
-  TestMatrix out{kTokens, kHeads*kV, 4}, lse{kHeads, kTokens, 5}, dq{kTokens, kHeads*kQk, 6, 3, 1},
-      dk{kTokens, kHeads*kQk, 7}, dv{kTokens, kHeads*kV, 8};
+  static constexpr int64_t kTokens = 299, kHeads = 5;
+  AttentionShape shape;
+  TestMatrix q, k, v, dout, out, lse, dq, dk, dv;
+
+  WideCase(int64_t qk, int64_t v_dim)
+      : shape{kHeads, qk, v_dim, 0.1f},
+        q(kTokens, kHeads * qk, 1, 1, 2),
+        k(kTokens, kHeads * qk, 2),
+        v(kTokens, kHeads * v_dim, 3),
+        dout(kTokens, kHeads * v_dim, 9, 2, 1),
+        out(kTokens, kHeads * v_dim, 4),
+        lse(kHeads, kTokens, 5),
+        dq(kTokens, kHeads * qk, 6, 3, 1),
+        dk(kTokens, kHeads * qk, 7),
+        dv(kTokens, kHeads * v_dim, 8) {}
 
   void run(Precision precision, SelectedKeys keys_T) {
     shape.precision = precision;
@@ -117,26 +127,31 @@ struct WideCase {
   }
 };
 
+constexpr std::pair<int64_t, int64_t> kWideHeads[] = {{70, 17}, {48, 32}, {20, 64}};
+
 TEST(SparseAttention, BF16ProductsStayWithinTheirRounding) {
-  const TestSelection selection(random_selection(75));
-  WideCase exact, rounded;
-  exact.run(Precision::kF32, selection.view());
-  rounded.run(Precision::kBF16, selection.view());
-  for (int64_t h = 0; h < WideCase::kHeads; ++h)
-    for (int64_t t = 1; t < WideCase::kTokens; ++t)
-      EXPECT_NEAR(rounded.lse.view[h][t], exact.lse.view[h][t], 1e-2);
-  EXPECT_LE(relative_error(rounded.out.view, exact.out.view), 6e-3);
-  EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 1e-2);
-  EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 1e-2);
-  EXPECT_LE(relative_error(rounded.dv.view, exact.dv.view), 1e-2);
-  for (int64_t i = 0; i < rounded.dq.view.cols; ++i) EXPECT_EQ(rounded.dq.view[0][i], 0);
+  const TestSelection selection(random_selection(WideCase::kTokens, 2));
+  EXPECT_GT(selection.view()[WideCase::kTokens - 1].size(), 128);
+  for (const auto& [qk, v_dim] : kWideHeads) {
+    WideCase exact(qk, v_dim), rounded(qk, v_dim);
+    exact.run(Precision::kF32, selection.view());
+    rounded.run(Precision::kBF16, selection.view());
+    for (int64_t h = 0; h < WideCase::kHeads; ++h)
+      for (int64_t t = 1; t < WideCase::kTokens; ++t)
+        EXPECT_NEAR(rounded.lse.view[h][t], exact.lse.view[h][t], 1e-2);
+    EXPECT_LE(relative_error(rounded.out.view, exact.out.view), 6e-3);
+    EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 1e-2);
+    EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 1e-2);
+    EXPECT_LE(relative_error(rounded.dv.view, exact.dv.view), 1e-2);
+    for (int64_t i = 0; i < rounded.dq.view.cols; ++i) EXPECT_EQ(rounded.dq.view[0][i], 0);
+  }
 }
 
 TEST(SparseAttention, BitsDoNotDependOnTheThreads) {
   const int before = base::num_threads();
-  const TestSelection selection(random_selection(75));
+  const TestSelection selection(random_selection(WideCase::kTokens, 2));
   for (const Precision precision : {Precision::kF32, Precision::kBF16}) {
-    WideCase one, two;
+    WideCase one(48, 32), two(48, 32);
     base::set_num_threads(1);
     one.run(precision, selection.view());
     base::set_num_threads(2);
