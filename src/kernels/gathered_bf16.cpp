@@ -31,46 +31,31 @@ BF16_INLINE __m512 sum_lanes(__m512 (&sum)[16]) {
          _mm512_shuffle_f32x4(half[0], half[1], 0xdd);
 }
 
-// Sixteen rows, kLines cache lines of each from `offset` words on.
-template <int kLines>
-BF16_INLINE __m512 sixteen_dots(const uint32_t* x, const uint32_t* const (&row)[16],
-                                int64_t offset) {
-  __m512 sum[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) sum[i] = _mm512_setzero_ps();
-#pragma GCC unroll 4
-  for (int line = 0; line < kLines; ++line) {
-    const __m512i value = _mm512_load_si512(x + offset + line * kPairLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
-      sum[i] = dot_pairs(sum[i], value, _mm512_load_si512(row[i] + offset + line * kPairLanes));
-  }
-  return sum_lanes(sum);
-}
-
-// kLines: lines of a row, where they are one or two; else 0.
+// kLines: cache lines of a row, where they are one or two; else 0.
 template <int kLines>
 BF16_KERNEL void dots_of_rows(const uint32_t* x, const uint32_t* rows, int64_t words,
                               const int32_t* keys, int64_t padded, float* dots) {
+  if (kLines > 0) words = kLines * kPairLanes;
   for (int64_t i = 0; i < padded; i += kPairLanes) {
+    const int64_t ahead = std::min(kPairLanes, padded - kPairLanes - i);
     const uint32_t* row[16];
-    const int64_t ahead = std::min(i + kPairLanes, padded - kPairLanes) - i;
+    __m512 sum[16];
 #pragma GCC unroll 16
     for (int lane = 0; lane < 16; ++lane) {
-      row[lane] = rows + keys[i + lane] * (kLines > 0 ? kLines * kPairLanes : words);
-      const uint32_t* const next =
-          rows + keys[i + ahead + lane] * (kLines > 0 ? kLines * kPairLanes : words);
-      for (int line = 0; line < kLines; ++line) _mm_prefetch(next + line * kPairLanes, _MM_HINT_T0);
-    }
-    __m512 total;
-    if constexpr (kLines > 0) {
-      total = sixteen_dots<kLines>(x, row, 0);
-    } else {
-      total = _mm512_setzero_ps();
+      row[lane] = rows + keys[i + lane] * words;
+      sum[lane] = _mm512_setzero_ps();
+      const uint32_t* const next = rows + keys[i + ahead + lane] * words;
       for (int64_t word = 0; word < words; word += kPairLanes)
-        total += sixteen_dots<1>(x, row, word);
+        _mm_prefetch(next + word, _MM_HINT_T0);
     }
-    _mm512_store_ps(dots + i, total);
+#pragma GCC unroll 2
+    for (int64_t word = 0; word < words; word += kPairLanes) {
+      const __m512i value = _mm512_load_si512(x + word);
+#pragma GCC unroll 16
+      for (int lane = 0; lane < 16; ++lane)
+        sum[lane] = dot_pairs(sum[lane], value, _mm512_load_si512(row[lane] + word));
+    }
+    _mm512_store_ps(dots + i, sum_lanes(sum));
   }
 }
 

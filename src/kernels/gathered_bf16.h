@@ -21,7 +21,6 @@ class HeadRows {
   // Row i holds num_heads heads of rows.cols / num_heads elements. Parallel over rows.
   void assign(View2<const float> rows, int64_t num_heads);
 
-  int64_t num_heads() const { return num_heads_; }
   int64_t dim() const { return dim_; }
   int64_t words() const { return words_; }  // of a head, two elements each: a multiple of 16
   // Rows of one head serve all heads of a query.

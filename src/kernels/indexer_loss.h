@@ -38,7 +38,7 @@ struct IndexerLossOutput {
 
 // CHECKs shapes. Parallel over blocks of queries; bits do not depend on the threads. Scratch:
 // blocks of 64 query rows by all keys, and eight times dk: linear in S. Oracle
-// reference::indexer_loss, 1e-5; with selected keys in bf16 (kernels/indexer_loss_bf16) 2% of the
+// reference::indexer_loss, 1e-5. With selected keys in bf16: kernels/indexer_loss_bf16, 2% of the
 // gradients' norm.
 void indexer_loss(const IndexerLossInput& input, IndexerLossOutput& output);
 

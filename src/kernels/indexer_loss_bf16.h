@@ -6,10 +6,10 @@
 
 namespace fathom::kernels {
 
-// As in indexer_loss.h, for an input with selected keys. Parallel over queries and, for dk, over
-// columns. Scratch: the operands in bf16, and of 64 queries 16 bytes a head and key that one of 8
-// selected. dk takes what eight queries add to a key at once, so that which keys its neighbours
-// select can move its rounding.
+// As in indexer_loss.h, for an input with selected keys. Parallel over eight queries and, for dk,
+// over 32 columns. Scratch: the operands in bf16, and of 64 queries 16 bytes a head and key that
+// one of eight selected. dk takes what eight queries add to a key at once: its rounding depends on
+// how queries fall into eights.
 void indexer_loss_of_selected_bf16(const IndexerLossInput& input, IndexerLossOutput& output);
 
 }  // namespace fathom::kernels

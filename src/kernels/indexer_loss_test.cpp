@@ -23,19 +23,19 @@ struct Case {
   std::vector<std::vector<int32_t>> lists_T;  // empty: dense
   TestSelection selection;
 
-  explicit Case(int64_t tokens)
+  explicit Case(int64_t tokens, int64_t dim = kDim)
       : tokens(tokens),
         q(tokens, kHeads * kQk, 1, 1, 2),
         k(tokens, kHeads * kQk, 2),
         v(tokens, kHeads, 3),
         out(tokens, kHeads, 4),
         lse(kHeads, tokens, 5),
-        q_TJX(tokens, kIndexHeads * kDim, 6, 3, 1),
+        q_TJX(tokens, kIndexHeads * dim, 6, 3, 1),
         w_TJ(tokens, kIndexHeads, 7),
-        k_TX(tokens, kDim, 8),
-        dq(tokens, kIndexHeads * kDim, 9),
+        k_TX(tokens, dim, 8),
+        dq(tokens, kIndexHeads * dim, 9),
         dw(tokens, kIndexHeads, 10),
-        dk(tokens, kDim, 11) {}
+        dk(tokens, dim, 11) {}
 
   // As the sparse stage: the k best of some scores.
   void select(int64_t count) {
@@ -181,7 +181,7 @@ TEST(IndexerLoss, BitsDoNotDependOnTheThreads) {
   const int before = base::num_threads();
   for (const auto& [is_selected, precision] :
        {std::pair(false, Precision::kF32), {true, Precision::kF32}, {true, Precision::kBF16}}) {
-    Case one(700), two(700);
+    Case one(700, 70), two(700, 70);
     if (is_selected) {
       one.select(30);
       two.select(30);
@@ -234,9 +234,10 @@ TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
   EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 2e-2);
 }
 
-// The same with operands that rounding leaves alone, so that no relu turns; more keys than a chunk.
+// The same with operands that rounding leaves alone, so that no relu turns; more keys than a
+// chunk, more columns than a thread takes.
 TEST(IndexerLoss, BF16GradientsOfRoundedOperands) {
-  Case exact(299), rounded(299);
+  Case exact(299, 70), rounded(299, 70);
   for (Case* c : {&exact, &rounded}) {
     for (TestMatrix* x : {&c->q, &c->k, &c->q_TJX, &c->k_TX}) round_to_bf16(x->storage, x->storage);
     c->select(150);

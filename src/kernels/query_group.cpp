@@ -14,6 +14,7 @@ namespace fathom::kernels {
 namespace {
 
 constexpr int64_t kKeysAtOnce = 64;
+static_assert(kGroupQueries <= 8, "a selector is a byte");
 
 // Appends bits to an array of words that is zero from there on.
 struct BitWriter {
@@ -33,7 +34,7 @@ struct BitWriter {
 };
 
 // Goes through the selectors of keys [begin, end), whole registers, which become zero. Writes the
-// keys that have one, up to 15 places more, and which of them each query selected.
+// keys that have one, up to 16 places more, and which of them each query selected.
 BF16_KERNEL int64_t collect(uint8_t* selectors_S, int64_t begin, int64_t end, int32_t* keys,
                             std::array<BitWriter, kGroupQueries>& is_selected) {
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -66,14 +67,14 @@ void QueryGroup::assign(SelectedKeys keys_T, int64_t begin, int64_t end) {
   begin_ = begin;
   size_ = end - begin;
   CHECK_LE(size_, kGroupQueries);
+  most_padded_ = 0;
   int32_t first = std::numeric_limits<int32_t>::max(), last = -1;
   int64_t most = 0;  // keys of the group
   for (int64_t q = 0; q < kGroupQueries; ++q) {
     const auto keys = q < size_ ? keys_T[begin + q] : std::span<const int32_t>{};
-    count_[q] = std::ssize(keys);
-    padded_[q] = round_up(count_[q], kPairLanes);
     if (keys.empty()) continue;
-    most += count_[q];
+    most += std::ssize(keys);
+    most_padded_ = std::max(most_padded_, round_up(std::ssize(keys), kPairLanes));
     first = std::min(first, keys.front());
     last = std::max(last, keys.back());
     if (std::ssize(selectors_S) <= last + kKeysAtOnce) selectors_S.resize(last + kKeysAtOnce + 1);
@@ -87,8 +88,6 @@ void QueryGroup::assign(SelectedKeys keys_T, int64_t begin, int64_t end) {
   }
   num_keys_ = most == 0 ? 0 : collect(selectors_S.data(), first, last + 1, keys_.data(), writers);
   num_padded_keys_ = round_up(num_keys_, kPairLanes);
-  if (num_keys_ > 0)
-    std::fill(keys_.begin() + num_keys_, keys_.begin() + num_padded_keys_, keys_[num_keys_ - 1]);
 }
 
 #else

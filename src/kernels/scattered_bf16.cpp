@@ -78,17 +78,15 @@ BF16_KERNEL void add_columns(const QueryGroup& group, const uint32_t* weights,
   }
 }
 
-// As many columns at once as registers hold.
-template <int kTerms>
+// Terms whose x of so many columns stay in registers.
+template <int kTerms, int kMostCols>
 void add_terms(const QueryGroup& group, const uint32_t* weights, int64_t weights_stride,
                const uint32_t* x, int64_t x_stride, View2<float> rows) {
-  constexpr int64_t kMostCols = kTerms > 4 ? 32 : 64;
   for (int64_t d = 0; d < rows.cols; d += kMostCols) {
-    const int64_t cols = std::min(kMostCols, rows.cols - d);
-    const auto add = cols <= 16   ? add_columns<kTerms, 1>
-                     : cols <= 32 ? add_columns<kTerms, 2>
-                     : cols <= 48 ? add_columns<kTerms, 3>
-                                  : add_columns<kTerms, 4>;
+    const int64_t cols = std::min<int64_t>(kMostCols, rows.cols - d);
+    auto add = cols <= 16 ? add_columns<kTerms, 1> : add_columns<kTerms, 2>;
+    if constexpr (kMostCols > 32)
+      if (cols > 32) add = cols <= 48 ? add_columns<kTerms, 3> : add_columns<kTerms, 4>;
     add(group, weights, weights_stride, x + d, x_stride, cols, rows.data + d, rows.stride);
   }
 }
@@ -114,15 +112,15 @@ void pair_weights(const QueryGroup& group, std::span<float* const> weights, uint
 }
 
 void scatter_add(const QueryGroup& group, const PairTerms& terms, View2<float> rows) {
+  static_assert(kGroupPairs == 4);
+  CHECK_EQ(terms.num_terms % kGroupPairs, 0);
   const auto at = [&](int64_t first, auto kernel) {
     kernel(group, terms.weights + first * terms.weights_stride, terms.weights_stride,
            terms.x + first * terms.x_stride, terms.x_stride, rows);
   };
   int64_t first = 0;
-  for (; first + 8 <= terms.num_terms; first += 8) at(first, add_terms<8>);
-  for (; first + 4 <= terms.num_terms; first += 4) at(first, add_terms<4>);
-  for (; first + 2 <= terms.num_terms; first += 2) at(first, add_terms<2>);
-  if (first < terms.num_terms) at(first, add_terms<1>);
+  for (; first + 8 <= terms.num_terms; first += 8) at(first, add_terms<8, 32>);
+  if (first < terms.num_terms) at(first, add_terms<4, 64>);
 }
 
 #else

@@ -23,7 +23,7 @@ void pair_rows(const QueryGroup& group, View2<const float> x, int64_t words_stri
 // words[pair * group.num_padded_keys() + i], zero where a query did not select the key.
 void pair_weights(const QueryGroup& group, std::span<float* const> weights, uint32_t* words);
 
-// Terms of a sum: num_terms of the above, of one or more heads.
+// Terms of a sum: num_terms of the above, kGroupPairs of each of one or more heads.
 struct PairTerms {
   const uint32_t* weights;
   int64_t weights_stride;

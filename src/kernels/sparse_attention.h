@@ -31,7 +31,7 @@ struct SparseAttentionForward {
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io);
 
 // Gradients, recomputing the scores. dq, dk, dv are overwritten. No gradient passes through the
-// selection. The f32 form is parallel over heads.
+// selection. Parallel over heads.
 struct SparseAttentionBackward {
   View2<const float> q, k, v, out, dout, lse_HT;
   View2<float> dq, dk, dv;

@@ -34,11 +34,6 @@ struct Scratch {
   }
 };
 
-Scratch& thread_scratch() {
-  static thread_local Scratch scratch;
-  return scratch;
-}
-
 struct Softmax {
   float maximum, sum;
 };
@@ -81,7 +76,7 @@ class Forward {
   }
 
   void add_block(int64_t begin, int64_t end) const {
-    Scratch& scratch = thread_scratch();
+    static thread_local Scratch scratch;
     scratch.assign(io_.keys_T, begin, end);
     for (int64_t t = begin; t < end && io_.mean_probabilities; ++t)
       std::fill_n(mean_probabilities(t), scratch.keys[t - begin].count(), 0.0f);
