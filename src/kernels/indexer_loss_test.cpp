@@ -218,16 +218,20 @@ TEST(IndexerLoss, RecallIsTheTeachersMassOnTheBestKeys) {
   EXPECT_NEAR(out.recall, expected, 1e-3);
 }
 
+IndexerLossOutput run(Case& c, Precision precision) {
+  auto out = c.output();
+  auto input = c.input();
+  input.shape.precision = precision;
+  indexer_loss(input, out);
+  return out;
+}
+
 // The selected form in bf16: its own kernel.
 TEST(IndexerLoss, BF16ProductsStayWithinTheirRounding) {
   Case exact(150), rounded(150);
   exact.select(24);
   rounded.select(24);
-  auto expected = exact.output(), out = rounded.output();
-  indexer_loss(exact.input(), expected);
-  auto input = rounded.input();
-  input.shape.precision = Precision::kBF16;
-  indexer_loss(input, out);
+  const auto expected = run(exact, Precision::kF32), out = run(rounded, Precision::kBF16);
   EXPECT_NEAR(out.loss, expected.loss, 5e-3 * expected.loss);
   EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 2e-2);
   EXPECT_LE(relative_error(rounded.dw.view, exact.dw.view), 2e-2);
@@ -242,11 +246,7 @@ TEST(IndexerLoss, BF16GradientsOfRoundedOperands) {
     for (TestMatrix* x : {&c->q, &c->k, &c->q_TJX, &c->k_TX}) round_to_bf16(x->storage, x->storage);
     c->select(150);
   }
-  auto expected = exact.output(), out = rounded.output();
-  indexer_loss(exact.input(), expected);
-  auto input = rounded.input();
-  input.shape.precision = Precision::kBF16;
-  indexer_loss(input, out);
+  const auto expected = run(exact, Precision::kF32), out = run(rounded, Precision::kBF16);
   EXPECT_NEAR(out.loss, expected.loss, 1e-5 * expected.loss);
   EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 3e-3);
   EXPECT_LE(relative_error(rounded.dw.view, exact.dw.view), 1e-4);
