@@ -5,6 +5,7 @@
 
 #include "base/parallel.h"
 #include "kernels/bf16_octet.h"
+#include "kernels/bf16_tile.h"
 #include "kernels/fp8.h"
 #include "kernels/tile.h"
 
@@ -250,7 +251,106 @@ void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, V
   for (int64_t m = 0; m < y.rows; ++m) store_sums(sums + m * kSums, y.cols, y[m]);
 }
 
+// y = x W for one row of x: four rows of W at a time are added to all sums, so that W is read from
+// end to end.
+constexpr int64_t kRowsAtOnce = 4;
+constexpr int64_t kSumRows = 256;  // after which gemm, whose bits these are, begins a new sum
+constexpr int kRowVectors = kQuantGroup / 16;  // of sums: columns that share a factor
+
+// The first `count` of sixty-four bytes: all from 64 on.
+BF16_INLINE __mmask64 first_bytes(int64_t count) {
+  return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+}
+
+// A row's block of `count` columns in f32, at most 128.
+struct BF16RowWidener {
+  static constexpr int64_t kBytes = 2;
+
+  BF16_INLINE static BF16RowWidener make() { return {}; }
+  BF16_INLINE void widen(const WeightView& w, int64_t row, int64_t at, int64_t count,
+                         __m512 (&out)[kRowVectors]) const {
+    const uint16_t* const p = static_cast<const uint16_t*>(w.data) + row * w.cols + at;
+#pragma GCC unroll 8
+    for (int v = 0; v < kRowVectors; ++v) {
+      const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(count - 16 * v), p + 16 * v);
+      out[v] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+  }
+};
+
+struct E4M3RowWidener {
+  static constexpr int64_t kBytes = 1;
+  E4M3Widener table;
+
+  BF16_INLINE static E4M3RowWidener make() { return {e4m3_widener()}; }
+  BF16_INLINE void widen(const WeightView& w, int64_t row, int64_t at, int64_t count,
+                         __m512 (&out)[kRowVectors]) const {
+    const uint8_t* const p = static_cast<const uint8_t*>(w.data) + row * w.cols + at;
+    const __m512 factor = _mm512_set1_ps(
+        w.scale_inv[row / kQuantGroup * ceil_div(w.cols, kQuantGroup) + at / kQuantGroup]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      __m512i pairs[2];
+      widen_e4m3(table, _mm512_maskz_loadu_epi8(first_bytes(count - 64 * half), p + 64 * half),
+                 pairs);
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const __m256i bits = v % 2 ? _mm512_extracti64x4_epi64(pairs[v / 2], 1)
+                                   : _mm512_castsi512_si256(pairs[v / 2]);
+        out[4 * half + v] =
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) * factor;
+      }
+    }
+  }
+};
+
+// sums += x[i] * row i of W for `num_rows` rows, in order.
+template <typename Widener>
+BF16_INLINE void add_rows(const Widener& widener, const float* x, const WeightView& w, int64_t row,
+                          int64_t num_rows, float* sums) {
+  for (int64_t at = 0; at < w.cols; at += kQuantGroup) {
+    const int64_t count = std::min(kQuantGroup, w.cols - at);
+    __m512 sum[kRowVectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < kRowVectors; ++v) sum[v] = _mm512_load_ps(sums + at + 16 * v);
+    for (int64_t i = 0; i < num_rows; ++i) {
+      const int64_t begin = ((row + i) * w.cols + at) * Widener::kBytes;
+      for (int64_t byte = 0; byte < count * Widener::kBytes; byte += 64)
+        _mm_prefetch(static_cast<const char*>(w.data) + begin + byte + kDotAhead, _MM_HINT_T0);
+      __m512 value[kRowVectors];
+      widener.widen(w, row + i, at, count, value);
+#pragma GCC unroll 8
+      for (int v = 0; v < kRowVectors; ++v)
+        sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(x[i]), value[v], sum[v]);
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kRowVectors; ++v) _mm512_store_ps(sums + at + 16 * v, sum[v]);
+  }
+}
+
+// sums: as many as y has, up to whole blocks of 128.
+template <typename Widener>
+BF16_KERNEL void sum_rows(const float* x, const WeightView& w, float* sums, float* y) {
+  const Widener widener = Widener::make();
+  for (int64_t n = 0; n < w.rows; n += kSumRows) {
+    const int64_t end = std::min(n + kSumRows, w.rows);
+    std::fill_n(sums, round_up(w.cols, kQuantGroup), 0.0f);
+    for (int64_t i = n; i < end; i += kRowsAtOnce)
+      add_rows(widener, x + i, w, w.first_row + i, std::min(kRowsAtOnce, end - i), sums);
+    for (int64_t k = 0; k < w.cols; ++k) y[k] = n > 0 ? y[k] + sums[k] : sums[k];
+  }
+}
+
 }  // namespace
+
+void linear_transposed_row(const float* x_N, const WeightView& w, float* y_K) {
+  CHECK(w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3);
+  static thread_local LineBuffer buffer;
+  auto* const sums = buffer.reserve<float>(round_up(w.cols, kQuantGroup));
+  const auto sum =
+      w.format == WeightFormat::kBF16 ? sum_rows<BF16RowWidener> : sum_rows<E4M3RowWidener>;
+  sum(x_N, w, sums, y_K);
+}
 
 void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   static thread_local std::vector<uint16_t> buffer;
@@ -292,6 +392,9 @@ void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
 
 #else
 
+void linear_transposed_row(const float*, const WeightView&, float*) {
+  CHECK(false, "no AVX512-BF16: ask has_bf16_dot() first");
+}
 void linear_bf16(View2<const float>, const WeightView&, View2<float>) {
   CHECK(false, "no AVX512-BF16: ask has_bf16_dot() first");
 }

@@ -11,4 +11,8 @@ namespace fathom::kernels {
 // there are. Scratch: x in bf16; a block of W in bf16 and 66 rows' sums on the stack.
 void linear_bf16(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN);
 
+// linear_transposed for one row of x and W in BF16 or E4M3, in f32: the same bits, without a
+// widened copy of W. Serial; scratch: K sums a thread.
+void linear_transposed_row(const float* x_N, const WeightView& w_NK, float* y_K);
+
 }  // namespace fathom::kernels

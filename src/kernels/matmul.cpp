@@ -576,6 +576,9 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
                        Precision precision) {
   CHECK_EQ(x_MN.cols, w.rows);
   CHECK_EQ(y_MK.cols, w.cols);
+  const bool is_stored_short = w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3;
+  if (x_MN.rows == 1 && is_stored_short && precision == Precision::kF32 && has_bf16_dot())
+    return linear_transposed_row(x_MN[0], w, y_MK[0]);
   static thread_local std::vector<float> widened;
   const float* rows = static_cast<const float*>(w.data) + w.first_row * w.cols;
   if (w.format != WeightFormat::kF32) {
