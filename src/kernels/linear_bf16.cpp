@@ -257,8 +257,9 @@ constexpr int64_t kRowsAtOnce = 4;
 constexpr int64_t kSumRows = 256;  // after which gemm, whose bits these are, begins a new sum
 constexpr int kRowVectors = kQuantGroup / 16;  // of sums: columns that share a factor
 
-// The first `count` of sixty-four bytes: all from 64 on.
+// The first `count` of sixty-four bytes: none below 1, all from 64 on.
 BF16_INLINE __mmask64 first_bytes(int64_t count) {
+  if (count <= 0) return 0;
   return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
 }
 
