@@ -322,7 +322,7 @@ BF16_INLINE void add_rows(const Widener& widener, const float* x, const WeightVi
       widener.widen(w, row + i, at, count, value);
 #pragma GCC unroll 8
       for (int v = 0; v < kRowVectors; ++v)
-        sum[v] = _mm512_fmadd_ps(_mm512_set1_ps(x[i]), value[v], sum[v]);
+        sum[v] += _mm512_set1_ps(x[i]) * value[v];  // fused where gemm's is
     }
 #pragma GCC unroll 8
     for (int v = 0; v < kRowVectors; ++v) _mm512_store_ps(sums + at + 16 * v, sum[v]);
