@@ -257,51 +257,42 @@ constexpr int64_t kRowsAtOnce = 4;
 constexpr int64_t kSumRows = 256;  // after which gemm, whose bits these are, begins a new sum
 constexpr int kRowVectors = kQuantGroup / 16;  // of sums: columns that share a factor
 
-// The first `count` of sixty-four bytes: none below 1, all from 64 on.
-BF16_INLINE __mmask64 first_bytes(int64_t count) {
-  if (count <= 0) return 0;
-  return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
+// Thirty-two bf16 in order, in f32.
+BF16_INLINE void widen_bf16(__m512i numbers, __m512* out) {
+  const __m256i halves[] = {_mm512_castsi512_si256(numbers), _mm512_extracti64x4_epi64(numbers, 1)};
+  for (int i = 0; i < 2; ++i)
+    out[i] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves[i]), 16));
 }
 
-// A row's block of `count` columns in f32, at most 128.
+// A row's block of 128 columns from `at` on in f32, zeros behind its end.
 struct BF16RowWidener {
-  static constexpr int64_t kBytes = 2;
-
   BF16_INLINE static BF16RowWidener make() { return {}; }
-  BF16_INLINE void widen(const WeightView& w, int64_t row, int64_t at, int64_t count,
+  BF16_INLINE void widen(const WeightView& w, int64_t row, int64_t at,
                          __m512 (&out)[kRowVectors]) const {
-    const uint16_t* const p = static_cast<const uint16_t*>(w.data) + row * w.cols + at;
-#pragma GCC unroll 8
-    for (int v = 0; v < kRowVectors; ++v) {
-      const __m256i bits = _mm256_maskz_loadu_epi16(first_lanes(count - 16 * v), p + 16 * v);
-      out[v] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kRowVectors / 2; ++i)
+      widen_bf16(load_bytes<kDotAhead>(w.data, row + 1, 2 * w.cols, row, 2 * at + 64 * i),
+                 out + 2 * i);
   }
 };
 
 struct E4M3RowWidener {
-  static constexpr int64_t kBytes = 1;
   E4M3Widener table;
 
   BF16_INLINE static E4M3RowWidener make() { return {e4m3_widener()}; }
-  BF16_INLINE void widen(const WeightView& w, int64_t row, int64_t at, int64_t count,
+  BF16_INLINE void widen(const WeightView& w, int64_t row, int64_t at,
                          __m512 (&out)[kRowVectors]) const {
-    const uint8_t* const p = static_cast<const uint8_t*>(w.data) + row * w.cols + at;
     const __m512 factor = _mm512_set1_ps(
         w.scale_inv[row / kQuantGroup * ceil_div(w.cols, kQuantGroup) + at / kQuantGroup]);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m512i pairs[2];
-      widen_e4m3(table, _mm512_maskz_loadu_epi8(first_bytes(count - 64 * half), p + 64 * half),
-                 pairs);
-#pragma GCC unroll 4
-      for (int v = 0; v < 4; ++v) {
-        const __m256i bits = v % 2 ? _mm512_extracti64x4_epi64(pairs[v / 2], 1)
-                                   : _mm512_castsi512_si256(pairs[v / 2]);
-        out[4 * half + v] =
-            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)) * factor;
-      }
+      widen_e4m3(table, load_bytes<kDotAhead>(w.data, row + 1, w.cols, row, at + 64 * half), pairs);
+      widen_bf16(pairs[0], out + 4 * half);
+      widen_bf16(pairs[1], out + 4 * half + 2);
     }
+#pragma GCC unroll 8
+    for (int v = 0; v < kRowVectors; ++v) out[v] *= factor;
   }
 };
 
@@ -310,16 +301,12 @@ template <typename Widener>
 BF16_INLINE void add_rows(const Widener& widener, const float* x, const WeightView& w, int64_t row,
                           int64_t num_rows, float* sums) {
   for (int64_t at = 0; at < w.cols; at += kQuantGroup) {
-    const int64_t count = std::min(kQuantGroup, w.cols - at);
     __m512 sum[kRowVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kRowVectors; ++v) sum[v] = _mm512_load_ps(sums + at + 16 * v);
     for (int64_t i = 0; i < num_rows; ++i) {
-      const int64_t begin = ((row + i) * w.cols + at) * Widener::kBytes;
-      for (int64_t byte = 0; byte < count * Widener::kBytes; byte += 64)
-        _mm_prefetch(static_cast<const char*>(w.data) + begin + byte + kDotAhead, _MM_HINT_T0);
       __m512 value[kRowVectors];
-      widener.widen(w, row + i, at, count, value);
+      widener.widen(w, row + i, at, value);
 #pragma GCC unroll 8
       for (int v = 0; v < kRowVectors; ++v)
         sum[v] += _mm512_set1_ps(x[i]) * value[v];  // fused where gemm's is
