@@ -13,6 +13,7 @@
 #include "kernels/gathered_bf16.h"
 #include "kernels/scattered_bf16.h"
 #include "kernels/simd.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 
@@ -142,7 +143,7 @@ class SelectedLoss {
   std::vector<double> loss_T;
 
   void add_block(int64_t begin, int64_t end) {
-    groups_.resize((end - begin + kGroupQueries - 1) / kGroupQueries);
+    groups_.resize(ceil_div(end - begin, kGroupQueries));
     base::parallel_for(std::ssize(groups_), 1, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t t = begin + i * kGroupQueries;
@@ -151,7 +152,7 @@ class SelectedLoss {
       }
     });
     const int64_t dim = out_.dk_SX.cols;
-    base::parallel_for((dim + kColumns - 1) / kColumns, 1, [&](int64_t first, int64_t last) {
+    base::parallel_for(ceil_div(dim, kColumns), 1, [&](int64_t first, int64_t last) {
       for (int64_t x = first * kColumns; x < std::min(last * kColumns, dim); x += kColumns)
         for (const Group& group : groups_) add_to_keys(group, x, std::min(kColumns, dim - x));
     });

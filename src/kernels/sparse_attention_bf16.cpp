@@ -9,6 +9,7 @@
 #include "base/parallel.h"
 #include "kernels/gathered_bf16.h"
 #include "kernels/scattered_bf16.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 
@@ -146,7 +147,7 @@ class Backward {
   void add_block(int64_t begin, int64_t end) {
     begin_ = begin;
     keys_.resize(end - begin);
-    groups_.resize((end - begin + kGroupQueries - 1) / kGroupQueries);
+    groups_.resize(ceil_div(end - begin, kGroupQueries));
     base::parallel_for(std::ssize(groups_), 4, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t t = begin + i * kGroupQueries;
@@ -241,7 +242,7 @@ class Backward {
 
 void sparse_attention_forward_bf16(const AttentionShape& shape, const SparseAttentionForward& io) {
   const Forward forward(shape, io);
-  const int64_t num_blocks = (io.q.rows + kBlockQueries - 1) / kBlockQueries;
+  const int64_t num_blocks = ceil_div(io.q.rows, kBlockQueries);
   base::parallel_for(num_blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       forward.add_block(i * kBlockQueries, std::min((i + 1) * kBlockQueries, io.q.rows));
