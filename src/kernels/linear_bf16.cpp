@@ -23,10 +23,12 @@ constexpr int64_t kPanelRows = kOctetRows;              // of W; divides a block
 constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
 constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
 constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
+constexpr int64_t kBlockPair = 2 * kQuantGroup;
 // Bytes ahead of what is read of W. Few rows of x take a row of W from end to end, and the next
 // line of four streams; many take 128 columns of sixteen rows at a time, so that 256 bytes are two
 // blocks.
 constexpr int64_t kDotAhead = 2816;
+constexpr int64_t kRowAhead = 2048;  // one row of x and whole panels
 constexpr int64_t kPackAhead = 256;
 constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
@@ -134,21 +136,70 @@ BF16_KERNEL void pack_block(const Rows& w, int64_t k, int64_t num_octets, uint16
   }
 }
 
-// A row of x times vector v's rows of W over the blocks from k and k + 128 on, by turns: alone,
-// each would wait for its own last product.
-BF16_INLINE void dot_two_blocks(const RoundedRows& x, const E4M3Rows& w, const E4M3Widener& table,
-                                int64_t v, int64_t k, __m512 (&sum)[2]) {
-  // Two variables and no array, which would be kept in memory.
-  AddOctet<1> one{x, k, {_mm512_setzero_ps()}};
-  AddOctet<1> other{x, k + kQuantGroup, {_mm512_setzero_ps()}};
-  for (int half = 0; half < 2; ++half) {
-    for_each_octet(w, table, v, one.k, kBlockOctets / 2, one);
-    for_each_octet(w, table, v, other.k, kBlockOctets / 2, other);
-    one.k += kQuantGroup / 2;
-    other.k += kQuantGroup / 2;
+// Vector v's rows of a panel of sixteen: v, v + 4, v + 8 and v + 12. The vectors one after another
+// read four streams, each four rows long, and those of the next panel follow: what lies kRowAhead
+// further on that way is asked for early. (A prefetch straight ahead misses each panel's
+// beginning.)
+struct E4M3Streams {
+  const uint8_t* row[4];
+  int64_t left;     // bytes of each stream in this panel
+  int64_t to_next;  // from its end to its beginning in the next
+
+  BF16_INLINE E4M3Streams(const E4M3Rows& w, int64_t v) {
+#pragma GCC unroll 4
+    for (int64_t p = 0; p < 4; ++p) row[p] = w.data + (4 * p + v) * w.cols;
+    left = (4 - v) * w.cols;
+    to_next = (kPanelRows - 4) * w.cols;
   }
-  sum[0] = one.sum[0];
-  sum[1] = other.sum[0];
+
+  // Columns k to k + 64 by octets, two in a part.
+  BF16_INLINE void load(int64_t k, __m512i (&octets)[4]) const {
+    const int64_t ahead = k + kRowAhead + (k + kRowAhead < left ? 0 : to_next);
+#pragma GCC unroll 4
+    for (int p = 0; p < 4; ++p) {
+      _mm_prefetch(row[p] + ahead, _MM_HINT_T0);
+      octets[p] = _mm512_loadu_si512(row[p] + k);
+    }
+    transpose_parts(octets);
+  }
+};
+
+// sum[b] = x times the rows over the block from column k + 128 b on, product by product by turns:
+// alone, each would wait for its own last one.
+template <int kBlocks>
+BF16_INLINE void dot_blocks(const uint16_t* x, const E4M3Streams& rows, const E4M3Widener& table,
+                            int64_t k, __m512 (&sum)[kBlocks]) {
+#pragma GCC unroll 2
+  for (int b = 0; b < kBlocks; ++b) sum[b] = _mm512_setzero_ps();
+  for (const int64_t end = k + kQuantGroup; k < end; k += 8 * kOctet) {
+    __m512i octets[kBlocks][4];
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b) rows.load(k + b * kQuantGroup, octets[b]);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+#pragma GCC unroll 2
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint16_t* const input = x + k + b * kQuantGroup + 2 * i * kOctet;
+        __m512i wide[2];
+        widen_e4m3_parts(table, octets[b][i], wide);
+        sum[b] = dot_pairs(sum[b], broadcast_octet(input), wide[0]);
+        sum[b] = dot_pairs(sum[b], broadcast_octet(input + kOctet), wide[1]);
+      }
+  }
+}
+
+// A row of x times vector v's rows of a whole panel, over as many columns as pairs of blocks have.
+BF16_INLINE __m512 dot_row(const uint16_t* x, const E4M3Rows& w, const E4M3Widener& table,
+                           const float* factors, int64_t v) {
+  const E4M3Streams rows(w, v);
+  __m512 total = _mm512_setzero_ps();
+  for (int64_t k = 0; k + kBlockPair <= w.cols; k += kBlockPair) {
+    __m512 sum[2];
+    dot_blocks(x, rows, table, k, sum);
+    for (int b = 0; b < 2; ++b)
+      total = _mm512_fmadd_ps(sum[b], _mm512_set1_ps(factors[k / kQuantGroup + b]), total);
+  }
+  return total;
 }
 
 // sums [kRows][4][16] for few rows of x: W goes from memory to the products, four rows at a time
@@ -161,12 +212,9 @@ BF16_KERNEL void dot_few(const RoundedRows& x, const Rows& w, const float* facto
     for (__m512& lanes : total) lanes = _mm512_setzero_ps();
     int64_t k = 0;
     if constexpr (Rows::kIsScaled && kRows == 1)
-      for (; k + 2 * kQuantGroup <= w.cols; k += 2 * kQuantGroup) {
-        __m512 sum[2];
-        dot_two_blocks(x, w, table, v, k, sum);
-        for (int i = 0; i < 2; ++i)
-          total[0] =
-              _mm512_fmadd_ps(sum[i], _mm512_set1_ps(factors[k / kQuantGroup + i]), total[0]);
+      if (w.num_rows == kPanelRows) {
+        total[0] = dot_row(x[0], w, table, factors, v);
+        k = w.cols / kBlockPair * kBlockPair;
       }
     for (; k < w.cols; k += kQuantGroup) {
       AddOctet<kRows> add{x, k, {}};
@@ -198,18 +246,25 @@ template <int kRows, bool kIsScaled>
 BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_octets,
                            float factor, bool is_first, float* sums) {
   __m512 sum[kRows][kVectors];
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       sum[i][v] = load_or_zero(kIsScaled || is_first, sums + (i * kVectors + v) * 16);
   for (int64_t o = 0; o < num_octets; ++o) {
     __m512i weights[kVectors];
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + (o * kVectors + v) * 32);
+#pragma GCC unroll 6
     for (int i = 0; i < kRows; ++i) {
       const __m512i input = broadcast_octet(x[i] + o * kOctet);
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_pairs(sum[i][v], input, weights[v]);
     }
   }
+#pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       float* const to = sums + (i * kVectors + v) * 16;
       _mm512_storeu_ps(to, kIsScaled ? _mm512_fmadd_ps(sum[i][v], _mm512_set1_ps(factor),
