@@ -88,22 +88,29 @@ BF16_KERNEL void multiply(Pairs a, const uint32_t* b, int64_t b_stride, int64_t 
                           View2<float> c, bool accumulate) {
   const auto mask = static_cast<__mmask16>((1u << (c.cols - (kVectors - 1) * kVector)) - 1);
   __m512 sum[kTileRows][kVectors];
+#pragma GCC unroll 6
   for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       sum[i][v] = accumulate ? _mm512_maskz_loadu_ps(v + 1 == kVectors ? mask : 0xffff,
                                                      c.data + i * c.stride + v * kVector)
                              : _mm512_setzero_ps();
   for (int64_t p = 0; p < num_pairs; ++p) {
     __m512i columns[kVectors];
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       columns[v] = _mm512_loadu_si512(b + p * b_stride + v * kVector);
+#pragma GCC unroll 6
     for (int i = 0; i < kTileRows; ++i) {
       const __m512i row =
           _mm512_set1_epi32(static_cast<int>(a.pairs[i * a.line_stride + p * a.pair_stride]));
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_pairs(sum[i][v], row, columns[v]);
     }
   }
+#pragma GCC unroll 6
   for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       _mm512_mask_storeu_ps(c.data + i * c.stride + v * kVector, v + 1 == kVectors ? mask : 0xffff,
                             sum[i][v]);
