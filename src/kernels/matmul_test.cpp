@@ -100,7 +100,7 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   for (const auto format :
        {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3})
     for (const auto precision : {Precision::kF32, Precision::kBF16})
-      for (const int64_t k : {200, 600}) {
+      for (const int64_t k : {200, 384, 600}) {
         const TestMatrix x(301, k, 5);
         const TestWeight weight(format, 100, k);
         TestMatrix all(301, 100, 6), some(301, 100, 7);
