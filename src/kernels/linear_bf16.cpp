@@ -23,12 +23,11 @@ constexpr int64_t kPanelRows = kOctetRows;              // of W; divides a block
 constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
 constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
 constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
-constexpr int64_t kBlockPair = 2 * kQuantGroup;
 // Bytes ahead of what is read of W. Few rows of x take a row of W from end to end, and the next
 // line of four streams; many take 128 columns of sixteen rows at a time, so that 256 bytes are two
 // blocks.
 constexpr int64_t kDotAhead = 2816;
-constexpr int64_t kRowAhead = 2048;  // one row of x and whole panels
+constexpr int64_t kRowAhead = 2048;  // the streams of whole panels of e4m3
 constexpr int64_t kPackAhead = 256;
 constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
@@ -57,13 +56,12 @@ struct E4M3Rows {
 
 // Sixty-four bytes of a row from byte `at` on, zeros behind its end; the last row stands in for
 // those that are missing.
-template <int64_t kAhead>
 BF16_INLINE __m512i load_bytes(const void* data, int64_t num_rows, int64_t row_bytes, int64_t row,
-                               int64_t at) {
+                               int64_t at, int64_t ahead) {
   const char* const p =
       static_cast<const char*>(data) + std::min(row, num_rows - 1) * row_bytes + at;
   const int64_t left = row_bytes - at;
-  _mm_prefetch(p + kAhead, _MM_HINT_T0);
+  _mm_prefetch(p + ahead, _MM_HINT_T0);
   if (left >= 64) return _mm512_loadu_si512(p);
   return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : (__mmask64{1} << left) - 1, p);
 }
@@ -78,7 +76,7 @@ BF16_INLINE void for_each_octet(const BF16Rows& w, const E4M3Widener&, int64_t v
     __m512i block[4];
     for (int64_t p = 0; p < 4; ++p)
       block[p] =
-          load_bytes<Use::kAhead>(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet));
+          load_bytes(w.data, w.num_rows, 2 * w.cols, 4 * p + v, 2 * (k + o * kOctet), use.ahead);
     transpose_parts(block);
     for (int64_t i = 0; i < 4; ++i) use(o + i, block[i]);
   }
@@ -89,7 +87,7 @@ BF16_INLINE void for_each_octet(const E4M3Rows& w, const E4M3Widener& table, int
   for (int64_t o = 0; o < num_octets; o += 8) {
     __m512i block[4];
     for (int64_t p = 0; p < 4; ++p)
-      block[p] = load_bytes<Use::kAhead>(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet);
+      block[p] = load_bytes(w.data, w.num_rows, w.cols, 4 * p + v, k + o * kOctet, use.ahead);
     transpose_parts(block);
     for (int64_t i = 0; i < 4; ++i) {
       __m512i wide[2];
@@ -101,8 +99,8 @@ BF16_INLINE void for_each_octet(const E4M3Rows& w, const E4M3Widener& table, int
 }
 
 struct StoreOctet {
-  static constexpr int64_t kAhead = kPackAhead;
   uint16_t* out;
+  int64_t ahead;
   BF16_INLINE void operator()(int64_t o, __m512i octet) const {
     _mm512_storeu_si512(out + o * kVectors * 32, octet);
   }
@@ -111,7 +109,7 @@ struct StoreOctet {
 // A row of x times the rows of W that a register holds, block by block.
 template <int kRows>
 struct AddOctet {
-  static constexpr int64_t kAhead = kDotAhead;
+  static constexpr int64_t ahead = kDotAhead;
   const RoundedRows& x;
   int64_t k = 0;
   __m512 sum[kRows];
@@ -130,8 +128,11 @@ int64_t octets_from(int64_t k, int64_t cols) {
 template <typename Rows>
 BF16_KERNEL void pack_block(const Rows& w, int64_t k, int64_t num_octets, uint16_t* out) {
   const E4M3Widener table = e4m3_widener();
+  // At a row's end, the same row of the next panel.
+  const int64_t row_bytes = w.cols * sizeof(*w.data), at = k * sizeof(*w.data) + kPackAhead;
+  const int64_t ahead = kPackAhead + (at < row_bytes ? 0 : (kPanelRows - 1) * row_bytes);
   for (int64_t v = 0; v < kVectors; ++v) {
-    StoreOctet store{out + v * 32};
+    StoreOctet store{out + v * 32, ahead};
     for_each_octet(w, table, v, k, num_octets, store);
   }
 }
@@ -164,42 +165,59 @@ struct E4M3Streams {
   }
 };
 
-// sum[b] = x times the rows over the block from column k + 128 b on, product by product by turns:
-// alone, each would wait for its own last one.
-template <int kBlocks>
-BF16_INLINE void dot_blocks(const uint16_t* x, const E4M3Streams& rows, const E4M3Widener& table,
-                            int64_t k, __m512 (&sum)[kBlocks]) {
+// How many blocks of columns go by turns: the products of one row of x alone would each wait for
+// the one before.
+template <int kRows>
+constexpr int kBlocksAtOnce = kRows == 1 ? 2 : 1;
+
+// sum[b][i] = row i of x times the rows over the block from column k + 128 b on.
+template <int kRows>
+BF16_INLINE void dot_blocks(const RoundedRows& x, const E4M3Streams& rows, const E4M3Widener& table,
+                            int64_t k, __m512 (&sum)[kBlocksAtOnce<kRows>][kRows]) {
+  constexpr int kBlocks = kBlocksAtOnce<kRows>;
 #pragma GCC unroll 2
-  for (int b = 0; b < kBlocks; ++b) sum[b] = _mm512_setzero_ps();
+  for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) sum[b][i] = _mm512_setzero_ps();
   for (const int64_t end = k + kQuantGroup; k < end; k += 8 * kOctet) {
     __m512i octets[kBlocks][4];
 #pragma GCC unroll 2
     for (int b = 0; b < kBlocks; ++b) rows.load(k + b * kQuantGroup, octets[b]);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i)
+    for (int o = 0; o < 4; ++o)
 #pragma GCC unroll 2
       for (int b = 0; b < kBlocks; ++b) {
-        const uint16_t* const input = x + k + b * kQuantGroup + 2 * i * kOctet;
         __m512i wide[2];
-        widen_e4m3_parts(table, octets[b][i], wide);
-        sum[b] = dot_pairs(sum[b], broadcast_octet(input), wide[0]);
-        sum[b] = dot_pairs(sum[b], broadcast_octet(input + kOctet), wide[1]);
+        widen_e4m3_parts(table, octets[b][o], wide);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i) {
+          const uint16_t* const input = x[i] + k + b * kQuantGroup + 2 * o * kOctet;
+          sum[b][i] = dot_pairs(sum[b][i], broadcast_octet(input), wide[0]);
+          sum[b][i] = dot_pairs(sum[b][i], broadcast_octet(input + kOctet), wide[1]);
+        }
       }
   }
 }
 
-// A row of x times vector v's rows of a whole panel, over as many columns as pairs of blocks have.
-BF16_INLINE __m512 dot_row(const uint16_t* x, const E4M3Rows& w, const E4M3Widener& table,
-                           const float* factors, int64_t v) {
+// total[i] += row i of x times vector v's rows of a whole panel, over whole blocks of columns as
+// far as they go in kBlocksAtOnce; returns the column where they end.
+template <int kRows>
+BF16_INLINE int64_t dot_rows(const RoundedRows& x, const E4M3Rows& w, const E4M3Widener& table,
+                             const float* factors, int64_t v, __m512 (&total)[kRows]) {
+  constexpr int kBlocks = kBlocksAtOnce<kRows>;
   const E4M3Streams rows(w, v);
-  __m512 total = _mm512_setzero_ps();
-  for (int64_t k = 0; k + kBlockPair <= w.cols; k += kBlockPair) {
-    __m512 sum[2];
-    dot_blocks(x, rows, table, k, sum);
-    for (int b = 0; b < 2; ++b)
-      total = _mm512_fmadd_ps(sum[b], _mm512_set1_ps(factors[k / kQuantGroup + b]), total);
+  int64_t k = 0;
+  for (; k + kBlocks * kQuantGroup <= w.cols; k += kBlocks * kQuantGroup) {
+    __m512 sum[kBlocks][kRows];
+    dot_blocks<kRows>(x, rows, table, k, sum);
+#pragma GCC unroll 2
+    for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i)
+        total[i] =
+            _mm512_fmadd_ps(sum[b][i], _mm512_set1_ps(factors[k / kQuantGroup + b]), total[i]);
   }
-  return total;
+  return k;
 }
 
 // sums [kRows][4][16] for few rows of x: W goes from memory to the products, four rows at a time
@@ -211,11 +229,8 @@ BF16_KERNEL void dot_few(const RoundedRows& x, const Rows& w, const float* facto
     __m512 total[kRows];
     for (__m512& lanes : total) lanes = _mm512_setzero_ps();
     int64_t k = 0;
-    if constexpr (Rows::kIsScaled && kRows == 1)
-      if (w.num_rows == kPanelRows) {
-        total[0] = dot_row(x[0], w, table, factors, v);
-        k = w.cols / kBlockPair * kBlockPair;
-      }
+    if constexpr (Rows::kIsScaled)
+      if (w.num_rows == kPanelRows) k = dot_rows(x, w, table, factors, v, total);
     for (; k < w.cols; k += kQuantGroup) {
       AddOctet<kRows> add{x, k, {}};
       for (int i = 0; i < kRows; ++i) add.sum[i] = Rows::kIsScaled ? _mm512_setzero_ps() : total[i];
@@ -234,7 +249,8 @@ template <typename Rows>
 using DotFew = void (*)(const RoundedRows&, const Rows&, const float*, float*);
 template <typename Rows>
 constexpr DotFew<Rows> kDotFew[] = {dot_few<1, Rows>, dot_few<2, Rows>, dot_few<3, Rows>,
-                                    dot_few<4, Rows>};
+                                    dot_few<4, Rows>, dot_few<5, Rows>, dot_few<6, Rows>,
+                                    dot_few<7, Rows>, dot_few<8, Rows>};
 
 BF16_INLINE __m512 load_or_zero(bool is_zero, const float* p) {
   return _mm512_maskz_loadu_ps(is_zero ? 0 : 0xffff, p);
@@ -326,7 +342,7 @@ struct BF16RowWidener {
                          __m512 (&out)[kRowVectors]) const {
 #pragma GCC unroll 4
     for (int i = 0; i < kRowVectors / 2; ++i)
-      widen_bf16(load_bytes<kDotAhead>(w.data, row + 1, 2 * w.cols, row, 2 * at + 64 * i),
+      widen_bf16(load_bytes(w.data, row + 1, 2 * w.cols, row, 2 * at + 64 * i, kDotAhead),
                  out + 2 * i);
   }
 };
@@ -342,7 +358,7 @@ struct E4M3RowWidener {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m512i pairs[2];
-      widen_e4m3(table, load_bytes<kDotAhead>(w.data, row + 1, w.cols, row, at + 64 * half), pairs);
+      widen_e4m3(table, load_bytes(w.data, row + 1, w.cols, row, at + 64 * half, kDotAhead), pairs);
       widen_bf16(pairs[0], out + 4 * half);
       widen_bf16(pairs[1], out + 4 * half + 2);
     }
