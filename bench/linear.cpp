@@ -1,0 +1,85 @@
+#include "bench/linear.h"
+
+#include "base/check.h"
+#include "base/parallel.h"
+#include "base/random.h"
+#include "bench/machine.h"
+#include "bench/timing.h"
+#include "kernels/matmul.h"
+
+namespace fathom::bench {
+namespace {
+
+struct Matrix {
+  const char* name;
+  int64_t outputs, inputs;
+  int64_t bytes() const { return outputs * inputs; }
+};
+constexpr Matrix kMatrices[] = {{"q_a_proj", 1536, 7168},
+                                {"q_b_proj", 24576, 1536},
+                                {"o_proj", 7168, 16384},
+                                {"experts.gate_proj", 2048, 7168},
+                                {"experts.down_proj", 7168, 2048}};
+constexpr int64_t kMostBytes = 7168 * 16384;  // of the matrices above
+
+// e4m3 bytes of magnitude 0.5 to 1.9.
+std::vector<uint8_t> random_bytes(int64_t count) {
+  std::vector<uint8_t> bytes(count);
+  base::Random random(1);
+  for (int64_t i = 0; i < count; i += 8)
+    for (uint64_t bits = random.next(), j = 0; j < 8 && i + static_cast<int64_t>(j) < count; ++j)
+      bytes[i + j] = 0x30 + (bits >> (8 * j) & 0x8f);
+  return bytes;
+}
+
+double best_product_seconds(const Matrix& matrix, const std::vector<uint8_t>& weights,
+                            int64_t rows) {
+  const std::vector<float> factors(matrix.bytes() / (128 * 128), 0.02f);
+  const std::vector<float> x(rows * matrix.inputs, 0.5f);
+  std::vector<float> y(rows * matrix.outputs);
+  const int64_t num_places = std::ssize(weights) / matrix.bytes();
+  return best_seconds({5, 200, 0.3}, [&](int i) {
+    kernels::WeightView w{kernels::WeightFormat::kE4M3,
+                          weights.data() + i % num_places * matrix.bytes(),
+                          matrix.outputs,
+                          matrix.inputs,
+                          factors.data(),
+                          0};
+    kernels::linear({x.data(), rows, matrix.inputs}, w, {y.data(), rows, matrix.outputs},
+                    kernels::Precision::kBF16);
+  });
+}
+
+}  // namespace
+
+Json measure_linear(const LinearOptions& options) {
+  if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  const int64_t buffer_bytes = options.buffer_mbyte * 1'000'000;
+  if (buffer_bytes < kMostBytes)
+    fail("{} MB of weights do not hold o_proj's {:.0f}", options.buffer_mbyte, kMostBytes * 1e-6);
+  const MachinePeaks peaks = measure_machine();
+  Json result = {{"threads", base::num_threads()},
+                 {"machine",
+                  {{"bf16_gflop_per_s", peaks.bf16_gflop_per_s},
+                   {"f32_gflop_per_s", peaks.f32_gflop_per_s},
+                   {"read_gbyte_per_s", peaks.read_gbyte_per_s}}},
+                 {"matrices", Json::object()}};
+  // Where there are no bf16 products, those in f32 are what the kernels can reach.
+  const double peak = peaks.bf16_gflop_per_s > 0 ? peaks.bf16_gflop_per_s : peaks.f32_gflop_per_s;
+  const std::vector<uint8_t> weights = random_bytes(buffer_bytes);
+  for (const Matrix& matrix : kMatrices)
+    for (const int64_t rows : options.rows) {
+      const double seconds = best_product_seconds(matrix, weights, rows);
+      const double gbyte = static_cast<double>(matrix.bytes()) * 1e-9;
+      const double gflop = 2 * static_cast<double>(rows) * gbyte;
+      result["matrices"][matrix.name][std::to_string(rows)] = {
+          {"ms", seconds * 1e3},
+          {"read_gbyte_per_s", gbyte / seconds},
+          {"share_of_read_bandwidth", gbyte / seconds / peaks.read_gbyte_per_s},
+          {"gflop_per_s", gflop / seconds},
+          {"share_of_peak", gflop / seconds / peak}};
+    }
+  return result;
+}
+
+}  // namespace fathom::bench

@@ -1,0 +1,23 @@
+// Products with FP8-block weights at the shapes of V3.2's projections and experts.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/json.h"
+
+namespace fathom::bench {
+
+struct LinearOptions {
+  std::vector<int64_t> rows = {1, 2, 8, 16, 64, 256};  // of x: 1 is decode, an expert's in prefill
+  int num_threads = 0;                                 // 0: one a core
+  int64_t buffer_mbyte = 512;                          // of weights, which each run reads on in
+};
+
+// For each matrix (checkpoint name, outputs x inputs) and number of rows: the best rate of several
+// products, in bytes of W and in operations, and its share of the peaks measured in the same run.
+// Deploy numerics: x in bf16, W in e4m3 with a factor for each 128 x 128. Weights come from memory:
+// a matrix is not read again before all the others in the buffer.
+Json measure_linear(const LinearOptions& options);
+
+}  // namespace fathom::bench
