@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "kernels/bf16_dot.h"
+#include "kernels/bf16_tile.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -189,13 +189,7 @@ void multiply_panel(Pairs a, const PackedB& b, int64_t panel, View2<float> c_MN,
 }
 
 struct Scratch {
-  std::vector<uint32_t> a, b;
-
-  // Grows only: resize would clear what is written anyway.
-  static uint32_t* at_least(std::vector<uint32_t>& pairs, int64_t size) {
-    if (std::ssize(pairs) < size) pairs.resize(size);
-    return pairs.data();
-  }
+  LineBuffer a, b;
 };
 
 void zero(View2<float> c_MN) {
@@ -214,8 +208,8 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
   const Operand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
   const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};
   const int64_t pairs = a.num_pairs(), num_panels = ceil_div(shape.n, kPanel);
-  uint32_t* const packed_a = Scratch::at_least(scratch.a, shape.m * pairs);
-  uint32_t* const packed_b = Scratch::at_least(scratch.b, round_up(shape.n, kVector) * pairs);
+  uint32_t* const packed_a = scratch.a.reserve<uint32_t>(shape.m * pairs);
+  uint32_t* const packed_b = scratch.b.reserve<uint32_t>(round_up(shape.n, kVector) * pairs);
   const int64_t num_blocks = ceil_div(shape.m, kBlockM);
   for_each(num_blocks + num_panels, kBlockM * shape.k * 4, [&](int64_t item) {
     if (item < num_blocks)
