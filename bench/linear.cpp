@@ -56,7 +56,8 @@ Json measure_linear(const LinearOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
   const int64_t buffer_bytes = options.buffer_mbyte * 1'000'000;
   if (buffer_bytes < kMostBytes)
-    fail("{} MB of weights do not hold o_proj's {:.0f}", options.buffer_mbyte, kMostBytes * 1e-6);
+    fail("{} MB of weights do not hold o_proj: ask for {} with --buffer-mbyte",
+         options.buffer_mbyte, kMostBytes / 1'000'000 + 1);
   const MachinePeaks peaks = measure_machine();
   Json result = {{"threads", base::num_threads()},
                  {"machine",
