@@ -1,7 +1,6 @@
 #include "kernels/matmul_bf16.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "base/parallel.h"
 #include "kernels/bf16_tile.h"

@@ -126,6 +126,21 @@ TEST(Linear, ASliceOfRowsKeepsItsScales) {
   EXPECT_EQ(max_difference(some.view, View2<float>(all.view.data + 100, 2, 70, 300)), 0.0);
 }
 
+// Panels of sixteen are those of the whole matrix: a slice begins and ends inside of some.
+TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
+  for (const auto format : {WeightFormat::kBF16, WeightFormat::kE4M3})
+    for (const int64_t k : {200, 384})
+      for (const int64_t m : {1, 8, 9}) {
+        const TestWeight weight(format, 300, k);
+        const TestMatrix x(m, k, 5);
+        TestMatrix all(m, 300, 6), some(m, 70, 7);
+        linear(x.view, weight.view, all.view, Precision::kBF16);
+        linear(x.view, weight.view.slice_rows(100, 170), some.view, Precision::kBF16);
+        EXPECT_EQ(max_difference(some.view, View2<float>(all.view.data + 100, m, 70, 300)), 0.0)
+            << static_cast<int>(format) << " " << k << " " << m;
+      }
+}
+
 TEST(Gemm, EqualsReferenceInEveryOrientation) {
   for (auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
                          {5, 15, 7},
