@@ -4,9 +4,12 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/amx_tile.h"
 #include "kernels/bf16_dot.h"
 #include "kernels/fp8.h"
+#include "kernels/linear_amx.h"
 #include "kernels/linear_bf16.h"
+#include "kernels/matmul_amx.h"
 #include "kernels/matmul_bf16.h"
 #include "kernels/simd.h"
 
@@ -534,9 +537,13 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Pre
   CHECK_EQ(x_MK.cols, w.cols);
   CHECK_EQ(y_MN.rows, x_MK.rows);
   CHECK_EQ(y_MN.cols, w.rows);
+  if (w.cols == 0) {
+    for (int64_t m = 0; m < y_MN.rows; ++m) std::fill_n(y_MN[m], y_MN.cols, 0.0f);
+    return;
+  }
   if (precision == Precision::kBF16) {
     if (has_bf16_dot() && (w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3))
-      return linear_bf16(x_MK, w, y_MN);
+      return has_amx() ? linear_amx(x_MK, w, y_MN) : linear_bf16(x_MK, w, y_MN);
     static thread_local std::vector<float> rounded;
     rounded.resize(x_MK.rows * x_MK.cols);
     for (int64_t m = 0; m < x_MK.rows; ++m)
@@ -594,6 +601,7 @@ void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN
                  Precision precision) {
   check_gemm(shape, c_MN);
   const bool is_bf16 = precision == Precision::kBF16;
+  if (is_bf16 && has_amx()) return gemm_amx_serial(shape, a, b, c_MN, accumulate);
   if (is_bf16 && has_bf16_dot()) return gemm_bf16_serial(shape, a, b, c_MN, accumulate);
   for (int64_t m = 0; m < shape.m; m += kGemmBlockM)
     gemm_block({m, std::min(m + kGemmBlockM, shape.m), 0, shape.n}, shape.k, a, b, c_MN,
@@ -604,6 +612,7 @@ void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool 
           Precision precision) {
   check_gemm(shape, c_MN);
   const bool is_bf16 = precision == Precision::kBF16;
+  if (is_bf16 && has_amx()) return gemm_amx(shape, a, b, c_MN, accumulate);
   if (is_bf16 && has_bf16_dot()) return gemm_bf16(shape, a, b, c_MN, accumulate);
   const int64_t num_m_blocks = (shape.m + kGemmBlockM - 1) / kGemmBlockM;
   // Few row blocks (weight gradients): split the columns too, at the price of packing A again.

@@ -1,0 +1,64 @@
+#include "kernels/amx_tile.h"
+
+#if FATHOM_HAS_AMX_KERNELS
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace fathom::kernels {
+
+#if FATHOM_HAS_AMX_KERNELS
+
+namespace {
+
+// What ldtilecfg reads.
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+// Leaf 7: the tile unit, and that it takes bf16.
+bool cpu_has_amx_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  const unsigned wanted = 1u << 22 | 1u << 24;
+  return (edx & wanted) == wanted;
+}
+
+// The system keeps 8 KiB more for each thread of a process that has asked.
+bool system_grants_tiles() {
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl; XSAVE's component
+  return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
+bool has_amx() {
+  static const bool has = has_bf16_dot() && !std::getenv("FATHOM_NO_AMX") && cpu_has_amx_bf16() &&
+                          system_grants_tiles();
+  return has;
+}
+
+TileShape::TileShape(int64_t columns) {
+  TileConfig config;
+  for (int tile = 0; tile < 8; ++tile) {
+    config.rows[tile] = kAmxRows;
+    const bool is_a = tile == 4 || tile == 5;
+    config.row_bytes[tile] = static_cast<uint16_t>(4 * (is_a ? kAmxPairs : columns));
+  }
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
+
+TileShape::~TileShape() { asm volatile("tilerelease"); }
+
+#else
+
+bool has_amx() { return false; }
+
+#endif
+
+}  // namespace fathom::kernels
