@@ -8,6 +8,7 @@
 
 #include "base/parallel.h"
 #include "bench/timing.h"
+#include "kernels/amx_tile.h"
 #include "kernels/bf16_dot.h"
 #include "kernels/simd.h"
 
@@ -92,8 +93,41 @@ bool has_int8_dot() { return false; }
 
 #endif
 
-// 1e9 operations a second of all threads, kRounds of kChains instructions each.
-double peak_giga(float (*rounds)(), int operations_an_instruction) {
+#if FATHOM_HAS_AMX_KERNELS
+
+constexpr int64_t kTileProducts = kRounds * kChains / 64;  // a tile takes sixteen cycles
+
+float tile_rounds() {
+  const kernels::TileShape shape(kernels::kAmxCols);
+  const std::vector<uint16_t> ones(kernels::kAmxRows * kernels::kAmxK, 0x3f80);
+  kernels::tile_load<4>(ones.data(), 64);
+  kernels::tile_load<5>(ones.data(), 64);
+  kernels::tile_load<6>(ones.data(), 64);
+  kernels::tile_load<7>(ones.data(), 64);
+  kernels::tile_clear<0>();
+  kernels::tile_clear<1>();
+  kernels::tile_clear<2>();
+  kernels::tile_clear<3>();
+  for (int64_t i = 0; i < kTileProducts; i += 4) {
+    kernels::tile_multiply<0, 4, 6>();
+    kernels::tile_multiply<1, 4, 7>();
+    kernels::tile_multiply<2, 5, 6>();
+    kernels::tile_multiply<3, 5, 7>();
+  }
+  alignas(64) float sum[kernels::kAmxRows * kernels::kAmxCols];
+  kernels::tile_store<0>(sum, 64);
+  return sum[0];
+}
+
+#else
+
+constexpr int64_t kTileProducts = 1;
+float tile_rounds() { return 0; }
+
+#endif
+
+// 1e9 operations a second of all threads: `rounds` does `operations` of them.
+double peak_giga(float (*rounds)(), int64_t operations) {
   const int64_t threads = base::num_threads();
   std::atomic<float> sink = 0;
   // The best run: a peak is what the machine can do, not what it did on average.
@@ -102,17 +136,21 @@ double peak_giga(float (*rounds)(), int operations_an_instruction) {
       for (int64_t i = begin; i < end; ++i) sink = rounds();
     });
   });
-  return static_cast<double>(threads * kRounds * kChains * operations_an_instruction) / seconds *
-         1e-9;
+  return static_cast<double>(threads * operations) / seconds * 1e-9;
 }
 
 }  // namespace
 
 MachinePeaks measure_machine() {
   MachinePeaks peaks;
-  peaks.f32_gflop_per_s = peak_giga(multiply_add_rounds, 2 * 8);
-  if (kernels::has_bf16_dot()) peaks.bf16_gflop_per_s = peak_giga(bf16_rounds, 2 * 32);
-  if (has_int8_dot()) peaks.int8_gop_per_s = peak_giga(int8_rounds, 2 * 64);
+  constexpr int64_t kInstructions = kRounds * kChains;
+  peaks.f32_gflop_per_s = peak_giga(multiply_add_rounds, kInstructions * 2 * 8);
+  if (kernels::has_amx())
+    peaks.bf16_gflop_per_s = peak_giga(
+        tile_rounds, kTileProducts * 2 * kernels::kAmxRows * kernels::kAmxCols * kernels::kAmxK);
+  else if (kernels::has_bf16_dot())
+    peaks.bf16_gflop_per_s = peak_giga(bf16_rounds, kInstructions * 2 * 32);
+  if (has_int8_dot()) peaks.int8_gop_per_s = peak_giga(int8_rounds, kInstructions * 2 * 64);
   const int64_t threads = base::num_threads();
   std::atomic<float> sink = 0;
   const std::vector<float> buffer(kBufferFloats, 1.0f);

@@ -7,7 +7,8 @@ namespace fathom::bench {
 
 struct MachinePeaks {
   double f32_gflop_per_s = 0;   // fused multiply-adds of eight lanes in registers, all threads
-  double bf16_gflop_per_s = 0;  // dot products of bf16 pairs; 0 where kernels may not use them
+  double bf16_gflop_per_s = 0;  // products of AMX tiles, or else dot products of bf16 pairs; 0
+                                // where kernels may use neither
   double int8_gop_per_s = 0;    // dot products of four bytes; 0 likewise
   double read_gbyte_per_s = 0;  // streaming a buffer far beyond the last cache, all threads
 };

@@ -21,12 +21,12 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {};
 };
 
-// Leaf 7: the tile unit, and that it takes bf16.
+// Leaf 7: the tile unit, that it takes bf16, and GFNI.
 bool cpu_has_amx_bf16() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  const unsigned wanted = 1u << 22 | 1u << 24;
-  return (edx & wanted) == wanted;
+  const unsigned tiles = 1u << 22 | 1u << 24, gfni = 1u << 8;
+  return (edx & tiles) == tiles && (ecx & gfni) == gfni;
 }
 
 // The system keeps 8 KiB more for each thread of a process that has asked.

@@ -16,6 +16,9 @@
 
 #if defined(__x86_64__) && defined(__linux__)
 #define FATHOM_HAS_AMX_KERNELS 1
+// BF16_KERNEL, and products with matrices of bits. Tile instructions are written out below.
+#define AMX_KERNEL __attribute__((target("arch=x86-64-v4,avx512bf16,avx512vbmi,gfni")))
+#define AMX_INLINE AMX_KERNEL inline __attribute__((always_inline))
 #else
 #define FATHOM_HAS_AMX_KERNELS 0
 #endif

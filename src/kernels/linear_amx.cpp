@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kPanels = 2;                        // of W at once, and tiles of x: four of C
 constexpr int64_t kItemRows = kPanels * kAmxRows;     // of W; divides a block of 128
-constexpr int64_t kItemTiles = 8;                     // of x, whose sums stay in L1
+constexpr int64_t kItemTiles = 8;                     // of x; more, and sums leave L1
 constexpr int64_t kTileWords = kAmxRows * kAmxPairs;  // of 32 bits: one tile of bf16, 1 KiB
 constexpr int64_t kBlockTiles = kQuantGroup / kAmxK;  // that share a factor
 constexpr int64_t kMinWork = 4 << 20;                 // multiplications that are worth a thread
@@ -36,33 +36,36 @@ struct InputTiles {
   int64_t row_bytes() const { return columns * static_cast<int64_t>(sizeof(uint32_t)); }
 };
 
-// Where pair p of 64 numbers goes: in the order of widen_e4m3_parts, or as it is.
-int64_t place_of_pair(int64_t p, bool is_e4m3) {
-  return is_e4m3 ? p / 4 % 2 * kAmxPairs + p / 8 * 4 + p % 4 : p;
-}
+// Where pair p of 64 numbers goes in the order of widened e4m3.
+constexpr int64_t place_of_pair(int64_t p) { return p / 4 % 2 * kAmxPairs + p / 8 * 4 + p % 4; }
 
-// Rows [0, num_rows) of x, num_rows <= 16, over the tiles of 64 k from `k` on.
-BF16_KERNEL void pack_input(View2<const float> x, int64_t k, int64_t columns, bool is_e4m3,
-                            int64_t num_tiles, uint32_t* out) {
+// Up to sixteen rows of x as the tiles of 64 k from `k` on (of 32: num_tiles). The last row stands
+// in for those that are missing: nobody reads the sums.
+AMX_KERNEL void pack_input(View2<const float> x, int64_t k, int64_t columns, bool is_e4m3,
+                           int64_t num_tiles, uint32_t* out) {
   const auto mask = first_lanes(columns);
   for (int64_t half = 0; half < num_tiles; ++half) {
-    const int64_t at = k + half * kAmxK;
+    const int64_t at = std::min(k + half * kAmxK, x.cols), left = x.cols - at;
+    const auto low = first_lanes(left), high = first_lanes(left - 16);
     __m512i pairs[kAmxCols];
+#pragma GCC unroll 16
     for (int64_t i = 0; i < kAmxCols; ++i) {
-      const int64_t left = i < x.rows ? x.cols - at : 0;
-      const float* const row = x[std::min(i, x.rows - 1)] + std::min(at, x.cols);
-      pairs[i] = round_to_pairs(_mm512_maskz_loadu_ps(first_lanes(left), row),
-                                _mm512_maskz_loadu_ps(first_lanes(left - 16), row + 16));
+      const float* const row = x.data + std::min(i, x.rows - 1) * x.stride + at;
+      pairs[i] =
+          round_to_pairs(_mm512_maskz_loadu_ps(low, row), _mm512_maskz_loadu_ps(high, row + 16));
     }
     transpose_lanes(pairs);
-    for (int64_t p = 0; p < kAmxPairs; ++p)
-      _mm512_mask_storeu_epi32(out + place_of_pair(half * kAmxPairs + p, is_e4m3) * columns, mask,
+#pragma GCC unroll 16
+    for (int64_t p = 0; p < kAmxPairs; ++p) {
+      const int64_t pair = half * kAmxPairs + p;
+      _mm512_mask_storeu_epi32(out + (is_e4m3 ? place_of_pair(pair) : pair) * columns, mask,
                                pairs[p]);
+    }
   }
 }
 
 // y[j][n] for `num_columns` of a C tile [16 n][columns] that lies in memory.
-BF16_KERNEL void store_columns(const float* c, int64_t columns, int64_t num_n, View2<float> y) {
+AMX_KERNEL void store_columns(const float* c, int64_t columns, int64_t num_n, View2<float> y) {
   const auto n_mask = first_lanes(num_n);
   if (columns == 1) {
     _mm512_mask_storeu_ps(y[0], n_mask, _mm512_loadu_ps(c));
@@ -90,13 +93,12 @@ struct Item {
   }
 };
 
-// The four tiles of C: panels by tiles of x.
-template <int kP, int kM>
+// The four tiles of C: two panels by two tiles of x, of which the second may be missing.
 FATHOM_INLINE void clear_sums() {
   tile_clear<0>();
-  if (kM > 1) tile_clear<1>();
-  if (kP > 1) tile_clear<2>();
-  if (kP > 1 && kM > 1) tile_clear<3>();
+  tile_clear<1>();
+  tile_clear<2>();
+  tile_clear<3>();
 }
 
 struct TileRows {
@@ -104,32 +106,30 @@ struct TileRows {
   int64_t row_bytes;
 };
 
-template <int kP, int kM>
-FATHOM_INLINE void add_products(TileRows a0, TileRows a1, const uint32_t* b0, const uint32_t* b1,
-                                int64_t b_row_bytes) {
+FATHOM_INLINE void add_products(TileRows a0, TileRows a1, bool has_panel, const uint32_t* b0,
+                                const uint32_t* b1, bool has_tile, int64_t b_row_bytes) {
   tile_load<4>(a0.data, a0.row_bytes);
   tile_load<6>(b0, b_row_bytes);
   tile_multiply<0, 4, 6>();
-  if (kM > 1) {
+  if (has_tile) {
     tile_load<7>(b1, b_row_bytes);
     tile_multiply<1, 4, 7>();
   }
-  if (kP > 1) {
-    tile_load<5>(a1.data, a1.row_bytes);
-    tile_multiply<2, 5, 6>();
-    if (kM > 1) tile_multiply<3, 5, 7>();
-  }
+  if (!has_panel) return;
+  tile_load<5>(a1.data, a1.row_bytes);
+  tile_multiply<2, 5, 6>();
+  if (has_tile) tile_multiply<3, 5, 7>();
 }
 
 constexpr int64_t kTileFloats = kAmxRows * kAmxCols;
 
-// out [panels][tiles of x][16][columns], each at a multiple of kTileFloats.
-template <int kP, int kM>
-FATHOM_INLINE void store_sums(float* out, int64_t row_bytes) {
+// out [panel][tile of x][16][columns], each at a multiple of kTileFloats.
+FATHOM_INLINE void store_sums(float* out, int64_t row_bytes, bool has_panel, bool has_tile) {
   tile_store<0>(out, row_bytes);
-  if (kM > 1) tile_store<1>(out + kTileFloats, row_bytes);
-  if (kP > 1) tile_store<2>(out + 2 * kTileFloats, row_bytes);
-  if (kP > 1 && kM > 1) tile_store<3>(out + 3 * kTileFloats, row_bytes);
+  if (has_tile) tile_store<1>(out + kTileFloats, row_bytes);
+  if (!has_panel) return;
+  tile_store<2>(out + 2 * kTileFloats, row_bytes);
+  if (has_tile) tile_store<3>(out + 3 * kTileFloats, row_bytes);
 }
 
 // --- W in BF16 ---
@@ -147,24 +147,25 @@ TileRows bf16_panel(const Item& item, int64_t panel, uint16_t* copy) {
   return {copy, padded * static_cast<int64_t>(sizeof *copy)};
 }
 
-template <int kP, int kM>
+// One or two panels by one or two tiles of x, all k: the sums never leave their tiles.
 void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
-  alignas(64) float c[kPanels * 2 * kTileFloats];
-  clear_sums<kP, kM>();
-  const uint32_t* b0 = item.x.tile(m, 0);
-  const uint32_t* b1 = item.x.tile(m + kM - 1, 0);
+  alignas(64) float c[4 * kTileFloats];
+  const bool has_panel = item.num_rows > kAmxRows, has_tile = m + 1 < item.m_end;
+  const uint32_t* const b0 = item.x.tile(m, 0);
+  const uint32_t* const b1 = item.x.tile(m + has_tile, 0);
   const int64_t b_step = kAmxPairs * item.x.columns;
+  clear_sums();
   for (int64_t k = 0; k < item.x.num_k; ++k) {
     const int64_t at = k * kAmxK * static_cast<int64_t>(sizeof(uint16_t));
-    add_products<kP, kM>({static_cast<const char*>(a0.data) + at, a0.row_bytes},
-                         {static_cast<const char*>(a1.data) + at, a1.row_bytes}, b0 + k * b_step,
-                         b1 + k * b_step, item.x.row_bytes());
+    add_products({static_cast<const char*>(a0.data) + at, a0.row_bytes},
+                 {static_cast<const char*>(a1.data) + at, a1.row_bytes}, has_panel, b0 + k * b_step,
+                 b1 + k * b_step, has_tile, item.x.row_bytes());
   }
-  store_sums<kP, kM>(c, item.x.row_bytes());
-  for (int p = 0; p < kP; ++p)
-    for (int t = 0; t < kM; ++t) {
-      const View2<float> y = item.output(p, m + t);
-      store_columns(c + (2 * p + t) * kTileFloats, item.x.columns, y.cols, y);
+  store_sums(c, item.x.row_bytes(), has_panel, has_tile);
+  for (int i = 0; i < 4; ++i)
+    if ((i / 2 == 0 || has_panel) && (i % 2 == 0 || has_tile)) {
+      const View2<float> y = item.output(i / 2, m + i % 2);
+      store_columns(c + i * kTileFloats, item.x.columns, y.cols, y);
     }
 }
 
@@ -172,16 +173,9 @@ void multiply_bf16(const Item& item) {
   static thread_local LineBuffer buffer;
   const int64_t panel_size = kAmxRows * item.x.num_k * kAmxK;
   auto* const copy = buffer.reserve<uint16_t>(kPanels * panel_size);
-  const bool is_pair = item.num_rows > kAmxRows;
   const TileRows a0 = bf16_panel(item, 0, copy);
-  const TileRows a1 = is_pair ? bf16_panel(item, 1, copy + panel_size) : a0;
-  for (int64_t m = item.m; m < item.m_end; m += 2) {
-    const bool is_two = m + 1 < item.m_end;
-    if (is_pair)
-      is_two ? multiply_bf16<2, 2>(item, m, a0, a1) : multiply_bf16<2, 1>(item, m, a0, a1);
-    else
-      is_two ? multiply_bf16<1, 2>(item, m, a0, a1) : multiply_bf16<1, 1>(item, m, a0, a1);
-  }
+  const TileRows a1 = item.num_rows > kAmxRows ? bf16_panel(item, 1, copy + panel_size) : a0;
+  for (int64_t m = item.m; m < item.m_end; m += 2) multiply_bf16(item, m, a0, a1);
 }
 
 // --- W in E4M3 ---
@@ -191,98 +185,175 @@ struct WidenedBlock {
   alignas(64) uint16_t tiles[kPanels][kBlockTiles][kAmxRows][kAmxK];
 };
 
-// Rows [begin, end) of the item from column k on; zeros where W has none.
-BF16_KERNEL void widen_block(const Item& item, int64_t k, int64_t begin, int64_t end,
-                             WidenedBlock& out) {
-  const E4M3Widener table = e4m3_widener();
+// Bytes of e4m3 as bf16. A normal number's bf16 is its bits in other places, which is a product
+// with a matrix of bits: the low byte is (e0, m2, m1, m0, 0...), the high one (sign, e3, not e3
+// four times, e2, e1), its exponent greater by 120. Zeros, subnormal numbers and NaN are looked up.
+struct E4M3BitWidener {
+  __m512i low_matrix, high_matrix, low_table, high_table;
+};
+AMX_INLINE E4M3BitWidener e4m3_bit_widener() {
+  alignas(16) uint8_t low[16], high[16];
+  for (int i = 0; i < 16; ++i) {
+    const int bits = i < 8 ? i : 127;  // only NaN has other bits and comes here
+    low[i] = kE4M3ToBF16.low[bits];
+    high[i] = kE4M3ToBF16.high[bits];
+  }
+  return {_mm512_set1_epi64(0x0000000001020408), _mm512_set1_epi64(0x1020404040404080),
+          _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(low))),
+          _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(high)))};
+}
+
+AMX_INLINE __m512i low_nibbles(__m512i bytes) {
+  return _mm512_and_si512(bytes, _mm512_set1_epi8(15));
+}
+
+// widen_e4m3_parts of two registers, the same bits.
+AMX_INLINE void widen_e4m3_bits(const E4M3BitWidener& table, const __m512i (&bytes)[2],
+                                __m512i (&out)[2][2]) {
+  __m512i low[2], high[2], rank[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    low[i] = _mm512_gf2p8affine_epi64_epi8(bytes[i], table.low_matrix, 0);
+    high[i] = _mm512_gf2p8affine_epi64_epi8(bytes[i], table.high_matrix, 0x3c);
+    // At most 16 where the exponent is zero or the number is NaN.
+    rank[i] = _mm512_add_epi8(_mm512_add_epi8(bytes[i], bytes[i]), _mm512_set1_epi8(2));
+  }
+  const __m512i limit = _mm512_set1_epi8(16);
+  if (_mm512_cmple_epu8_mask(_mm512_min_epu8(rank[0], rank[1]), limit)) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const __mmask64 is_special = _mm512_cmple_epu8_mask(rank[i], limit);
+      const __m512i sign = _mm512_and_si512(bytes[i], _mm512_set1_epi8(-128));
+      low[i] = _mm512_mask_shuffle_epi8(low[i], is_special, table.low_table, low_nibbles(bytes[i]));
+      const __m512i magnitude = _mm512_shuffle_epi8(table.high_table, low_nibbles(bytes[i]));
+      high[i] = _mm512_mask_blend_epi8(is_special, high[i], _mm512_or_si512(magnitude, sign));
+    }
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    out[i][0] = _mm512_unpacklo_epi8(low[i], high[i]);
+    out[i][1] = _mm512_unpackhi_epi8(low[i], high[i]);
+  }
+}
+
+// The widening of one block, row after row, as the tile unit leaves time for it.
+struct Widening {
+  const uint8_t* row;  // the next, at the block's first column
+  int64_t stride;
+  int64_t num_left;   // rows, those that are missing included
+  int64_t num_there;  // of them; the last one stands in for the others, whose sums nobody reads
+  __mmask64 mask[2];  // of the columns that there are
+  uintptr_t ahead;    // bytes, to what is asked for early
+  uint16_t* out;      // the next row's part of the panel's first tile
+};
+constexpr int64_t kTileNumbers = kAmxRows * kAmxK;
+
+// From column k on. At a row's end the same row of the next item is asked for.
+Widening start_widening(const Item& item, int64_t k, WidenedBlock& out) {
   const int64_t cols = item.w.cols;
-  for (int64_t i = begin; i < end; ++i) {
-    const uint8_t* const row = static_cast<const uint8_t*>(item.w.data) +
-                               (item.row + std::min(i, item.num_rows - 1)) * cols;
-    for (int64_t half = 0; half < 2; ++half) {
-      const int64_t at = k + 64 * half, left = i < item.num_rows ? cols - at : 0;
-      _mm_prefetch(reinterpret_cast<const char*>(row + at + kAhead), _MM_HINT_T0);
-      const __mmask64 mask = left >= 64  ? ~__mmask64{0}
-                             : left <= 0 ? 0
-                                         : (__mmask64{1} << left) - 1;
-      __m512i wide[2];
-      widen_e4m3_parts(table, _mm512_maskz_loadu_epi8(mask, row + at), wide);
-      auto& tiles = out.tiles[i / kAmxRows];
-      _mm512_store_si512(tiles[2 * half][i % kAmxRows], wide[0]);
-      _mm512_store_si512(tiles[2 * half + 1][i % kAmxRows], wide[1]);
-    }
+  const auto mask_of = [](int64_t left) {
+    return left >= 64 ? ~__mmask64{0} : left <= 0 ? 0 : (__mmask64{1} << left) - 1;
+  };
+  const int64_t to_next = k + kAhead < cols ? 0 : (item.num_rows - 1) * cols;
+  return {static_cast<const uint8_t*>(item.w.data) + item.row * cols + k,
+          cols,
+          round_up(item.num_rows, kAmxRows),
+          item.num_rows,
+          {mask_of(cols - k), mask_of(cols - k - 64)},
+          static_cast<uintptr_t>(kAhead + to_next),
+          &out.tiles[0][0][0][0]};
+}
+
+AMX_INLINE void ask_for(uintptr_t address) {
+  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
+}
+
+AMX_INLINE void widen_rows(const E4M3BitWidener& table, int64_t count, Widening& w) {
+  for (count = std::min(count, w.num_left); count > 0; --count) {
+    const auto address = reinterpret_cast<uintptr_t>(w.row) + w.ahead;
+    ask_for(address);
+    ask_for(address + 64);
+    const __m512i bytes[2] = {_mm512_maskz_loadu_epi8(w.mask[0], w.row),
+                              _mm512_maskz_loadu_epi8(w.mask[1], w.row + 64)};
+    __m512i wide[2][2];
+    widen_e4m3_bits(table, bytes, wide);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) _mm512_store_si512(w.out + i * kTileNumbers, wide[i / 2][i % 2]);
+    if (--w.num_there > 0) w.row += w.stride;
+    w.out += kAmxK;
+    // A panel's first row is as far from the last row of the panel before it as its four tiles are.
+    if (--w.num_left == kAmxRows) w.out += (kBlockTiles - 1) * kTileNumbers;
   }
 }
 
-// sums += c times the block's factor, over the item's tiles of C.
-template <int kP, int kM>
-BF16_KERNEL void add_scaled(const float* c, float factor, int64_t columns, bool is_first,
-                            float* sums, int64_t panel_stride) {
-  const __m512 scale = _mm512_set1_ps(factor);
-  for (int p = 0; p < kP; ++p)
-    for (int t = 0; t < kM; ++t)
-      for (int64_t i = 0; i < columns; ++i) {
-        float* const to = sums + p * panel_stride + t * kTileFloats + i * kAmxRows;
-        const __m512 before = is_first ? _mm512_setzero_ps() : _mm512_load_ps(to);
-        _mm512_store_ps(
-            to, _mm512_fmadd_ps(_mm512_load_ps(c + (2 * p + t) * kTileFloats + i * kAmxRows), scale,
-                                before));
-      }
+// Four tiles of C that wait to be taken times their block's factor and added to the sums.
+struct ScaledSums {
+  alignas(64) float c[4 * kTileFloats];
+  float* sums = nullptr;  // of the first panel and tile of x; the second panel's are kPanelSums on
+  float factor = 0;
+  bool is_first = false;
+  bool is_there[4] = {};
+};
+constexpr int64_t kPanelSums = kItemTiles * kTileFloats;
+
+AMX_INLINE void add_scaled(const ScaledSums& from, int64_t tile, int64_t columns) {
+  if (!from.is_there[tile]) return;
+  const float* const c = from.c + tile * kTileFloats;
+  float* const to = from.sums + tile / 2 * kPanelSums + tile % 2 * kTileFloats;
+  const __m512 factor = _mm512_set1_ps(from.factor);
+  for (int64_t i = 0; i < columns * kAmxRows; i += 16)
+    _mm512_store_ps(to + i,
+                    _mm512_fmadd_ps(_mm512_load_ps(c + i), factor,
+                                    _mm512_maskz_load_ps(from.is_first ? 0 : 0xffff, to + i)));
 }
 
-template <int kP, int kM>
-FATHOM_INLINE void multiply_block(const Item& item, int64_t m, int64_t k, const WidenedBlock& w) {
-  clear_sums<kP, kM>();
-  for (int64_t t = 0; t < kBlockTiles; ++t)
-    add_products<kP, kM>({w.tiles[0][t], sizeof w.tiles[0][t][0]},
-                         {w.tiles[1][t], sizeof w.tiles[1][t][0]}, item.x.tile(m, k / kAmxK + t),
-                         item.x.tile(m + kM - 1, k / kAmxK + t), item.x.row_bytes());
-}
-
-// One block of columns; meanwhile the vector units widen the next.
-template <int kP>
-void multiply_blocks(const Item& item, const float* factors) {
+// All of an item, 128 columns at a time. While the tile unit multiplies, the vector units widen the
+// next block and add what the last products gave.
+AMX_KERNEL void multiply_e4m3(const Item& item) {
   WidenedBlock blocks[2];
-  alignas(64) float c[kPanels * 2 * kTileFloats];
-  alignas(64) float sums[kPanels * kItemTiles * kTileFloats];
-  constexpr int64_t kPanelSums = kItemTiles * kTileFloats;
-  const int64_t columns = item.x.columns, num_m = item.m_end - item.m;
-  const int64_t num_steps = ceil_div(num_m, 2), num_rows = kP * kAmxRows;
-  widen_block(item, 0, 0, num_rows, blocks[0]);
-  for (int64_t k = 0; k < item.w.cols; k += kQuantGroup) {
-    const int64_t block = k / kQuantGroup;
-    for (int64_t step = 0; step < num_steps; ++step) {
-      const int64_t m = item.m + 2 * step;
-      const bool is_two = m + 1 < item.m_end;
-      if (is_two)
-        multiply_block<kP, 2>(item, m, k, blocks[block % 2]);
-      else
-        multiply_block<kP, 1>(item, m, k, blocks[block % 2]);
-      if (k + kQuantGroup < item.w.cols)
-        widen_block(item, k + kQuantGroup, num_rows * step / num_steps,
-                    num_rows * (step + 1) / num_steps, blocks[1 - block % 2]);
-      float* const to = sums + 2 * step * kTileFloats;
-      if (is_two) {
-        store_sums<kP, 2>(c, item.x.row_bytes());
-        add_scaled<kP, 2>(c, factors[block], columns, k == 0, to, kPanelSums);
-      } else {
-        store_sums<kP, 1>(c, item.x.row_bytes());
-        add_scaled<kP, 1>(c, factors[block], columns, k == 0, to, kPanelSums);
-      }
-    }
-  }
-  for (int p = 0; p < kP; ++p)
-    for (int64_t t = 0; t < num_m; ++t) {
-      const View2<float> y = item.output(p, item.m + t);
-      store_columns(sums + p * kPanelSums + t * kTileFloats, columns, y.cols, y);
-    }
-}
-
-void multiply_item(const Item& item) {
-  if (item.w.format == WeightFormat::kBF16) return multiply_bf16(item);
+  ScaledSums pending[2];
+  alignas(64) float sums[kPanels * kPanelSums];
+  const E4M3BitWidener table = e4m3_bit_widener();
   const float* const factors =
       item.w.scale_inv + item.row / kQuantGroup * ceil_div(item.w.cols, kQuantGroup);
-  item.num_rows > kAmxRows ? multiply_blocks<2>(item, factors) : multiply_blocks<1>(item, factors);
+  const int64_t columns = item.x.columns, num_m = item.m_end - item.m;
+  const int64_t slots = ceil_div(num_m, 2) * kBlockTiles;
+  const bool has_panel = item.num_rows > kAmxRows;
+  int64_t step = 0;
+  Widening next = start_widening(item, 0, blocks[0]);
+  widen_rows(table, next.num_left, next);
+  for (int64_t block = 0; block * kQuantGroup < item.w.cols; ++block) {
+    const WidenedBlock& w = blocks[block % 2];
+    if ((block + 1) * kQuantGroup < item.w.cols)
+      next = start_widening(item, (block + 1) * kQuantGroup, blocks[1 - block % 2]);
+    const int64_t rows_a_slot = ceil_div(next.num_left, slots);
+    for (int64_t t = 0; t < num_m; t += 2, ++step) {
+      const ScaledSums& before = pending[1 - step % 2];
+      const bool has_tile = t + 1 < num_m;
+      clear_sums();
+      for (int64_t i = 0; i < kBlockTiles; ++i) {
+        const int64_t m = item.m + t, k = block * kBlockTiles + i;
+        add_products({w.tiles[0][i], sizeof w.tiles[0][i][0]},
+                     {w.tiles[1][i], sizeof w.tiles[1][i][0]}, has_panel, item.x.tile(m, k),
+                     item.x.tile(m + has_tile, k), has_tile, item.x.row_bytes());
+        add_scaled(before, i, columns);
+        widen_rows(table, rows_a_slot, next);
+      }
+      ScaledSums& now = pending[step % 2];
+      store_sums(now.c, item.x.row_bytes(), has_panel, has_tile);
+      now.sums = sums + t * kTileFloats;
+      now.factor = factors[block];
+      now.is_first = block == 0;
+      for (int i = 0; i < 4; ++i)
+        now.is_there[i] = (i / 2 == 0 || has_panel) && (i % 2 == 0 || has_tile);
+    }
+  }
+  for (int i = 0; i < 4; ++i) add_scaled(pending[1 - step % 2], i, columns);
+  for (int64_t panel = 0; panel * kAmxRows < item.num_rows; ++panel)
+    for (int64_t t = 0; t < num_m; ++t) {
+      const View2<float> y = item.output(panel, item.m + t);
+      store_columns(sums + panel * kPanelSums + t * kTileFloats, columns, y.cols, y);
+    }
 }
 
 InputTiles pack_inputs(View2<const float> x_MK, bool is_e4m3, LineBuffer& buffer) {
@@ -317,12 +388,18 @@ void linear_amx(View2<const float> x_MK, const WeightView& w, View2<float> y_MN)
   base::parallel_for(num_items * num_m_blocks, grain, [&](int64_t begin, int64_t end) {
     const TileShape shape(x.columns);
     for (int64_t at = begin; at < end; ++at) {
-      const int64_t m = at / num_items * kItemTiles, item = first + at % num_items;
+      const int64_t m = at % num_m_blocks * kItemTiles, item = first + at / num_m_blocks;
       const int64_t row = std::max(item * kItemRows, w.first_row);
       const int64_t num_rows = std::min((item + 1) * kItemRows, w.first_row + w.rows) - row;
-      multiply_item({x, m, std::min(m + kItemTiles, num_m), w, row, num_rows,
-                     View2<float>(y_MN[m * kAmxCols] + (row - w.first_row),
-                                  x_MK.rows - m * kAmxCols, num_rows, y_MN.stride)});
+      const Item work_item{x,
+                           m,
+                           std::min(m + kItemTiles, num_m),
+                           w,
+                           row,
+                           num_rows,
+                           View2<float>(y_MN[m * kAmxCols] + (row - w.first_row),
+                                        x_MK.rows - m * kAmxCols, num_rows, y_MN.stride)};
+      w.format == WeightFormat::kBF16 ? multiply_bf16(work_item) : multiply_e4m3(work_item);
     }
   });
 }
