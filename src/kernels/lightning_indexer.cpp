@@ -4,7 +4,9 @@
 #include <limits>
 
 #include "base/parallel.h"
+#include "kernels/amx_tile.h"
 #include "kernels/bf16_tile.h"
+#include "kernels/index_tile_amx.h"
 #include "kernels/index_tile_bf16.h"
 #include "kernels/tile.h"
 #include "kernels/top_k.h"
@@ -54,9 +56,20 @@ struct Range {
   int64_t begin, end;
 };
 
+// What a thread holds while it uses a form of tile: nothing, but on AMX its tiles' layout.
+struct NoScope {};
+#if FATHOM_HAS_AMX_KERNELS
+struct SquareTiles {
+  TileShape shape{kAmxCols};
+};
+#else
+using SquareTiles = NoScope;
+#endif
+
 // A tile of keys for all of a thread's queries. F32Tile takes any values.
 class F32Tile {
  public:
+  using Scope = NoScope;
   static constexpr int64_t kKeys = kTileCols;
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
@@ -92,14 +105,25 @@ class F32Tile {
 // For values that bf16 holds exactly: how keys and heads are laid out, for many heads and for few.
 struct Pairs {
   using Word = uint32_t;
+  using Scope = NoScope;
   static constexpr auto heads_size = paired_heads_size;
   static constexpr auto keys_size = paired_keys_size;
   static constexpr auto pack_heads = pair_heads;
   static constexpr auto load_keys = pair_keys;
   static constexpr auto score = score_paired_tile;
 };
+struct AmxTiles {
+  using Word = uint32_t;
+  using Scope = SquareTiles;
+  static constexpr auto heads_size = tiled_heads_size;
+  static constexpr auto keys_size = paired_keys_size;
+  static constexpr auto pack_heads = tile_heads;
+  static constexpr auto load_keys = pair_keys;
+  static constexpr auto score = score_amx_tile;
+};
 struct Octets {
   using Word = uint16_t;
+  using Scope = NoScope;
   static constexpr auto heads_size = few_heads_size;
   static constexpr auto keys_size = octet_keys_size;
   static constexpr auto pack_heads = round_heads;
@@ -110,6 +134,7 @@ struct Octets {
 template <typename Form>
 class BF16Tile {
  public:
+  using Scope = typename Form::Scope;
   static constexpr int64_t kKeys = kIndexTileKeys;
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
@@ -149,6 +174,7 @@ void for_each_tile(const IndexerInput& input, std::span<const int64_t> queries, 
   if (queries.empty()) return;
   static thread_local Tile tile;
   tile.set_queries(input, queries);
+  [[maybe_unused]] const typename Tile::Scope scope;
   const int64_t end = std::min(keys.end, visible_end(input, queries.back()));
   for (int64_t s = keys.begin; s < end; s += Tile::kKeys) {
     const int64_t count = std::min(Tile::kKeys, end - s);
@@ -174,6 +200,8 @@ void for_each_score(const IndexerInput& input, Range queries, Range keys, const 
   }
   if (num_heads(input) <= kFewIndexHeads)
     for_each_tile<BF16Tile<Octets>>(input, paired, keys, take);
+  else if (has_amx())
+    for_each_tile<BF16Tile<AmxTiles>>(input, paired, keys, take);
   else
     for_each_tile<BF16Tile<Pairs>>(input, paired, keys, take);
   for_each_tile<F32Tile>(input, others, keys, take);
