@@ -158,7 +158,7 @@ void check_shapes(const SparseMla& io) {
 
 // Nothing seen yet.
 void clear(MlaPartial& partial) {
-  const int64_t num_heads = round_up_to_pair_tiles(partial.sum_HC.rows);
+  const int64_t num_heads = round_up(round_up_to_pair_tiles(partial.sum_HC.rows), kPairLanes);
   std::fill_n(partial.maximum, num_heads, kMinusInfinity);
   std::fill_n(partial.weight, num_heads, 0.0f);
   std::fill_n(partial.sum_HC.data, num_heads * partial.sum_HC.stride, 0.0f);
@@ -183,18 +183,24 @@ std::vector<MlaPartial> reserve_partials(const SparseMla& io, int64_t num_parts)
 struct PackedQueries {
   const float* f32 = nullptr;
   const uint32_t* paired = nullptr;
+  const uint32_t* tiled = nullptr;
 };
 
 PackedQueries pack_queries(const SparseMla& io) {
   static thread_local LineBuffer storage;
+  if (can_tile_latents(io)) {
+    auto* const packed = storage.reserve<uint32_t>(tiled_queries_size(io));
+    tile_queries(io, packed);
+    return {.tiled = packed};
+  }
   if (can_pair_latents(io.latent_SD.layout)) {
     auto* const packed = storage.reserve<uint32_t>(paired_queries_size(io));
     pair_queries(io, packed);
-    return {nullptr, packed};
+    return {.paired = packed};
   }
   auto* const packed = storage.reserve<float>(round_up(io.q_HD.rows, kTileRows) * io.q_HD.cols);
   pack_tile_rows(io.q_HD.data, io.q_HD.rows, io.q_HD.cols, io.q_HD.stride, packed);
-  return {packed, nullptr};
+  return {.f32 = packed};
 }
 
 }  // namespace
@@ -210,6 +216,7 @@ void sparse_mla(const SparseMla& io) {
       const int64_t first = io.num_keys * part / num_parts;
       const int64_t last = io.num_keys * (part + 1) / num_parts;
       clear(parts[part]);
+      if (queries.tiled) attend_tiled(io, queries.tiled, first, last, parts[part]);
       if (queries.paired) attend_paired(io, queries.paired, first, last, parts[part]);
       if (queries.f32) attend(io, queries.f32, first, last, parts[part]);
     }

@@ -1,10 +1,9 @@
 #include <algorithm>
-#include <cstring>
 #include <limits>
 
 #include "kernels/bf16_octet.h"
 #include "kernels/bf16_tile.h"
-#include "kernels/fp8.h"
+#include "kernels/latent_bf16.h"
 #include "kernels/sparse_mla_block.h"
 #include "kernels/tile.h"
 
@@ -34,12 +33,6 @@ namespace {
 constexpr int64_t kBlock = 128;
 constexpr int64_t kBlockPairs = kBlock / 2;
 constexpr int64_t kTile = kPairTileCols;
-// Numbers of a row that are widened at once.
-constexpr int64_t kWidened = 64;
-// Few heads are multiplied by octets: turning keys into columns would take longer than the
-// products.
-constexpr int64_t kFewHeads = 6;
-
 struct Scratch {
   uint16_t* rows;     // [32][D, padded to 32], bf16
   uint32_t* columns;  // [D / 2][32], pairs along D
@@ -61,71 +54,6 @@ Scratch reserve_scratch(const SparseMla& io) {
           rescale.reserve<float>(heads)};
 }
 
-// e^x for x <= 0, to 3e-7 of it: 2^n 2^f with a polynomial for f in [-1/2, 1/2] (Cephes' exp2f
-// coefficients).
-BF16_INLINE __m512 exp_negative(__m512 x) {
-  // In this order the maximum of NaN is NaN.
-  const __m512 y =
-      _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
-  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(y, n);
-  __m512 e = _mm512_set1_ps(1.535336188319500e-4f);
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.339887440266574e-3f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(9.618437357674640e-3f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(5.550332471162809e-2f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(2.402264791363012e-1f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(6.931472028550421e-1f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(e, n);
-}
-
-BF16_INLINE __mmask32 first_halves(int64_t count) {
-  return count >= 32 ? ~0u : (1u << std::max<int64_t>(count, 0)) - 1;
-}
-
-// bf16 numbers * 2^exponent; zeros and NaNs stay.
-BF16_INLINE __m512i scale_bf16(__m512i numbers, int exponent) {
-  const __m512i magnitude = _mm512_and_si512(numbers, _mm512_set1_epi16(0x7fff));
-  const __mmask32 is_number = _mm512_mask_cmplt_epi16_mask(
-      _mm512_test_epi16_mask(magnitude, magnitude), magnitude, _mm512_set1_epi16(0x7f80));
-  return _mm512_mask_add_epi16(numbers, is_number, numbers,
-                               _mm512_set1_epi16(static_cast<int16_t>(exponent << 7)));
-}
-
-BF16_INLINE void copy_bf16(const std::byte* from, int64_t count, uint16_t* to) {
-  for (int64_t x = 0; x < count; x += 32) {
-    const __mmask32 mask = first_halves(count - x);
-    _mm512_mask_storeu_epi16(to + x, mask, _mm512_maskz_loadu_epi16(mask, from + 2 * x));
-  }
-}
-
-// A row as bf16, zeros behind it up to `width`. FP8's power-of-two scales go to the exponents.
-BF16_INLINE void widen_to_bf16(const RowLayout& layout, const std::byte* row, int64_t width,
-                               uint16_t* out) {
-  const int64_t dim = layout.dim();
-  for (int64_t x = dim; x < width; x += 32)
-    _mm512_mask_storeu_epi16(out + x, first_halves(width - x), _mm512_setzero_si512());
-  if (layout.format == RowFormat::kBF16) {
-    copy_bf16(row, dim, out);
-    return;
-  }
-  const E4M3Widener table = e4m3_widener();
-  const std::byte* const scales = row + layout.quantised;
-  for (int64_t x = 0; x < layout.quantised; x += kWidened) {
-    const int64_t count = layout.quantised - x;
-    const __mmask64 mask = count >= kWidened ? ~0ull : (1ull << count) - 1;
-    uint32_t scale;
-    std::memcpy(&scale, scales + x / kQuantGroup * sizeof scale, sizeof scale);
-    __m512i wide[2];
-    widen_e4m3(table, _mm512_maskz_loadu_epi8(mask, row + x), wide);
-    for (int i = 0; i < 2; ++i)
-      _mm512_mask_storeu_epi16(out + x + 32 * i, first_halves(count - 32 * i),
-                               scale_bf16(wide[i], static_cast<int>(scale >> 23) - 127));
-  }
-  const int64_t groups = (layout.quantised + kQuantGroup - 1) / kQuantGroup;
-  copy_bf16(scales + groups * sizeof(float), layout.exact, out + layout.quantised);
-}
-
 // Sixteen rows of bf16 as columns of pairs.
 BF16_INLINE void transpose_pairs(const uint16_t* rows, int64_t width, uint32_t* out) {
   for (int64_t x = 0; x < width; x += 32) {
@@ -139,9 +67,7 @@ BF16_INLINE void transpose_pairs(const uint16_t* rows, int64_t width, uint32_t* 
 // Rows two by two as pairs of keys, a tile of columns after another.
 BF16_INLINE void interleave_values(const uint16_t* rows, int64_t width, int64_t cols,
                                    uint32_t* values) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i low = low_pairs_of_rows(), high = high_pairs_of_rows();
   for (int64_t pair = 0; pair < kTile / 2; ++pair, rows += 2 * width) {
     for (int64_t c = 0; c < cols; c += kTile) {
       const __m512i even = _mm512_loadu_si512(rows + c), odd = _mm512_loadu_si512(rows + width + c);
@@ -152,10 +78,6 @@ BF16_INLINE void interleave_values(const uint16_t* rows, int64_t width, int64_t 
   }
 }
 
-const std::byte* row_of(const SparseMla& io, int64_t i) {
-  return io.latent_SD[io.keys ? io.keys[i] : i];
-}
-
 // 32 keys from the first-th on, as rows, as values and, for many heads, as columns; missing ones
 // are zero.
 BF16_KERNEL void load_keys(const SparseMla& io, int64_t first, int64_t count,
@@ -164,22 +86,10 @@ BF16_KERNEL void load_keys(const SparseMla& io, int64_t first, int64_t count,
   for (int64_t i = 0; i < count; ++i)
     widen_to_bf16(io.latent_SD.layout, row_of(io, first + i), width, scratch.rows + i * width);
   std::fill(scratch.rows + count * width, scratch.rows + kTile * width, uint16_t{0});
-  for (int64_t i = 0; i < kTile && io.q_HD.rows > kFewHeads; i += kPairLanes)
+  for (int64_t i = 0; i < kTile && io.q_HD.rows > kFewMlaHeads; i += kPairLanes)
     transpose_pairs(scratch.rows + i * width, width, scratch.columns + i);
   interleave_values(scratch.rows, width, io.out_HC.cols, values);
 }
-
-// Rows that are gathered next, to the second cache.
-struct Ahead {
-  const SparseMla& io;
-  int64_t next, end;
-
-  void fetch(int64_t count) {
-    const int64_t bytes = io.latent_SD.layout.num_bytes();
-    for (const int64_t stop = std::min(next + count, end); next < stop; ++next)
-      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(row_of(io, next) + at);
-  }
-};
 
 template <int kRows>
 BF16_INLINE void score_heads(const uint32_t* queries, const uint32_t* columns, int64_t pairs,
@@ -252,8 +162,8 @@ BF16_KERNEL void score_few(const SparseMla& io, const uint32_t* queries, const u
 }
 
 using ScoreFew = void (*)(const SparseMla&, const uint32_t*, const uint16_t*, Ahead, float*);
-constexpr ScoreFew kScoreFew[kFewHeads] = {score_few<1>, score_few<2>, score_few<3>,
-                                           score_few<4>, score_few<5>, score_few<6>};
+constexpr ScoreFew kScoreFew[kFewMlaHeads] = {score_few<1>, score_few<2>, score_few<3>,
+                                              score_few<4>, score_few<5>, score_few<6>};
 
 // Scores from the i-th on, minus infinity behind their end.
 BF16_INLINE __m512 load_scores(const float* scores, int64_t i, int64_t count) {
@@ -331,7 +241,7 @@ BF16_KERNEL void accumulate(const Scratch& scratch, int64_t count, MlaPartial& p
 BF16_KERNEL void pair_queries(const SparseMla& io, uint32_t* packed) {
   Ahead{io, 0, std::min(io.num_keys, kTile)}.fetch(kTile);
   const View2<const float> q = io.q_HD;
-  if (q.rows > kFewHeads) {
+  if (q.rows > kFewMlaHeads) {
     pack_pair_rows(q.data, q.rows, q.cols, q.stride, packed);
     return;
   }
@@ -348,7 +258,7 @@ void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, 
     for (int64_t i = 0; i < count; i += kTile) {
       load_keys(io, s + i, std::min(kTile, count - i), scratch, scratch.values + i / 2 * kTile);
       const Ahead ahead{io, s + i + kTile, std::min(io.num_keys, s + i + 2 * kTile)};
-      if (heads <= kFewHeads)
+      if (heads <= kFewMlaHeads)
         kScoreFew[heads - 1](io, queries, scratch.rows, ahead, scratch.scores + i);
       else
         score_tile(io, queries, scratch.columns, ahead, scratch.scores + i);

@@ -8,8 +8,8 @@
 
 namespace fathom::kernels {
 
-// Running softmax of all heads over the keys so far. There is memory for the heads of whole pair
-// tiles, and in a row of sums for whole tiles of columns.
+// Running softmax of all heads over the keys so far. There is memory for the heads of whole tiles
+// of either kind, and in a row of sums for whole tiles of columns.
 struct MlaPartial {
   View2<float> sum_HC;  // of exp(score - maximum) * value
   float* maximum;
@@ -26,5 +26,16 @@ void pair_queries(const SparseMla& io, uint32_t* packed);
 // Keys begin .. end - 1 of io's, into a fresh partial.
 void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, int64_t end,
                    MlaPartial& partial);
+
+// Few heads are multiplied by octets: turning keys into columns would take longer than the
+// products, and most of a tile would stay empty.
+inline constexpr int64_t kFewMlaHeads = 6;
+
+// The same on AMX, for more heads than that.
+bool can_tile_latents(const SparseMla& io);
+int64_t tiled_queries_size(const SparseMla& io);
+void tile_queries(const SparseMla& io, uint32_t* packed);
+void attend_tiled(const SparseMla& io, const uint32_t* queries, int64_t begin, int64_t end,
+                  MlaPartial& partial);
 
 }  // namespace fathom::kernels
