@@ -1,8 +1,10 @@
 #include "kernels/index_tile_amx.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels/amx_tile.h"
+#include "kernels/bf16_octet.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -19,6 +21,15 @@ int64_t num_k_tiles(int64_t dim) { return round_up(dim, 2 * kAmxK) / kAmxK; }
 int64_t tiled_heads_size(int64_t num_heads, int64_t dim) {
   return round_up(num_heads, 2 * kAmxRows) / kAmxRows * num_k_tiles(dim) * kTileWords;
 }
+
+// [queries / 4][k / 32][16 pairs][4 queries][4 heads], the queries' tiles by twos.
+int64_t column_heads_size(int64_t num_queries, int64_t dim) {
+  return round_up(num_queries, 2 * kColumnQueries) / kColumnQueries * num_k_tiles(dim) * kTileWords;
+}
+int64_t column_weights_size(int64_t num_queries) {
+  return round_up(num_queries, 2 * kColumnQueries) * kColumnHeads;
+}
+int64_t key_rows_size(int64_t dim) { return kIndexTileKeys * num_k_tiles(dim) * kAmxK; }
 
 #if FATHOM_HAS_AMX_KERNELS
 
@@ -100,12 +111,137 @@ AMX_KERNEL void score_amx_tile(const PackedQuery<uint32_t>& query, const uint32_
                      _mm512_mul_ps(total[v], _mm512_loadu_ps(scales + v * kAmxCols)));
 }
 
+namespace {
+
+// What two tiles of keys gave for two of queries: [queries][keys][16][16].
+FATHOM_INLINE void multiply_keys(const IndexKeyRows& keys, const uint32_t* heads, int64_t num_k,
+                                 Products& out) {
+  const auto* const rows = static_cast<const std::byte*>(keys.data);
+  tile_clear<0>();
+  tile_clear<1>();
+  tile_clear<2>();
+  tile_clear<3>();
+  for (int64_t k = 0; k < num_k; ++k) {
+    const std::byte* const at = rows + k * kAmxK * sizeof(uint16_t);
+    tile_load<4>(at, keys.row_bytes);
+    tile_load<6>(heads + k * kTileWords, 64);
+    tile_multiply<0, 4, 6>();
+    tile_load<5>(at + kAmxRows * keys.row_bytes, keys.row_bytes);
+    tile_multiply<1, 5, 6>();
+    tile_load<7>(heads + (num_k + k) * kTileWords, 64);
+    tile_multiply<2, 4, 7>();
+    tile_multiply<3, 5, 7>();
+  }
+  tile_store<0>(out.c, 64);
+  tile_store<1>(out.c + kTileFloats, 64);
+  tile_store<2>(out.c + 2 * kTileFloats, 64);
+  tile_store<3>(out.c + 3 * kTileFloats, 64);
+}
+
+// scores[4 queries][32] of sixteen keys: each query's sum over four columns of its products.
+AMX_INLINE void add_columns(const float* c, const float* weights, const float* scales,
+                            float* scores) {
+  const __m512 weight = _mm512_load_ps(weights), zero = _mm512_setzero_ps();
+  __m512i sums[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    __m512 key[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; ++v)
+      key[v] =
+          _mm512_mul_ps(_mm512_max_ps(_mm512_load_ps(c + (4 * i + v) * kAmxCols), zero), weight);
+    sums[i] = _mm512_castps_si512(add_lanes(key));
+  }
+  transpose_parts(sums);
+#pragma GCC unroll 4
+  for (int64_t query = 0; query < kColumnQueries; ++query)
+    _mm512_storeu_ps(scores + query * kIndexTileKeys,
+                     _mm512_mul_ps(_mm512_castsi512_ps(sums[query]), _mm512_loadu_ps(scales)));
+}
+
+AMX_KERNEL void widen_key_row(const RowLayout& layout, const std::byte* row, uint16_t* out) {
+  const int64_t dim = layout.dim();
+  const bool is_fp8 = layout.format == RowFormat::kFP8;
+  const E4M3Widener table = e4m3_widener();
+  for (int64_t x = 0; x < num_k_tiles(dim) * kAmxK; x += 2 * kAmxK) {
+    const int64_t left = dim - x;
+    __m512i wide[2];
+    if (is_fp8) {
+      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+      widen_e4m3(table, _mm512_maskz_loadu_epi8(mask, row + x), wide);
+    } else {
+      for (int i = 0; i < 2; ++i) {
+        const int64_t count = std::clamp<int64_t>(left - 32 * i, 0, 32);
+        const auto mask = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+        wide[i] = _mm512_maskz_loadu_epi16(mask, row + 2 * (x + 32 * i));
+      }
+    }
+    _mm512_store_si512(out + x, wide[0]);
+    _mm512_store_si512(out + x + kAmxK, wide[1]);
+  }
+}
+
+}  // namespace
+
+void set_column_heads(const float* q_JX, std::span<const float> w_J, int64_t dim, int64_t i,
+                      uint32_t* heads, float* weights) {
+  const int64_t num_heads = std::ssize(w_J), num_k = num_k_tiles(dim);
+  heads += i / kColumnQueries * num_k * kTileWords;
+  for (int64_t j = 0; j < num_heads; ++j) {
+    const int64_t column = i % kColumnQueries * kColumnHeads + j;
+    weights[i * kColumnHeads + j] = w_J[j];
+    for (int64_t x = 0; x < dim; ++x) {
+      uint16_t* const pair = reinterpret_cast<uint16_t*>(heads + x / kAmxK * kTileWords +
+                                                         x % kAmxK / 2 * kAmxCols + column);
+      pair[x % 2] = static_cast<uint16_t>(std::bit_cast<uint32_t>(q_JX[j * dim + x]) >> 16);
+    }
+  }
+}
+
+IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, uint16_t* copy,
+                           float (&scales)[kIndexTileKeys]) {
+  const RowLayout& layout = k_SX.layout;
+  const int64_t dim = layout.dim(), bytes = layout.num_bytes();
+  prefetch_index_keys(k_SX, first + 2 * kIndexTileKeys);
+  load_index_scales(k_SX, first, count, scales);
+  const std::byte* const begin = k_SX[first];
+  if (layout.format == RowFormat::kBF16 && count == kIndexTileKeys && dim % (2 * kAmxK) == 0)
+    return {begin, bytes};
+  const int64_t width = num_k_tiles(dim) * kAmxK;
+  for (int64_t i = 0; i < kIndexTileKeys; ++i)
+    widen_key_row(layout, begin + std::min(i, count - 1) * bytes, copy + i * width);
+  return {copy, width * static_cast<int64_t>(sizeof *copy)};
+}
+
+AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries,
+                              int64_t dim, const IndexKeyRows& keys, const float* scales,
+                              float* scores) {
+  const int64_t num_k = num_k_tiles(dim);
+  Products products;
+  for (int64_t i = 0; i < num_queries; i += 2 * kColumnQueries) {
+    multiply_keys(keys, heads + i / kColumnQueries * num_k * kTileWords, num_k, products);
+    for (int64_t part = 0; part < 4; ++part) {
+      const int64_t query = i + part / 2 * kColumnQueries, key = part % 2 * kAmxRows;
+      if (query < num_queries)
+        add_columns(products.c + part * kTileFloats, weights + query * kColumnHeads, scales + key,
+                    scores + query * kIndexTileKeys + key);
+    }
+  }
+}
+
 #else
 
 // Never called: has_amx() is false.
 void tile_heads(const float*, int64_t, int64_t, uint32_t*) {}
 void score_amx_tile(const PackedQuery<uint32_t>&, const uint32_t*, const float*,
                     float (&)[kIndexTileKeys]) {}
+void set_column_heads(const float*, std::span<const float>, int64_t, int64_t, uint32_t*, float*) {}
+IndexKeyRows load_key_rows(const PagedRows&, int64_t, int64_t, uint16_t*,
+                           float (&)[kIndexTileKeys]) {
+  return {};
+}
+void score_columns(const uint32_t*, const float*, int64_t, int64_t, const IndexKeyRows&,
+                   const float*, float*) {}
 
 #endif
 

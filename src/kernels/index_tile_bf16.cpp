@@ -42,6 +42,26 @@ int64_t paired_keys_size(int64_t dim) { return padded_dim(dim) / 2 * kIndexTileK
 int64_t few_heads_size(int64_t num_heads, int64_t dim) { return num_heads * padded_dim(dim); }
 int64_t octet_keys_size(int64_t dim) { return kIndexTileKeys * padded_dim(dim); }
 
+// A tile's rows follow each other in one page.
+static_assert(kPageRows % kIndexTileKeys == 0);
+
+void prefetch_index_keys(const PagedRows& rows, int64_t first) {
+  const int64_t count = std::min(kIndexTileKeys, rows.num_rows - first);
+  const int64_t bytes = count * rows.layout.num_bytes();
+  if (count <= 0) return;
+  const std::byte* const begin = rows[first];
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at);
+}
+
+void load_index_scales(const PagedRows& rows, int64_t first, int64_t count,
+                       float (&scales)[kIndexTileKeys]) {
+  std::fill_n(scales, kIndexTileKeys, 1.0f);
+  if (rows.layout.format != RowFormat::kFP8) return;
+  const std::byte* const begin = rows[first] + rows.layout.dim();
+  const int64_t bytes = rows.layout.num_bytes();
+  for (int64_t i = 0; i < count; ++i) std::memcpy(scales + i, begin + i * bytes, sizeof *scales);
+}
+
 #if FATHOM_HAS_BF16_KERNELS
 
 namespace {
@@ -82,19 +102,6 @@ BF16_INLINE void columns_of_bf16(const std::byte* const (&rows)[kPairLanes], int
     transpose_lanes(lanes);
     for (int i = 0; i < 16; ++i) _mm512_store_si512(out + (x / 2 + i) * kIndexTileKeys, lanes[i]);
   }
-}
-
-// A tile's rows follow each other in one page.
-static_assert(kPageRows % kIndexTileKeys == 0);
-
-// Fetches the tile after next while this one is computed: pages lie anywhere, so the processor's
-// own prefetching stops at their ends.
-void prefetch_tile(const PagedRows& rows, int64_t first) {
-  const int64_t count = std::min(kIndexTileKeys, rows.num_rows - first);
-  const int64_t bytes = count * rows.layout.num_bytes();
-  if (count <= 0) return;
-  const std::byte* const begin = rows[first];
-  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at);
 }
 
 // The sixteen keys of four rows each, v's being rows v, v + 4, v + 8 and v + 12.
@@ -174,15 +181,6 @@ BF16_INLINE void add_heads(const uint32_t* heads, const float* w, int64_t count,
   }
 }
 
-void load_scales(const PagedRows& rows, int64_t first, int64_t count,
-                 float (&scales)[kIndexTileKeys]) {
-  std::fill_n(scales, kIndexTileKeys, 1.0f);
-  if (rows.layout.format != RowFormat::kFP8) return;
-  const std::byte* const begin = rows[first] + rows.layout.dim();
-  const int64_t bytes = rows.layout.num_bytes();
-  for (int64_t i = 0; i < count; ++i) std::memcpy(scales + i, begin + i * bytes, sizeof *scales);
-}
-
 }  // namespace
 
 BF16_KERNEL void pair_heads(const float* q_JX, int64_t num_heads, int64_t dim, uint32_t* heads) {
@@ -193,8 +191,8 @@ BF16_KERNEL void pair_keys(const PagedRows& k_SX, int64_t first, int64_t count, 
                            float (&scales)[kIndexTileKeys]) {
   const int64_t dim = k_SX.layout.dim();
   const bool is_fp8 = k_SX.layout.format == RowFormat::kFP8;
-  prefetch_tile(k_SX, first + 2 * kIndexTileKeys);
-  load_scales(k_SX, first, count, scales);
+  prefetch_index_keys(k_SX, first + 2 * kIndexTileKeys);
+  load_index_scales(k_SX, first, count, scales);
   const std::byte* const begin = k_SX[first];
   const int64_t bytes = k_SX.layout.num_bytes();
   for (int64_t part = 0; part < kIndexTileKeys; part += kPairLanes) {
@@ -232,8 +230,8 @@ BF16_KERNEL void load_octet_keys(const PagedRows& k_SX, int64_t first, int64_t c
                                  uint16_t* keys, float (&scales)[kIndexTileKeys]) {
   const int64_t dim = k_SX.layout.dim(), bytes = k_SX.layout.num_bytes();
   const bool is_fp8 = k_SX.layout.format == RowFormat::kFP8;
-  prefetch_tile(k_SX, first + 2 * kIndexTileKeys);
-  load_scales(k_SX, first, count, scales);
+  prefetch_index_keys(k_SX, first + 2 * kIndexTileKeys);
+  load_index_scales(k_SX, first, count, scales);
   const std::byte* const begin = k_SX[first];
   for (int64_t part = 0; part < kIndexTileKeys; part += kOctetRows) {
     for (int64_t v = 0; v < 4; ++v) {

@@ -17,6 +17,14 @@ bool can_pair_index_keys(const RowLayout& layout);
 // Whether bf16 holds each of x exactly, and none as a subnormal, which its dot products drop.
 bool is_exact_in_bf16(const float* x, int64_t count);
 
+// Fetches the tile after next while this one is computed: pages lie anywhere, so the processor's
+// own prefetching stops at their ends.
+void prefetch_index_keys(const PagedRows& rows, int64_t first);
+
+// Of keys first .. first + count - 1; one where the format has none.
+void load_index_scales(const PagedRows& rows, int64_t first, int64_t count,
+                       float (&scales)[kIndexTileKeys]);
+
 // Few heads have a form of their own, in which keys need not be transposed: that would take longer
 // than the products. Sums in another order, so a model has the one or the other.
 inline constexpr int64_t kFewIndexHeads = 6;

@@ -166,6 +166,49 @@ class BF16Tile {
   float scales_[kKeys] = {};
 };
 
+// For few heads on AMX: all queries at once, four to a tile.
+class ColumnTile {
+ public:
+  using Scope = SquareTiles;
+  static constexpr int64_t kKeys = kIndexTileKeys;
+
+  void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
+    input_ = &input;
+    dim_ = input.k_SX.layout.dim();
+    num_queries_ = std::ssize(queries);
+    const int64_t words = column_heads_size(num_queries_, dim_);
+    const int64_t weights = column_weights_size(num_queries_);
+    heads_ = heads_buffer_.reserve<uint32_t>(words);
+    weights_ = weights_buffer_.reserve<float>(weights);
+    keys_ = keys_buffer_.reserve<uint16_t>(key_rows_size(dim_));
+    scores_ = scores_buffer_.reserve<float>(round_up(num_queries_, kColumnQueries) * kKeys);
+    std::fill_n(heads_, words, 0u);
+    std::fill_n(weights_, weights, 0.0f);
+    for (int64_t i = 0; i < num_queries_; ++i)
+      set_column_heads(input.q_TJX[queries[i]],
+                       {input.w_TJ[queries[i]], static_cast<size_t>(num_heads(input))}, dim_, i,
+                       heads_, weights_);
+  }
+
+  void set_keys(int64_t first, int64_t count) {
+    const IndexKeyRows rows = load_key_rows(input_->k_SX, first, count, keys_, scales_);
+    score_columns(heads_, weights_, num_queries_, dim_, rows, scales_, scores_);
+  }
+
+  void score(int64_t i, int64_t, float (&scores)[kKeys]) const {
+    std::copy_n(scores_ + i * kKeys, kKeys, scores);
+  }
+
+ private:
+  const IndexerInput* input_ = nullptr;
+  int64_t dim_ = 0, num_queries_ = 0;
+  LineBuffer heads_buffer_, weights_buffer_, keys_buffer_, scores_buffer_;
+  uint32_t* heads_ = nullptr;
+  uint16_t* keys_ = nullptr;
+  float *weights_ = nullptr, *scores_ = nullptr;
+  float scales_[kKeys] = {};
+};
+
 // Calls take(t, first key, its visible scores) for queries (ascending) x keys, tile by tile, keys
 // ascending.
 template <typename Tile, typename Take>
@@ -198,7 +241,9 @@ void for_each_score(const IndexerInput& input, Range queries, Range keys, const 
     const bool is_paired = can_pair && is_exact_in_bf16(input.q_TJX[t], input.q_TJX.cols);
     (is_paired ? paired : others).push_back(t);
   }
-  if (num_heads(input) <= kFewIndexHeads)
+  if (num_heads(input) <= kColumnHeads && has_amx())
+    for_each_tile<ColumnTile>(input, paired, keys, take);
+  else if (num_heads(input) <= kFewIndexHeads)
     for_each_tile<BF16Tile<Octets>>(input, paired, keys, take);
   else if (has_amx())
     for_each_tile<BF16Tile<AmxTiles>>(input, paired, keys, take);
