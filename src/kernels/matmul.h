@@ -36,7 +36,8 @@ enum class Precision { kF32, kBF16 };
 // Each y[m,n] is one sum over k in a fixed order (interleaved partial sums, then a tree): its bits
 // depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
 // kBF16 rounds x, not W: a W in BF16 or E4M3 (times its factors, in f32) is taken as it is, and one
-// in another format is multiplied in f32.
+// in another format is multiplied in f32. E4M3's NaN is one with AVX512-BF16; f32 kernels read 480.
+// A processor with AMX has its own bits (amx_tile.h), one with AVX512-BF16 alone others.
 // Scratch: one panel of W a thread; kBF16: x in bf16. Oracle reference::linear (of the rounded x),
 // relative tolerance 1e-5.
 void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN,
@@ -54,11 +55,11 @@ struct GemmShape {
 };
 
 // C[m,n] (+)= sum_k A[m,k] * B[k,n]; C is row-major. Sums run over k in order: kF32 in blocks of
-// 256; kBF16 two products at a time where the processor has AVX512-BF16, as kF32 where not. A row
-// of A and of B must each be contiguous in one direction (a stride of 1). gemm runs in parallel
-// over blocks of C, gemm_serial on the calling thread; same bits, and a row's depend on A's row and
-// B alone. Scratch a thread: blocks of the operands; kBF16: both, in bf16. Oracle reference::gemm
-// of the (rounded) operands, relative tolerance 1e-5.
+// 256; kBF16 two products at a time where the processor has AVX512-BF16, 32 where it has AMX, as
+// kF32 where it has neither. A row of A and of B must each be contiguous in one direction (a stride
+// of 1). gemm runs in parallel over blocks of C, gemm_serial on the calling thread; same bits, and
+// a row's depend on A's row and B alone. Scratch a thread: blocks of the operands; kBF16: both, in
+// bf16. Oracle reference::gemm of the (rounded) operands, relative tolerance 1e-5.
 void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
           Precision precision = Precision::kF32);
 void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,

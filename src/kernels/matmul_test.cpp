@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/parallel.h"
+#include "kernels/bf16_dot.h"
 #include "kernels/fp8.h"
 #include "kernels/test_data.h"
 
@@ -94,6 +95,50 @@ TEST(Linear, E4M3KeepsItsPrecisionForInputsOfAnyMagnitude) {
       }
     }
   }
+}
+
+// Zeros, subnormal numbers and NaN among them, wherever in a row of W they stand.
+TEST(Linear, EveryByteOfE4M3HasItsValue) {
+  constexpr int64_t kCols = 256, kOnes = 3;
+  std::vector<uint8_t> bytes(kCols * kCols);
+  const std::vector<float> factors(4, 0.5f);
+  for (int64_t n = 0; n < kCols; ++n)
+    for (int64_t k = 0; k < kCols; ++k) bytes[n * kCols + k] = static_cast<uint8_t>(n + k);
+  const WeightView weight{WeightFormat::kE4M3, bytes.data(), kCols, kCols, factors.data(), 0};
+  // Each row of W has every byte, so each sum a NaN.
+  for (const int64_t m : {1, 20}) {
+    if (!has_bf16_dot()) break;
+    const TestMatrix x(m, kCols, 1);
+    TestMatrix y(m, kCols, 2);
+    linear(x.view, weight, y.view, Precision::kBF16);
+    for (int64_t i = 0; i < m; ++i)
+      for (int64_t n = 0; n < kCols; ++n) ASSERT_TRUE(std::isnan(y.view[i][n])) << n;
+  }
+  // Without the two NaNs each sum is one number.
+  for (uint8_t& byte : bytes)
+    if ((byte & 127) == 127) byte = 0;
+  for (int64_t k = 0; k < kCols; ++k) {
+    TestMatrix x(1, kCols, 1), y(1, kCols, 2);
+    std::fill(x.storage.begin(), x.storage.end(), 0.0f);
+    x.view[0][k] = kOnes;
+    linear(x.view, weight, y.view, Precision::kBF16);
+    for (int64_t n = 0; n < kCols; ++n)
+      ASSERT_EQ(y.view[0][n], kOnes * 0.5f * from_e4m3(bytes[n * kCols + k])) << n << ", " << k;
+  }
+}
+
+TEST(Linear, NoColumnsGiveZeros) {
+  for (const auto precision : {Precision::kF32, Precision::kBF16})
+    for (const auto format : {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kE4M3})
+      for (const int64_t m : {1, 9, 40}) {
+        const uint8_t none = 0;
+        const float factor = 1;
+        TestMatrix y(m, 33, 2);
+        linear(View2<const float>(nullptr, m, 0, 0), {format, &none, 33, 0, &factor, 0}, y.view,
+               precision);
+        for (int64_t i = 0; i < m; ++i)
+          for (int64_t n = 0; n < 33; ++n) ASSERT_EQ(y.view[i][n], 0.0f);
+      }
 }
 
 TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
