@@ -21,6 +21,8 @@ constexpr int64_t kItemTiles = 8;                     // of x; more, and sums le
 constexpr int64_t kTileWords = kAmxRows * kAmxPairs;  // of 32 bits: one tile of bf16, 1 KiB
 constexpr int64_t kBlockTiles = kQuantGroup / kAmxK;  // that share a factor
 constexpr int64_t kMinWork = 4 << 20;                 // multiplications that are worth a thread
+constexpr int64_t kMostAhead = 16 << 10;              // bytes, and of long rows of bf16
+constexpr int64_t kRowAhead = 512;
 constexpr int64_t kAhead = 256;  // bytes: two blocks of each of the streams of e4m3
 
 // x in bf16, tile by tile in B's layout: tile (m, k) is [16 pairs][columns], its columns rows of x.
@@ -147,6 +149,16 @@ TileRows bf16_panel(const Item& item, int64_t panel, uint16_t* copy) {
   return {copy, padded * static_cast<int64_t>(sizeof *copy)};
 }
 
+// Asks for a tile's rows of the next item, which follow this one's in memory; where rows are long,
+// for what comes next of them.
+void ask_for_next(TileRows a, int64_t at) {
+  const int64_t item_bytes = kItemRows * a.row_bytes;
+  auto address = reinterpret_cast<uintptr_t>(a.data) + at +
+                 (item_bytes <= kMostAhead ? item_bytes : kRowAhead);
+  for (int64_t i = 0; i < kAmxRows; ++i, address += a.row_bytes)
+    __builtin_prefetch(reinterpret_cast<const void*>(address));
+}
+
 // One or two panels by one or two tiles of x, all k: the sums never leave their tiles.
 void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
   alignas(64) float c[4 * kTileFloats];
@@ -160,6 +172,9 @@ void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
     add_products({static_cast<const char*>(a0.data) + at, a0.row_bytes},
                  {static_cast<const char*>(a1.data) + at, a1.row_bytes}, has_panel, b0 + k * b_step,
                  b1 + k * b_step, has_tile, item.x.row_bytes());
+    if (m > item.m || has_tile) continue;
+    ask_for_next(a0, at);
+    ask_for_next(a1, at);
   }
   store_sums(c, item.x.row_bytes(), has_panel, has_tile);
   for (int i = 0; i < 4; ++i)
