@@ -29,7 +29,8 @@ bool cpu_has_amx_bf16() {
   return (edx & tiles) == tiles && (ecx & gfni) == gfni;
 }
 
-// The system keeps 8 KiB more for each thread of a process that has asked.
+// With permission, a thread's first tile makes the system keep 8 KiB more for it. Refused where a
+// thread's alternate signal stack would be too small for that.
 bool system_grants_tiles() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl; XSAVE's component
   return ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;

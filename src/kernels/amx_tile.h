@@ -38,7 +38,7 @@ bool has_amx();
 
 // Lays out the calling thread's tiles: 0 to 3 as C, 4 and 5 as A, 6 and 7 as B, of `columns` <= 16.
 // Their contents are undefined until loaded or cleared; they are given back at the end. Shapes do
-// not nest. Never inlined code: a kernel's loops hold a few hundred tile instructions at least.
+// not nest. Costs some fifty cycles, so kernels make one for many tiles where they can.
 class TileShape {
  public:
   explicit TileShape(int64_t columns);
@@ -54,11 +54,11 @@ FATHOM_INLINE void tile_clear() {
 }
 template <int kTile>
 FATHOM_INLINE void tile_load(const void* data, int64_t row_bytes) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "r"(row_bytes), "i"(kTile) : "memory");
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "l"(row_bytes), "i"(kTile) : "memory");
 }
 template <int kTile>
 FATHOM_INLINE void tile_store(void* data, int64_t row_bytes) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "r"(row_bytes), "i"(kTile) : "memory");
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(data), "l"(row_bytes), "i"(kTile) : "memory");
 }
 template <int kC, int kA, int kB>
 FATHOM_INLINE void tile_multiply() {

@@ -79,6 +79,15 @@ TEST(AmxTile, AColumnsBitsDoNotDependOnTheOthers) {
   }
 }
 
+TEST(AmxTile, SubnormalNumbersAreZero) {
+  if (!has_amx()) GTEST_SKIP() << "the processor has no AMX";
+  Tiles tiles(1, 7);
+  std::fill(tiles.b.begin(), tiles.b.end(), uint16_t{0x0001});  // 2^-133
+  for (float& value : tiles.c) value = 1e-40f;
+  for (auto& value : tiles.a) value = to_bf16(0x1p120f);
+  for (const float value : multiply(tiles, 1)) EXPECT_EQ(value, 0.0f);
+}
+
 TEST(AmxTile, FewerColumnsAfterMoreLeaveNothingBehind) {
   if (!has_amx()) GTEST_SKIP() << "the processor has no AMX";
   const Tiles wide(kAmxCols, 5), narrow(3, 6);

@@ -12,8 +12,11 @@ namespace {
 
 constexpr int64_t kTileWords = kAmxRows * kAmxPairs;
 
-// As long as the keys, which come by 64 numbers.
-int64_t num_k_tiles(int64_t dim) { return round_up(dim, 2 * kAmxK) / kAmxK; }
+// Of packed heads and keys: pair_keys() writes as far as this, of some formats further.
+int64_t num_k_tiles(int64_t dim) { return ceil_div(dim, kAmxK); }
+
+// Of rows of keys, which are widened by 64 numbers, and of the heads in columns that meet them.
+int64_t num_row_tiles(int64_t dim) { return round_up(dim, 2 * kAmxK) / kAmxK; }
 
 }  // namespace
 
@@ -24,12 +27,13 @@ int64_t tiled_heads_size(int64_t num_heads, int64_t dim) {
 
 // [queries / 4][k / 32][16 pairs][4 queries][4 heads], the queries' tiles by twos.
 int64_t column_heads_size(int64_t num_queries, int64_t dim) {
-  return round_up(num_queries, 2 * kColumnQueries) / kColumnQueries * num_k_tiles(dim) * kTileWords;
+  return round_up(num_queries, 2 * kColumnQueries) / kColumnQueries * num_row_tiles(dim) *
+         kTileWords;
 }
 int64_t column_weights_size(int64_t num_queries) {
   return round_up(num_queries, 2 * kColumnQueries) * kColumnHeads;
 }
-int64_t key_rows_size(int64_t dim) { return kIndexTileKeys * num_k_tiles(dim) * kAmxK; }
+int64_t key_rows_size(int64_t dim) { return kIndexTileKeys * num_row_tiles(dim) * kAmxK; }
 
 #if FATHOM_HAS_AMX_KERNELS
 
@@ -163,7 +167,7 @@ AMX_KERNEL void widen_key_row(const RowLayout& layout, const std::byte* row, uin
   const int64_t dim = layout.dim();
   const bool is_fp8 = layout.format == RowFormat::kFP8;
   const E4M3Widener table = e4m3_widener();
-  for (int64_t x = 0; x < num_k_tiles(dim) * kAmxK; x += 2 * kAmxK) {
+  for (int64_t x = 0; x < num_row_tiles(dim) * kAmxK; x += 2 * kAmxK) {
     const int64_t left = dim - x;
     __m512i wide[2];
     if (is_fp8) {
@@ -185,15 +189,15 @@ AMX_KERNEL void widen_key_row(const RowLayout& layout, const std::byte* row, uin
 
 void set_column_heads(const float* q_JX, std::span<const float> w_J, int64_t dim, int64_t i,
                       uint32_t* heads, float* weights) {
-  const int64_t num_heads = std::ssize(w_J), num_k = num_k_tiles(dim);
+  const int64_t num_heads = std::ssize(w_J), num_k = num_row_tiles(dim);
   heads += i / kColumnQueries * num_k * kTileWords;
   for (int64_t j = 0; j < num_heads; ++j) {
     const int64_t column = i % kColumnQueries * kColumnHeads + j;
     weights[i * kColumnHeads + j] = w_J[j];
     for (int64_t x = 0; x < dim; ++x) {
-      uint16_t* const pair = reinterpret_cast<uint16_t*>(heads + x / kAmxK * kTileWords +
-                                                         x % kAmxK / 2 * kAmxCols + column);
-      pair[x % 2] = static_cast<uint16_t>(std::bit_cast<uint32_t>(q_JX[j * dim + x]) >> 16);
+      uint32_t& pair = heads[x / kAmxK * kTileWords + x % kAmxK / 2 * kAmxCols + column];
+      const uint32_t bits = std::bit_cast<uint32_t>(q_JX[j * dim + x]);
+      pair |= x % 2 ? bits & 0xffff0000u : bits >> 16;
     }
   }
 }
@@ -207,7 +211,7 @@ IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, 
   const std::byte* const begin = k_SX[first];
   if (layout.format == RowFormat::kBF16 && count == kIndexTileKeys && dim % (2 * kAmxK) == 0)
     return {begin, bytes};
-  const int64_t width = num_k_tiles(dim) * kAmxK;
+  const int64_t width = num_row_tiles(dim) * kAmxK;
   for (int64_t i = 0; i < kIndexTileKeys; ++i)
     widen_key_row(layout, begin + std::min(i, count - 1) * bytes, copy + i * width);
   return {copy, width * static_cast<int64_t>(sizeof *copy)};
@@ -216,7 +220,7 @@ IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, 
 AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries,
                               int64_t dim, const IndexKeyRows& keys, const float* scales,
                               float* scores) {
-  const int64_t num_k = num_k_tiles(dim);
+  const int64_t num_k = num_row_tiles(dim);
   Products products;
   for (int64_t i = 0; i < num_queries; i += 2 * kColumnQueries) {
     multiply_keys(keys, heads + i / kColumnQueries * num_k * kTileWords, num_k, products);

@@ -45,7 +45,7 @@ int64_t key_rows_size(int64_t dim);
 IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, uint16_t* copy,
                            float (&scales)[kIndexTileKeys]);
 
-// scores[query][32] of all queries, each as score_amx_tile's but for the order of its heads' sum.
+// scores[query][32] of all queries: score_amx_tile's formula, the heads' sum in another order.
 void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries, int64_t dim,
                    const IndexKeyRows& keys, const float* scales, float* scores);
 

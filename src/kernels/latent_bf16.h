@@ -92,7 +92,7 @@ inline const std::byte* row_of(const SparseMla& io, int64_t i) {
   return io.latent_SD[io.keys ? io.keys[i] : i];
 }
 
-// Rows that are gathered next, to the second cache.
+// Rows that are gathered next, asked for early.
 struct Ahead {
   const SparseMla& io;
   int64_t next, end;

@@ -23,12 +23,12 @@ struct IndexerInput {
 // scores_TS[t][s] = I[t,s]; later keys get -inf. Each score's bits depend on its query and key
 // alone. CHECKs shapes. Parallel over T and S; scratch: a tile of keys and of heads a thread.
 //
-// Two kernels, chosen for each query by its own values and the keys' format: where the processor
-// has AVX512-BF16, keys are BF16 or FP8 (one scale a key) and bf16 holds each value of the query's
-// heads exactly (e4m3 values, as deploy mode makes them, are so held), products are of bf16 pairs.
-// They are exact in f32, as in the f32 kernel that does the rest: the two differ in the order of
-// their sums only.
-// Oracle reference::index_scores, relative tolerance 1e-5.
+// Two kinds of kernels, chosen for each query by its own values and the keys' format: where the
+// processor has AVX512-BF16, keys are BF16 or FP8 (one scale a key) and bf16 holds each value of
+// the query's heads exactly (e4m3 values, as deploy mode makes them, are so held), products are of
+// bf16 pairs, or of tiles where it has AMX, with a form of its own for few heads. They are exact in
+// f32, as in the f32 kernel that does the rest: all differ in the order of their sums only. Oracle
+// reference::index_scores, relative tolerance 1e-5.
 void index_scores(const IndexerInput& input, View2<float> scores_TS);
 
 // keys_T[t]: the k keys of the greatest scores, ascending; all visible ones if they are no more

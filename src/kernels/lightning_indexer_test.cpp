@@ -54,8 +54,15 @@ struct WidenedPages {
 // multiples of 2^-18 * the key's scale, so sums differ in their last bits only.
 TEST(IndexScores, OfExactHeadsEqualTheF32KernelAndTheReference) {
   for (const RowFormat format : {RowFormat::kBF16, RowFormat::kFP8}) {
-    for (auto [heads, dim] :
-         {std::pair<int64_t, int64_t>{1, 5}, {3, 64}, {6, 33}, {13, 100}, {20, 128}, {64, 128}}) {
+    for (auto [heads, dim] : {std::pair<int64_t, int64_t>{1, 5},
+                              {3, 64},
+                              {4, 96},
+                              {6, 33},
+                              {8, 32},
+                              {13, 100},
+                              {17, 65},
+                              {20, 128},
+                              {64, 128}}) {
       for (auto [t, s] :
            {std::pair<int64_t, int64_t>{1, 1}, {1, 77}, {9, 9}, {33, 70}, {20, 129}}) {
         const TestMatrix q(t, heads * dim, 1, 1, 3), w(t, heads, 2), k(s, dim, 3, 2, 1);
@@ -74,23 +81,45 @@ TEST(IndexScores, OfExactHeadsEqualTheF32KernelAndTheReference) {
   }
 }
 
-// A query's scores have the same bits alone and among queries that take the other kernel.
+// A query's scores have the same bits alone and among queries that take the other kernel, whatever
+// kernel the number of heads asks for.
 TEST(IndexScores, DoNotDependOnTheOtherQueries) {
-  const int64_t t = 40, heads = 5, dim = 64, s = 300;
-  const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
-  for (int64_t i = 0; i < t; i += 3) round_to_e4m3(q.view.slice_rows(i, i + 1));
-  for (const RowFormat format : kFormats) {
-    const TestPages pages(k.view, {format, dim, 0});
-    TestMatrix together(t, s, 4), alone(1, s, 5);
-    index_scores({q.view, w.view, pages.rows}, together.view);
-    for (int64_t i = 0; i < t; ++i) {
-      const PagedRows visible{pages.rows.layout, pages.rows.pages, s - t + i + 1};
-      index_scores({q.view.slice_rows(i, i + 1), w.view.slice_rows(i, i + 1), visible},
-                   {alone.view.data, 1, visible.num_rows});
-      for (int64_t j = 0; j < visible.num_rows; ++j)
-        ASSERT_EQ(together.view[i][j], alone.view[0][j]) << i << " " << j;
+  const int64_t t = 40, s = 300;
+  for (auto [heads, dim] : {std::pair<int64_t, int64_t>{3, 64}, {5, 64}, {9, 33}, {20, 96}}) {
+    const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
+    for (int64_t i = 0; i < t; i += 3) round_to_e4m3(q.view.slice_rows(i, i + 1));
+    for (const RowFormat format : kFormats) {
+      const TestPages pages(k.view, {format, dim, 0});
+      TestMatrix together(t, s, 4), alone(1, s, 5);
+      index_scores({q.view, w.view, pages.rows}, together.view);
+      for (int64_t i = 0; i < t; ++i) {
+        const PagedRows visible{pages.rows.layout, pages.rows.pages, s - t + i + 1};
+        index_scores({q.view.slice_rows(i, i + 1), w.view.slice_rows(i, i + 1), visible},
+                     {alone.view.data, 1, visible.num_rows});
+        for (int64_t j = 0; j < visible.num_rows; ++j)
+          ASSERT_EQ(together.view[i][j], alone.view[0][j]) << heads << " " << i << " " << j;
+      }
     }
   }
+}
+
+// What a thread's scratch holds from other keys, longer ones and broken, is not seen.
+TEST(IndexScores, DoNotDependOnWhatWasScoredBefore) {
+  for (const int64_t heads : {1, 5, 8})
+    for (const RowFormat format : {RowFormat::kBF16, RowFormat::kFP8}) {
+      const auto score = [&](int64_t dim, float value) {
+        TestMatrix q(1, heads * dim, 1), w(1, heads, 2), k(1, dim, 3), scores(1, 1, 4);
+        std::fill(q.storage.begin(), q.storage.end(), 1.0f);
+        std::fill(w.storage.begin(), w.storage.end(), 1.0f);
+        std::fill(k.storage.begin(), k.storage.end(), value);
+        const TestPages pages(k.view, {format, dim, 0});
+        index_scores({q.view, w.view, pages.rows}, scores.view);
+        return scores.view[0][0];
+      };
+      score(128, format == RowFormat::kBF16 ? INFINITY : NAN);
+      for (const int64_t dim : {32, 65, 96})
+        ASSERT_FLOAT_EQ(score(dim, 1.0f), static_cast<float>(heads * dim)) << heads << " " << dim;
+    }
 }
 
 TEST(IndexScores, LaterKeysAreMinusInfinity) {
@@ -134,8 +163,9 @@ TEST(SelectKeys, IsTopKOfTheScoresForAnyNumberOfThreads) {
 }
 
 // What serving does: e4m3 heads against FP8 keys, chunks of any size, any threads; and equal keys.
-TEST(SelectKeys, OfExactHeadsDoNotDependOnChunksOrThreads) {
-  const int64_t t = 21, heads = 3, dim = 128, s = 7001, top = 500;
+class SelectKeysOf : public testing::TestWithParam<int64_t> {};
+TEST_P(SelectKeysOf, ExactHeadsDoNotDependOnChunksOrThreads) {
+  const int64_t t = 21, heads = GetParam(), dim = 128, s = 7001, top = 500;
   const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
   round_to_e4m3(q.view);
   for (int64_t i = 3000; i < s; ++i) std::copy_n(k.view[i - 3000], dim, k.view[i]);
@@ -161,6 +191,7 @@ TEST(SelectKeys, OfExactHeadsDoNotDependOnChunksOrThreads) {
   }
   base::set_num_threads(threads);
 }
+INSTANTIATE_TEST_SUITE_P(Heads, SelectKeysOf, testing::Values(3, 5, 16));
 
 }  // namespace
 }  // namespace fathom::kernels

@@ -26,7 +26,8 @@ constexpr int64_t kRowAhead = 512;
 constexpr int64_t kAhead = 256;  // bytes: two blocks of each of the streams of e4m3
 
 // x in bf16, tile by tile in B's layout: tile (m, k) is [16 pairs][columns], its columns rows of x.
-// Rows come by sixteens, those missing are zero; fewer than sixteen in all are as many columns.
+// Rows come by sixteens, the last one for those missing; fewer than sixteen in all are as many
+// columns.
 struct InputTiles {
   const uint32_t* data;
   int64_t columns;
@@ -66,7 +67,7 @@ AMX_KERNEL void pack_input(View2<const float> x, int64_t k, int64_t columns, boo
   }
 }
 
-// y[j][n] for `num_columns` of a C tile [16 n][columns] that lies in memory.
+// y[j][n] for y's rows of a C tile [16 n][columns] that lies in memory.
 AMX_KERNEL void store_columns(const float* c, int64_t columns, int64_t num_n, View2<float> y) {
   const auto n_mask = first_lanes(num_n);
   if (columns == 1) {
@@ -149,8 +150,8 @@ TileRows bf16_panel(const Item& item, int64_t panel, uint16_t* copy) {
   return {copy, padded * static_cast<int64_t>(sizeof *copy)};
 }
 
-// Asks for a tile's rows of the next item, which follow this one's in memory; where rows are long,
-// for what comes next of them.
+// Asks for a tile's rows of the next item, which follow a whole one's in memory (behind a copy lies
+// nothing, at no harm); where rows are long, for what comes next of them.
 void ask_for_next(TileRows a, int64_t at) {
   const int64_t item_bytes = kItemRows * a.row_bytes;
   auto address = reinterpret_cast<uintptr_t>(a.data) + at +
@@ -172,7 +173,7 @@ void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
     add_products({static_cast<const char*>(a0.data) + at, a0.row_bytes},
                  {static_cast<const char*>(a1.data) + at, a1.row_bytes}, has_panel, b0 + k * b_step,
                  b1 + k * b_step, has_tile, item.x.row_bytes());
-    if (m > item.m || has_tile) continue;
+    if (m > item.m || has_tile || !has_panel) continue;
     ask_for_next(a0, at);
     ask_for_next(a1, at);
   }
@@ -376,7 +377,7 @@ InputTiles pack_inputs(View2<const float> x_MK, bool is_e4m3, LineBuffer& buffer
   const int64_t num_k =
       is_e4m3 ? ceil_div(x_MK.cols, kQuantGroup) * kBlockTiles : ceil_div(x_MK.cols, kAmxK);
   auto* const tiles = buffer.reserve<uint32_t>(num_m * num_k * kAmxPairs * columns);
-  const int64_t grain = std::max<int64_t>(1, kMinWork / (kAmxCols * 32 * num_k * kAmxK));
+  const int64_t grain = std::max<int64_t>(1, kMinWork / (kAmxCols * 32 * kAmxK * num_k));
   base::parallel_for(num_m, grain, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       const auto rows = x_MK.slice_rows(m * kAmxCols, std::min((m + 1) * kAmxCols, x_MK.rows));
@@ -392,6 +393,7 @@ InputTiles pack_inputs(View2<const float> x_MK, bool is_e4m3, LineBuffer& buffer
 
 void linear_amx(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   if (x_MK.rows == 0 || w.rows == 0) return;
+  CHECK_GE(w.cols, 1);
   static thread_local LineBuffer buffer;
   const InputTiles x = pack_inputs(x_MK, w.format == WeightFormat::kE4M3, buffer);
   // Items are cut at multiples of 32 of the whole matrix, whose rows share their factors.

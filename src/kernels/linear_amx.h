@@ -9,7 +9,8 @@ namespace fathom::kernels {
 // A sum takes 32 k at a time in amx_tile.h's order (of e4m3, of each 64 k the numbers 0 to 7, 16 to
 // 23, ... first); for E4M3 the sums of each block of 128 are taken times its factor. One row of x
 // goes the same way as many, so its bits do not depend on how many there are. W in BF16 is read
-// where it lies. Scratch a thread: x in bf16; a panel of W that is cut short; blocks on the stack.
+// where it lies. W has columns. Scratch: x in bf16, of the calling thread; a thread's two panels of
+// W, for those that are cut short; blocks on the stack.
 void linear_amx(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN);
 
 }  // namespace fathom::kernels

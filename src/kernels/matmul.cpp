@@ -391,6 +391,14 @@ void check_gemm(const GemmShape& shape, View2<float> c_MN) {
   CHECK_EQ(c_MN.cols, shape.n);
 }
 
+// Sums over nothing. False: there is something to multiply.
+bool finish_empty(const GemmShape& shape, View2<float> c_MN, bool accumulate) {
+  if (shape.m == 0 || shape.n == 0) return true;
+  if (shape.k > 0) return false;
+  for (int64_t m = 0; m < shape.m && !accumulate; ++m) std::fill_n(c_MN[m], shape.n, 0.0f);
+  return true;
+}
+
 }  // namespace
 
 void widen_rows(const WeightView& w, int64_t begin, int64_t end, float* out) {
@@ -600,6 +608,7 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
 void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
                  Precision precision) {
   check_gemm(shape, c_MN);
+  if (finish_empty(shape, c_MN, accumulate)) return;
   const bool is_bf16 = precision == Precision::kBF16;
   if (is_bf16 && has_amx()) return gemm_amx_serial(shape, a, b, c_MN, accumulate);
   if (is_bf16 && has_bf16_dot()) return gemm_bf16_serial(shape, a, b, c_MN, accumulate);
@@ -611,6 +620,7 @@ void gemm_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN
 void gemm(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate,
           Precision precision) {
   check_gemm(shape, c_MN);
+  if (finish_empty(shape, c_MN, accumulate)) return;
   const bool is_bf16 = precision == Precision::kBF16;
   if (is_bf16 && has_amx()) return gemm_amx(shape, a, b, c_MN, accumulate);
   if (is_bf16 && has_bf16_dot()) return gemm_bf16(shape, a, b, c_MN, accumulate);

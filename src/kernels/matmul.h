@@ -33,7 +33,7 @@ struct WeightView {
 enum class Precision { kF32, kBF16 };
 
 // y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.
-// Each y[m,n] is one sum over k in a fixed order (interleaved partial sums, then a tree): its bits
+// Each y[m,n] is one sum over k in a fixed order (partial sums, then a tree): its bits
 // depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
 // kBF16 rounds x, not W: a W in BF16 or E4M3 (times its factors, in f32) is taken as it is, and one
 // in another format is multiplied in f32. E4M3's NaN is one with AVX512-BF16; f32 kernels read 480.

@@ -167,11 +167,6 @@ struct Scratch {
 template <typename ForEach>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
                   bool accumulate, const ForEach& for_each) {
-  if (shape.m == 0 || shape.n == 0) return;
-  if (shape.k == 0) {
-    for (int64_t m = 0; m < shape.m && !accumulate; ++m) std::fill_n(c_MN[m], shape.n, 0.0f);
-    return;
-  }
   static thread_local Scratch scratch;
   const Operand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
   const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};

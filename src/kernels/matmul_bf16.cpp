@@ -191,18 +191,10 @@ struct Scratch {
   LineBuffer a, b;
 };
 
-void zero(View2<float> c_MN) {
-  for (int64_t m = 0; m < c_MN.rows; ++m) std::fill_n(c_MN[m], c_MN.cols, 0.0f);
-}
-
 // for_each(count, work of an item, body): a loop, parallel or not.
 template <typename ForEach>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
                   bool accumulate, const ForEach& for_each) {
-  if (shape.k == 0) {
-    if (!accumulate) zero(c_MN);
-    return;
-  }
   static thread_local Scratch scratch;
   const Operand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
   const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};

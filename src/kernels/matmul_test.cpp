@@ -153,7 +153,8 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
         linear(x.view, weight.view, all.view, precision);
         base::set_num_threads(1);
         for (int64_t m : {0, 1, 2, 3, 63, 150, 296, 300})
-          for (int64_t count = 1; count <= std::min<int64_t>(9, 301 - m); ++count) {
+          for (int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 130}) {
+            if (m + count > 301) break;
             const auto out = some.view.slice_rows(0, count);
             linear(x.view.slice_rows(m, m + count), weight.view, out, precision);
             EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m << " " << k;
@@ -175,7 +176,7 @@ TEST(Linear, ASliceOfRowsKeepsItsScales) {
 TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
   for (const auto format : {WeightFormat::kBF16, WeightFormat::kE4M3})
     for (const int64_t k : {200, 384})
-      for (const int64_t m : {1, 8, 9}) {
+      for (const int64_t m : {1, 8, 9, 40}) {
         const TestWeight weight(format, 300, k);
         const TestMatrix x(m, k, 5);
         TestMatrix all(m, 300, 6), some(m, 70, 7);
@@ -253,16 +254,34 @@ TEST(Gemm, RoundsItsOperandsToBF16WhereAsked) {
   }
 }
 
-TEST(Gemm, ARowsBitsInBF16DependOnItsRowAlone) {
-  const int64_t n = 70, k = 300;
+class GemmOfDepth : public testing::TestWithParam<int64_t> {};
+TEST_P(GemmOfDepth, ARowsBitsInBF16DependOnItsRowAlone) {
+  const int64_t n = 70, k = GetParam();
   const TestMatrix a(200, k, 1), b(k, n, 2);
-  TestMatrix all(200, n, 3), some(7, n, 4);
+  TestMatrix all(200, n, 3), some(40, n, 4);
   gemm({200, n, k}, {a.view.data, k, 1}, {b.view.data, n, 1}, all.view, false, Precision::kBF16);
   for (int64_t m : {0, 1, 5, 143, 144, 193})
-    for (int64_t count : {1, 2, 6, 7}) {
+    for (int64_t count : {1, 2, 6, 7, 17, 40}) {
+      if (m + count > 200) break;
       const auto out = some.view.slice_rows(0, count);
       gemm({count, n, k}, {a.view[m], k, 1}, {b.view.data, n, 1}, out, false, Precision::kBF16);
       EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m;
+    }
+}
+INSTANTIATE_TEST_SUITE_P(Depths, GemmOfDepth, testing::Values(33, 300, 700));
+
+TEST(Gemm, OfNothingAddsNothing) {
+  for (const auto precision : {Precision::kF32, Precision::kBF16})
+    for (const bool accumulate : {false, true}) {
+      TestMatrix a(40, 8, 1), b(8, 20, 2), c(40, 20, 3);
+      std::fill(c.storage.begin(), c.storage.end(), 2.0f);
+      gemm({40, 20, 0}, {a.view.data, 8, 1}, {b.view.data, 20, 1}, c.view, accumulate, precision);
+      for (const float value : c.storage) ASSERT_EQ(value, accumulate ? 2.0f : 0.0f);
+      gemm({0, 20, 8}, {a.view.data, 8, 1}, {b.view.data, 20, 1}, c.view.slice_rows(0, 0),
+           accumulate, precision);
+      gemm({40, 0, 8}, {a.view.data, 8, 1}, {b.view.data, 20, 1},
+           View2<float>(c.view.data, 40, 0, 20), accumulate, precision);
+      for (const float value : c.storage) ASSERT_EQ(value, accumulate ? 2.0f : 0.0f);
     }
 }
 

@@ -134,10 +134,13 @@ void attend(const SparseMla& io, const float* heads, int64_t begin, int64_t end,
 // out = the softmax-weighted mean over all parts.
 void merge(const std::vector<MlaPartial>& parts, View2<float> out_HC) {
   for (int64_t h = 0; h < out_HC.rows; ++h) {
-    float maximum = kMinusInfinity, weight = 0;
-    for (const MlaPartial& part : parts) maximum = std::max(maximum, part.maximum[h]);
+    float maximum = kMinusInfinity, weight = 0, seen = 0;
+    for (const MlaPartial& part : parts) {
+      maximum = std::max(maximum, part.maximum[h]);
+      seen += part.weight[h];
+    }
     std::fill_n(out_HC[h], out_HC.cols, 0.0f);
-    if (maximum == kMinusInfinity) continue;
+    if (seen == 0) continue;  // no keys; where all scores are NaN, it is one too
     for (const MlaPartial& part : parts) {
       const float factor = std::exp(part.maximum[h] - maximum);
       weight += factor * part.weight[h];
@@ -179,7 +182,7 @@ std::vector<MlaPartial> reserve_partials(const SparseMla& io, int64_t num_parts)
   return parts;
 }
 
-// The queries as the kernel that the cache's format asks for takes them.
+// The queries as the kernel that the cache's format and the number of heads ask for takes them.
 struct PackedQueries {
   const float* f32 = nullptr;
   const uint32_t* paired = nullptr;

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 
 #include "kernels/amx_tile.h"
 #include "kernels/bf16_tile.h"
@@ -111,29 +110,33 @@ void score_group(const SparseMla& io, const uint32_t* queries, const uint16_t* r
   }
 }
 
-AMX_INLINE __m512 weight_of(const float* scores, __m512 factor, __m512 maximum) {
-  return exp_negative(_mm512_sub_ps(_mm512_mul_ps(_mm512_loadu_ps(scores), factor), maximum));
+AMX_INLINE __m512 weight_of(const float* scores, __m512 maximum) {
+  return exp_negative(_mm512_sub_ps(_mm512_loadu_ps(scores), maximum));
 }
 
 // Sixteen heads, one in a lane: their scores of `count` keys become weights exp(score - maximum),
 // rounded, by pairs of keys. Returns what the sums so far must be multiplied by. A head's weight
 // sums what was rounded, so that the weights of values add up to one.
-AMX_INLINE __m512 soften_heads(const float* scores, int64_t stride, int64_t count, float scale,
+AMX_INLINE __m512 soften_heads(float* scores, int64_t stride, int64_t count, float scale,
                                float* maximum, float* weight, uint32_t* out) {
   const __m512 factor = _mm512_set1_ps(scale), old = _mm512_loadu_ps(maximum);
   __m512 most = old;
-  for (int64_t i = 0; i < count; ++i)
-    most = _mm512_max_ps(_mm512_mul_ps(_mm512_loadu_ps(scores + i * stride), factor), most);
+  // Scaled scores go back to memory: fused with the subtraction below, the product would not be
+  // rounded as its maximum is.
+  for (int64_t i = 0; i < count; ++i) {
+    const __m512 score = _mm512_mul_ps(_mm512_loadu_ps(scores + i * stride), factor);
+    _mm512_storeu_ps(scores + i * stride, score);
+    most = _mm512_max_ps(score, most);
+  }
   const __m512i ones = _mm512_set1_epi32(0x3f803f80);
   __m512 sum = _mm512_setzero_ps();
   for (int64_t tile = 0; tile * kAmxK < count; ++tile) {
     __m512i pairs[kAmxPairs];
     for (int64_t p = 0; p < kAmxPairs; ++p) {
       const int64_t i = tile * kAmxK + 2 * p;
-      const __m512 even =
-          i < count ? weight_of(scores + i * stride, factor, most) : _mm512_setzero_ps();
+      const __m512 even = i < count ? weight_of(scores + i * stride, most) : _mm512_setzero_ps();
       const __m512 odd =
-          i + 1 < count ? weight_of(scores + (i + 1) * stride, factor, most) : _mm512_setzero_ps();
+          i + 1 < count ? weight_of(scores + (i + 1) * stride, most) : _mm512_setzero_ps();
       pairs[p] = round_to_pairs_of_rows(even, odd);
       sum = dot_pairs(sum, pairs[p], ones);
     }

@@ -86,15 +86,19 @@ TEST(SparseMla, EqualsReferenceDenseAndGathered) {
 
 // Rows whose groups have scales of their own, far apart, and zeros.
 TEST(SparseMla, ReadsEveryScale) {
-  const int64_t heads = 3, latent = 512, rope = 64, s = 90;
-  const TestMatrix q(heads, latent + rope, 1), rows(s, latent + rope, 2), out(heads, latent, 3);
+  const int64_t most_heads = 20, latent = 512, rope = 64, s = 90;
+  const TestMatrix q(most_heads, latent + rope, 1), rows(s, latent + rope, 2),
+      out(most_heads, latent, 3);
   for (int64_t i = 0; i < s; ++i)
     for (int64_t c = 0; c < latent; ++c)
       rows.view[i][c] *=
           i % 7 == 0 ? 0.0f : std::exp2(static_cast<float>((i + c / 128 * 5) % 23 - 20));
   round_queries(q.view);
   const TestPages pages(rows.view, {RowFormat::kFP8, latent, rope});
-  expect_reference({q.view, pages.rows, nullptr, s, 0.1f, out.view}, "scales");
+  for (auto [heads, scale] : {std::pair{int64_t{3}, 0.1f}, {most_heads, 0.05f}})
+    expect_reference(
+        {q.view.slice_rows(0, heads), pages.rows, nullptr, s, scale, out.view.slice_rows(0, heads)},
+        "scales");
 }
 
 // Where the processor has both kernels: FP8 rows against the same values in f32.
@@ -117,65 +121,99 @@ TEST(SparseMla, KernelsDifferByTheRoundingOfWeightsOnly) {
   EXPECT_LE(std::sqrt(squares / static_cast<double>(heads * latent)), 3e-4);
 }
 
+// Few heads and many, which have kernels of their own.
+constexpr int64_t kHeads[] = {2, 20};
+
 TEST(SparseMla, SelectingEveryKeyEqualsDenseBitForBitOnAnyThreads) {
   const int64_t s = 1700;
-  const TestMatrix q(4, 24, 1), rows(s, 24, 2);
-  const TestPages pages(rows.view, {RowFormat::kFP8, 16, 8});
-  std::vector<int32_t> all(s);
-  std::iota(all.begin(), all.end(), 0);
-  TestMatrix dense(4, 16, 3), gathered(4, 16, 4);
   const int threads = base::num_threads();
-  base::set_num_threads(1);
-  sparse_mla({q.view, pages.rows, nullptr, s, 0.2f, dense.view});
-  for (const int num_threads : {1, 2, 3}) {
-    base::set_num_threads(num_threads);
-    sparse_mla({q.view, pages.rows, all.data(), s, 0.2f, gathered.view});
-    EXPECT_EQ(max_difference(dense.view, gathered.view), 0.0);
+  for (const int64_t heads : kHeads) {
+    const TestMatrix q(heads, 24, 1), rows(s, 24, 2);
+    const TestPages pages(rows.view, {RowFormat::kFP8, 16, 8});
+    std::vector<int32_t> all(s);
+    std::iota(all.begin(), all.end(), 0);
+    TestMatrix dense(heads, 16, 3), gathered(heads, 16, 4);
+    base::set_num_threads(1);
+    sparse_mla({q.view, pages.rows, nullptr, s, 0.2f, dense.view});
+    for (const int num_threads : {1, 2, 3}) {
+      base::set_num_threads(num_threads);
+      sparse_mla({q.view, pages.rows, all.data(), s, 0.2f, gathered.view});
+      EXPECT_EQ(max_difference(dense.view, gathered.view), 0.0);
+    }
   }
   base::set_num_threads(threads);
 }
 
 TEST(SparseMla, NoKeysGiveZeros) {
-  const TestMatrix q(2, 12, 1), rows(1, 12, 2);
-  for (const RowFormat format : {RowFormat::kF32, RowFormat::kFP8}) {
-    const TestPages pages(rows.view, {format, 8, 4});
-    TestMatrix out(2, 8, 3);
-    const int32_t none = 0;
-    sparse_mla({q.view, pages.rows, &none, 0, 1, out.view});
-    for (int64_t h = 0; h < 2; ++h)
-      for (int64_t c = 0; c < 8; ++c) EXPECT_EQ(out.view[h][c], 0.0f);
-  }
+  for (const int64_t heads : kHeads)
+    for (const RowFormat format : {RowFormat::kF32, RowFormat::kFP8}) {
+      const TestMatrix q(heads, 12, 1), rows(1, 12, 2);
+      const TestPages pages(rows.view, {format, 8, 4});
+      TestMatrix out(heads, 8, 3);
+      const int32_t none = 0;
+      sparse_mla({q.view, pages.rows, &none, 0, 1, out.view});
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t c = 0; c < 8; ++c) EXPECT_EQ(out.view[h][c], 0.0f);
+    }
 }
 
 // Scores far apart, in whatever order the blocks come; f32 scores of 3000 are 2e-4 apart, bf16
 // holds one of 16 of them.
 TEST(SparseMla, SurvivesLargeScores) {
   const int64_t s = 300;
-  TestMatrix q(1, 9, 1), rows(s, 9, 2);
-  for (int64_t i = 0; i < s; ++i) rows.view[i][8] = static_cast<float>(i % 2 ? 3000 - i : i * 10);
-  q.view[0][8] = 1;
-  round_queries(q.view);
-  for (const RowFormat format : {RowFormat::kF32, RowFormat::kBF16, RowFormat::kFP8}) {
-    const TestPages pages(rows.view, {format, 8, 1});
-    TestMatrix out(1, 8, 3), expected(1, 8, 4);
-    SparseMla io{q.view, pages.rows, nullptr, s, 1, out.view};
-    sparse_mla(io);
-    io.out_HC = expected.view;
-    reference::sparse_mla(io);
-    EXPECT_LE(max_difference(out.view, expected.view), format == RowFormat::kF32 ? 1e-3 : 1e-2);
+  for (const int64_t heads : {1, 20}) {
+    TestMatrix q(heads, 9, 1), rows(s, 9, 2);
+    for (int64_t i = 0; i < s; ++i) rows.view[i][8] = static_cast<float>(i % 2 ? 3000 - i : i * 10);
+    for (int64_t h = 0; h < heads; ++h) q.view[h][8] = 1;
+    round_queries(q.view);
+    for (const RowFormat format : {RowFormat::kF32, RowFormat::kBF16, RowFormat::kFP8}) {
+      const TestPages pages(rows.view, {format, 8, 1});
+      TestMatrix out(heads, 8, 3), expected(heads, 8, 4);
+      SparseMla io{q.view, pages.rows, nullptr, s, 1, out.view};
+      sparse_mla(io);
+      io.out_HC = expected.view;
+      reference::sparse_mla(io);
+      EXPECT_LE(max_difference(out.view, expected.view), format == RowFormat::kF32 ? 1e-3 : 1e-2);
+    }
   }
 }
 
-// A broken row must not vanish from the answer.
-TEST(SparseMla, NanInARowShows) {
+// Half a unit in the last place of such scores is more than an exponential can take: the score and
+// its maximum must be rounded alike.
+TEST(SparseMla, HugeScoresStayFinite) {
   const int64_t s = 40;
-  const TestMatrix q(2, 24, 1), rows(s, 24, 2), out(2, 16, 3);
-  rows.view[20][3] = NAN;
-  for (const RowFormat format : {RowFormat::kF32, RowFormat::kBF16}) {
-    const TestPages pages(rows.view, {format, 16, 8});
-    sparse_mla({q.view, pages.rows, nullptr, s, 0.2f, out.view});
-    EXPECT_TRUE(std::isnan(out.view[0][3]));
+  for (const int64_t heads : kHeads) {
+    TestMatrix q(heads, 24, 1), rows(s, 24, 2);
+    const TestMatrix out(heads, 16, 3);
+    for (int64_t i = 0; i < s; ++i) std::fill_n(rows.view[i], 16, 1.0f);
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t x = 0; x < 24; ++x) q.view[h][x] *= 1e11f;
+    for (const RowFormat format : {RowFormat::kF32, RowFormat::kBF16}) {
+      const TestPages pages(rows.view, {format, 16, 8});
+      sparse_mla({q.view, pages.rows, nullptr, s, 0.137f, out.view});
+      for (int64_t h = 0; h < heads; ++h)
+        for (int64_t c = 0; c < 16; ++c) ASSERT_NEAR(out.view[h][c], 1.0f, 1e-3f);
+    }
   }
+}
+
+// A broken row must not vanish from the answer, nor a broken query.
+TEST(SparseMla, NanShows) {
+  const int64_t s = 40;
+  for (const int64_t heads : kHeads)
+    for (const RowFormat format : {RowFormat::kF32, RowFormat::kBF16}) {
+      TestMatrix q(heads, 24, 1), rows(s, 24, 2), out(heads, 16, 3);
+      rows.view[20][3] = NAN;
+      const TestPages pages(rows.view, {format, 16, 8});
+      sparse_mla({q.view, pages.rows, nullptr, s, 0.2f, out.view});
+      EXPECT_TRUE(std::isnan(out.view[0][3]));
+      rows.view[20][3] = 1;
+      q.view[1][2] = NAN;
+      const TestPages whole(rows.view, {format, 16, 8});
+      sparse_mla({q.view, whole.rows, nullptr, s, 0.2f, out.view});
+      EXPECT_TRUE(std::isnan(out.view[1][3]));
+      EXPECT_FALSE(std::isnan(out.view[0][3]));
+    }
 }
 
 }  // namespace
