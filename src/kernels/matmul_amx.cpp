@@ -2,9 +2,9 @@
 
 #include <algorithm>
 
-#include "base/parallel.h"
 #include "kernels/amx_tile.h"
 #include "kernels/bf16_tile.h"
+#include "kernels/gemm_items.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -159,11 +159,14 @@ void multiply(const Packed& a, const Packed& b, int64_t m, int64_t n, int64_t k,
   c11.store<3>();
 }
 
+// Thirty thousand cycles: some ten microseconds.
+constexpr int64_t kLeastWork = 30000;
+
 struct Scratch {
   LineBuffer a, b;
 };
 
-// for_each(count, work of an item, body): a loop, parallel or not.
+// for_each: ParallelItems or SerialItems.
 template <typename ForEach>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
                   bool accumulate, const ForEach& for_each) {
@@ -197,22 +200,12 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
 }  // namespace
 
 void gemm_amx(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
-  // A thread is woken for thirty thousand cycles and more: some ten microseconds.
-  const auto for_each = [](int64_t count, int64_t work, const auto& body) {
-    const int64_t grain = std::max<int64_t>(1, 30000 / work);
-    base::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) body(item);
-    });
-  };
-  multiply_all(shape, a, b, c_MN, accumulate, for_each);
+  multiply_all(shape, a, b, c_MN, accumulate, ParallelItems{kLeastWork});
 }
 
 void gemm_amx_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN,
                      bool accumulate) {
-  const auto for_each = [](int64_t count, int64_t, const auto& body) {
-    for (int64_t item = 0; item < count; ++item) body(item);
-  };
-  multiply_all(shape, a, b, c_MN, accumulate, for_each);
+  multiply_all(shape, a, b, c_MN, accumulate, SerialItems{});
 }
 
 #else

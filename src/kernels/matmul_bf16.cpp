@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "base/parallel.h"
 #include "kernels/bf16_tile.h"
+#include "kernels/gemm_items.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -187,11 +187,14 @@ void multiply_panel(Pairs a, const PackedB& b, int64_t panel, View2<float> c_MN,
   }
 }
 
+// Multiplications: a tenth of a millisecond.
+constexpr int64_t kLeastWork = 4 << 20;
+
 struct Scratch {
   LineBuffer a, b;
 };
 
-// for_each(count, work of an item, body): a loop, parallel or not.
+// for_each: ParallelItems or SerialItems.
 template <typename ForEach>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
                   bool accumulate, const ForEach& for_each) {
@@ -221,22 +224,12 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
 }  // namespace
 
 void gemm_bf16(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
-  // A thread is woken for four million multiplications and more: a tenth of a millisecond.
-  const auto for_each = [](int64_t count, int64_t work, const auto& body) {
-    const int64_t grain = std::max<int64_t>(1, (4 << 20) / std::max<int64_t>(work, 1));
-    base::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t item = begin; item < end; ++item) body(item);
-    });
-  };
-  multiply_all(shape, a, b, c_MN, accumulate, for_each);
+  multiply_all(shape, a, b, c_MN, accumulate, ParallelItems{kLeastWork});
 }
 
 void gemm_bf16_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN,
                       bool accumulate) {
-  const auto for_each = [](int64_t count, int64_t, const auto& body) {
-    for (int64_t item = 0; item < count; ++item) body(item);
-  };
-  multiply_all(shape, a, b, c_MN, accumulate, for_each);
+  multiply_all(shape, a, b, c_MN, accumulate, SerialItems{});
 }
 
 #else
