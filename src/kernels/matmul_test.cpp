@@ -1,6 +1,11 @@
 #include "kernels/matmul.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <tuple>
 
 #include "base/parallel.h"
 #include "kernels/bf16_dot.h"
@@ -125,6 +130,51 @@ TEST(Linear, EveryByteOfE4M3HasItsValue) {
     for (int64_t n = 0; n < kCols; ++n)
       ASSERT_EQ(y.view[0][n], kOnes * 0.5f * from_e4m3(bytes[n * kCols + k])) << n << ", " << k;
   }
+}
+
+// Memory whose end nothing may be read behind. The sanitizer does not see what tiles load.
+class GuardedCopy {
+ public:
+  GuardedCopy(const void* data, size_t bytes) {
+    const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    const size_t room = (bytes + page - 1) / page * page;
+    size_ = room + page;
+    begin_ = static_cast<std::byte*>(
+        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    CHECK(begin_ != MAP_FAILED && ::mprotect(begin_ + room, page, PROT_NONE) == 0, "no memory");
+    data_ = begin_ + room - bytes;
+    std::memcpy(data_, data, bytes);
+  }
+  ~GuardedCopy() { ::munmap(begin_, size_); }
+  GuardedCopy(const GuardedCopy&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  std::byte *begin_, *data_;
+  size_t size_;
+};
+
+TEST(Linear, ReadsNothingBehindItsOperands) {
+  for (const auto format : {WeightFormat::kBF16, WeightFormat::kE4M3})
+    for (const int64_t m : {1, 2, 16, 17, 40})
+      for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 32}, {16, 64}, {33, 128}, {50, 200}, {7, 1}}) {
+        const TestWeight weight(format, n, k);
+        const TestMatrix x(m, k, 1);
+        TestMatrix expected(m, n, 2), y(m, n, 3);
+        linear(x.view, weight.view, expected.view, Precision::kBF16);
+        const GuardedCopy w(weight.view.data, n * k * (format == WeightFormat::kBF16 ? 2 : 1));
+        const GuardedCopy input(x.storage.data(), m * k * sizeof(float));
+        const GuardedCopy output(y.storage.data(), m * n * sizeof(float));
+        WeightView view = weight.view;
+        view.data = w.as<void>();
+        linear({input.as<float>(), m, k, k}, view, {output.as<float>(), m, n, n}, Precision::kBF16);
+        EXPECT_EQ(max_difference({output.as<float>(), m, n, n}, expected.view), 0.0)
+            << m << " " << n << " " << k;
+      }
 }
 
 TEST(Linear, NoColumnsGiveZeros) {
@@ -269,6 +319,25 @@ TEST_P(GemmOfDepth, ARowsBitsInBF16DependOnItsRowAlone) {
     }
 }
 INSTANTIATE_TEST_SUITE_P(Depths, GemmOfDepth, testing::Values(33, 300, 700));
+
+TEST(Gemm, TouchesNothingBehindItsOperands) {
+  for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {16, 32, 32}, {33, 17, 70}})
+    for (const bool is_turned : {false, true}) {
+      TestMatrix a(m, k, 1), b(k, n, 2), c(m, n, 3), expected(m, n, 3);
+      const auto strides = [&](const float* data, int64_t rows, int64_t cols) {
+        return is_turned ? Strided{data, 1, rows} : Strided{data, cols, 1};
+      };
+      gemm({m, n, k}, strides(a.view.data, m, k), strides(b.view.data, k, n), expected.view, true,
+           Precision::kBF16);
+      const GuardedCopy a_copy(a.storage.data(), m * k * sizeof(float));
+      const GuardedCopy b_copy(b.storage.data(), k * n * sizeof(float));
+      const GuardedCopy c_copy(c.storage.data(), m * n * sizeof(float));
+      const View2<float> out(c_copy.as<float>(), m, n, n);
+      gemm({m, n, k}, strides(a_copy.as<float>(), m, k), strides(b_copy.as<float>(), k, n), out,
+           true, Precision::kBF16);
+      EXPECT_EQ(max_difference(out, expected.view), 0.0) << m << " " << n << " " << k;
+    }
+}
 
 TEST(Gemm, OfNothingAddsNothing) {
   for (const auto precision : {Precision::kF32, Precision::kBF16})
