@@ -161,7 +161,12 @@ class GuardedCopy {
 TEST(Linear, ReadsNothingBehindItsOperands) {
   for (const auto format : {WeightFormat::kBF16, WeightFormat::kE4M3})
     for (const int64_t m : {1, 2, 16, 17, 40})
-      for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 32}, {16, 64}, {33, 128}, {50, 200}, {7, 1}}) {
+      for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 32},
+                          {16, 64},
+                          {33, 128},
+                          {50, 200},
+                          {32, 200},
+                          {7, 1}}) {
         const TestWeight weight(format, n, k);
         const TestMatrix x(m, k, 1);
         TestMatrix expected(m, n, 2), y(m, n, 3);
@@ -321,7 +326,8 @@ TEST_P(GemmOfDepth, ARowsBitsInBF16DependOnItsRowAlone) {
 INSTANTIATE_TEST_SUITE_P(Depths, GemmOfDepth, testing::Values(33, 300, 700));
 
 TEST(Gemm, TouchesNothingBehindItsOperands) {
-  for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {16, 32, 32}, {33, 17, 70}})
+  for (auto [m, n, k] :
+       {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {16, 32, 32}, {33, 17, 70}})
     for (const bool is_turned : {false, true}) {
       TestMatrix a(m, k, 1), b(k, n, 2), c(m, n, 3), expected(m, n, 3);
       const auto strides = [&](const float* data, int64_t rows, int64_t cols) {
