@@ -104,10 +104,7 @@ float tile_rounds() {
   kernels::tile_load<5>(ones.data(), 64);
   kernels::tile_load<6>(ones.data(), 64);
   kernels::tile_load<7>(ones.data(), 64);
-  kernels::tile_clear<0>();
-  kernels::tile_clear<1>();
-  kernels::tile_clear<2>();
-  kernels::tile_clear<3>();
+  kernels::clear_sums();
   for (int64_t i = 0; i < kTileProducts; i += 4) {
     kernels::tile_multiply<0, 4, 6>();
     kernels::tile_multiply<1, 4, 7>();

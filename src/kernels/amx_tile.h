@@ -52,6 +52,12 @@ template <int kTile>
 FATHOM_INLINE void tile_clear() {
   asm volatile("tilezero %%tmm%c0" ::"i"(kTile));
 }
+FATHOM_INLINE void clear_sums() {  // all tiles of C
+  tile_clear<0>();
+  tile_clear<1>();
+  tile_clear<2>();
+  tile_clear<3>();
+}
 template <int kTile>
 FATHOM_INLINE void tile_load(const void* data, int64_t row_bytes) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(data), "l"(row_bytes), "i"(kTile) : "memory");

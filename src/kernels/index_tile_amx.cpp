@@ -50,10 +50,7 @@ FATHOM_INLINE void multiply_heads(const uint32_t* heads, const uint32_t* keys, i
                                   Products& out) {
   constexpr int64_t kKeyBytes = kIndexTileKeys * sizeof(uint32_t);
   constexpr int64_t kRowBytes = kAmxPairs * sizeof(uint32_t);
-  tile_clear<0>();
-  tile_clear<1>();
-  tile_clear<2>();
-  tile_clear<3>();
+  clear_sums();
   for (int64_t k = 0; k < num_k; ++k) {
     tile_load<4>(heads + k * kTileWords, kRowBytes);
     tile_load<6>(keys + k * kAmxPairs * kIndexTileKeys, kKeyBytes);
@@ -121,10 +118,7 @@ namespace {
 FATHOM_INLINE void multiply_keys(const IndexKeyRows& keys, const uint32_t* heads, int64_t num_k,
                                  Products& out) {
   const auto* const rows = static_cast<const std::byte*>(keys.data);
-  tile_clear<0>();
-  tile_clear<1>();
-  tile_clear<2>();
-  tile_clear<3>();
+  clear_sums();
   for (int64_t k = 0; k < num_k; ++k) {
     const std::byte* const at = rows + k * kAmxK * sizeof(uint16_t);
     tile_load<4>(at, keys.row_bytes);

@@ -96,19 +96,12 @@ struct Item {
   }
 };
 
-// The four tiles of C: two panels by two tiles of x, of which the second may be missing.
-FATHOM_INLINE void clear_sums() {
-  tile_clear<0>();
-  tile_clear<1>();
-  tile_clear<2>();
-  tile_clear<3>();
-}
-
 struct TileRows {
   const void* data;
   int64_t row_bytes;
 };
 
+// The four tiles of C: two panels by two tiles of x, of which the second may be missing.
 FATHOM_INLINE void add_products(TileRows a0, TileRows a1, bool has_panel, const uint32_t* b0,
                                 const uint32_t* b1, bool has_tile, int64_t b_row_bytes) {
   tile_load<4>(a0.data, a0.row_bytes);

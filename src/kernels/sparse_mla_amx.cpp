@@ -86,10 +86,7 @@ void score_group(const SparseMla& io, const uint32_t* queries, const uint16_t* r
     const uint32_t* const q0 = queries + h * num_k * kTileWords;
     const uint32_t* const q1 = has_second ? q0 + num_k * kTileWords : q0;
     ahead.fetch(ceil_div(2 * kGroup, tiles));
-    tile_clear<0>();
-    tile_clear<1>();
-    tile_clear<2>();
-    tile_clear<3>();
+    clear_sums();
     for (int64_t k = 0; k < num_k; ++k) {
       tile_load<4>(rows + k * kAmxK, row_bytes);
       tile_load<6>(q0 + k * kTileWords, 64);
