@@ -49,7 +49,7 @@ struct WeightStream {
 };
 
 double best_product_seconds(const Matrix& matrix, int64_t rows, WeightStream& weights) {
-  const std::vector<float> factors(matrix.bytes() / (128 * 128), 0.02f);
+  const std::vector<float> factors(matrix.bytes() / (128 * 128), 1.0f / 64);
   const std::vector<float> x(rows * matrix.inputs, 0.5f);
   std::vector<float> y(rows * matrix.outputs);
   return best_seconds({5, 200, 0.3}, [&](int) {

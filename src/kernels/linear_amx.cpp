@@ -1,6 +1,8 @@
 #include "kernels/linear_amx.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstdlib>
 #include <cstring>
 
 #include "base/parallel.h"
@@ -23,17 +25,20 @@ constexpr int64_t kBlockTiles = kQuantGroup / kAmxK;  // that share a factor
 constexpr int64_t kMinWork = 4 << 20;                 // multiplications that are worth a thread
 constexpr int64_t kMostAhead = 16 << 10;              // bytes, and of long rows of bf16
 constexpr int64_t kRowAhead = 512;
-constexpr int64_t kAhead = 256;  // bytes: two blocks of each of the streams of e4m3
+constexpr int64_t kStripTiles = 4;        // of x, that meet a widened tile of W
+constexpr int64_t kMostStripBlocks = 64;  // of 64 rows of x: 1 MiB of the second cache
+constexpr int64_t kInputAhead = 128;      // numbers
+constexpr int64_t kAhead = 256;           // bytes: two blocks of each of the streams of e4m3
 
 // x in bf16, tile by tile in B's layout: tile (m, k) is [16 pairs][columns], its columns rows of x.
 // Rows come by sixteens, the last one for those missing; fewer than sixteen in all are as many
 // columns.
 struct InputTiles {
-  const uint32_t* data;
+  uint32_t* data;
   int64_t columns;
   int64_t num_k;
 
-  const uint32_t* tile(int64_t m, int64_t k) const {
+  uint32_t* tile(int64_t m, int64_t k) const {
     return data + (m * num_k + k) * kAmxPairs * columns;
   }
   int64_t row_bytes() const { return columns * static_cast<int64_t>(sizeof(uint32_t)); }
@@ -54,6 +59,8 @@ AMX_KERNEL void pack_input(View2<const float> x, int64_t k, int64_t columns, boo
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kAmxCols; ++i) {
       const float* const row = x.data + std::min(i, x.rows - 1) * x.stride + at;
+      __builtin_prefetch(row + kInputAhead);
+      __builtin_prefetch(row + kInputAhead + 16);
       pairs[i] =
           round_to_pairs(_mm512_maskz_loadu_ps(low, row), _mm512_maskz_loadu_ps(high, row + 16));
     }
@@ -89,12 +96,32 @@ struct Item {
   int64_t row, num_rows;  // of the whole matrix
   View2<float> y;         // [rows of x from tile m on, num_rows]
 
+  // Of e4m3: those of the item's rows, block after block.
+  const float* factors() const {
+    return w.scale_inv + row / kQuantGroup * ceil_div(w.cols, kQuantGroup);
+  }
   View2<float> output(int64_t panel, int64_t tile) const {
     const int64_t begin = (tile - m) * kAmxCols;
     return {y[begin] + panel * kAmxRows, std::min(kAmxCols, y.rows - begin),
             std::min(kAmxRows, num_rows - panel * kAmxRows), y.stride};
   }
 };
+
+// Tiles [m, m_end) of x, and W's rows [row, row + most_rows) of the whole matrix as far as the view
+// has them.
+Item item_of(const InputTiles& x, const WeightView& w, View2<float> y_MN, int64_t row,
+             int64_t most_rows, int64_t m, int64_t m_end) {
+  const int64_t begin = std::max(row, w.first_row);
+  const int64_t end = std::min(row + most_rows, w.first_row + w.rows);
+  return {x,
+          m,
+          m_end,
+          w,
+          begin,
+          end - begin,
+          View2<float>(y_MN[m * kAmxCols] + (begin - w.first_row), y_MN.rows - m * kAmxCols,
+                       end - begin, y_MN.stride)};
+}
 
 struct TileRows {
   const void* data;
@@ -126,6 +153,15 @@ FATHOM_INLINE void store_sums(float* out, int64_t row_bytes, bool has_panel, boo
   if (!has_panel) return;
   tile_store<2>(out + 2 * kTileFloats, row_bytes);
   if (has_tile) tile_store<3>(out + 3 * kTileFloats, row_bytes);
+}
+
+// store_sums' tiles as y's rows.
+void store_tiles(const Item& item, int64_t m, const float* c, bool has_panel, bool has_tile) {
+  for (int i = 0; i < 4; ++i)
+    if ((i / 2 == 0 || has_panel) && (i % 2 == 0 || has_tile)) {
+      const View2<float> y = item.output(i / 2, m + i % 2);
+      store_columns(c + i * kTileFloats, item.x.columns, y.cols, y);
+    }
 }
 
 // --- W in BF16 ---
@@ -171,11 +207,7 @@ void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
     ask_for_next(a1, at);
   }
   store_sums(c, item.x.row_bytes(), has_panel, has_tile);
-  for (int i = 0; i < 4; ++i)
-    if ((i / 2 == 0 || has_panel) && (i % 2 == 0 || has_tile)) {
-      const View2<float> y = item.output(i / 2, m + i % 2);
-      store_columns(c + i * kTileFloats, item.x.columns, y.cols, y);
-    }
+  store_tiles(item, m, c, has_panel, has_tile);
 }
 
 void multiply_bf16(const Item& item) {
@@ -216,9 +248,18 @@ AMX_INLINE __m512i low_nibbles(__m512i bytes) {
   return _mm512_and_si512(bytes, _mm512_set1_epi8(15));
 }
 
-// widen_e4m3_parts of two registers, the same bits.
-AMX_INLINE void widen_e4m3_bits(const E4M3BitWidener& table, const __m512i (&bytes)[2],
-                                __m512i (&out)[2][2]) {
+// Of numbers in bf16, which have an exponent to add to: not zeros, not NaN.
+AMX_INLINE __mmask32 has_exponent(__m512i words) {
+  const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7fff));
+  return _mm512_cmplt_epu16_mask(_mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)),
+                                 _mm512_set1_epi16(0x7f80 - 1));
+}
+
+// widen_e4m3_parts of two registers, the same bits; then, if asked, times the power of two whose
+// exponent stands where a bf16 has it.
+template <bool kIsScaled>
+AMX_INLINE void widen_e4m3_bits(const E4M3BitWidener& table, __m512i exponent,
+                                const __m512i (&bytes)[2], __m512i (&out)[2][2]) {
   __m512i low[2], high[2], rank[2];
 #pragma GCC unroll 2
   for (int i = 0; i < 2; ++i) {
@@ -228,14 +269,15 @@ AMX_INLINE void widen_e4m3_bits(const E4M3BitWidener& table, const __m512i (&byt
     rank[i] = _mm512_add_epi8(_mm512_add_epi8(bytes[i], bytes[i]), _mm512_set1_epi8(2));
   }
   const __m512i limit = _mm512_set1_epi8(16);
-  if (_mm512_cmple_epu8_mask(_mm512_min_epu8(rank[0], rank[1]), limit)) {
+  const bool is_special = _mm512_cmple_epu8_mask(_mm512_min_epu8(rank[0], rank[1]), limit) != 0;
+  if (is_special) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      const __mmask64 is_special = _mm512_cmple_epu8_mask(rank[i], limit);
+      const __mmask64 specials = _mm512_cmple_epu8_mask(rank[i], limit);
       const __m512i sign = _mm512_and_si512(bytes[i], _mm512_set1_epi8(-128));
-      low[i] = _mm512_mask_shuffle_epi8(low[i], is_special, table.low_table, low_nibbles(bytes[i]));
+      low[i] = _mm512_mask_shuffle_epi8(low[i], specials, table.low_table, low_nibbles(bytes[i]));
       const __m512i magnitude = _mm512_shuffle_epi8(table.high_table, low_nibbles(bytes[i]));
-      high[i] = _mm512_mask_blend_epi8(is_special, high[i], _mm512_or_si512(magnitude, sign));
+      high[i] = _mm512_mask_blend_epi8(specials, high[i], _mm512_or_si512(magnitude, sign));
     }
   }
 #pragma GCC unroll 2
@@ -243,6 +285,24 @@ AMX_INLINE void widen_e4m3_bits(const E4M3BitWidener& table, const __m512i (&byt
     out[i][0] = _mm512_unpacklo_epi8(low[i], high[i]);
     out[i][1] = _mm512_unpackhi_epi8(low[i], high[i]);
   }
+  if constexpr (kIsScaled) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      __m512i& words = out[i / 2][i % 2];
+      words = is_special ? _mm512_mask_add_epi16(words, has_exponent(words), words, exponent)
+                         : _mm512_add_epi16(words, exponent);
+    }
+  }
+}
+
+// Factors that go into W: those of e4m3 in bf16 stay normal numbers.
+constexpr int kGreatestExponent = 64;
+int exponent_of(float factor) { return (std::bit_cast<int32_t>(factor) >> 23) - 127; }
+bool are_powers_of_two(const float* factors, int64_t count) {
+  return std::all_of(factors, factors + count, [](float factor) {
+    return (std::bit_cast<uint32_t>(factor) & 0x807fffff) == 0 &&
+           std::abs(exponent_of(factor)) <= kGreatestExponent;
+  });
 }
 
 // The widening of one block, row after row, as the tile unit leaves time for it.
@@ -254,8 +314,10 @@ struct Widening {
   __mmask64 mask[2];  // of the columns that there are
   uintptr_t ahead;    // bytes, to what is asked for early
   uint16_t* out;      // the next row's part of the panel's first tile
+  int16_t exponent;   // of the block's factor, in a bf16's place
 };
 constexpr int64_t kTileNumbers = kAmxRows * kAmxK;
+constexpr int64_t kRowsASlot = kAmxRows / kBlockTiles;  // of one panel, beside a tile of W
 
 // From column k on. At a row's end the same row of the next item is asked for.
 Widening start_widening(const Item& item, int64_t k, WidenedBlock& out) {
@@ -270,14 +332,17 @@ Widening start_widening(const Item& item, int64_t k, WidenedBlock& out) {
           item.num_rows,
           {mask_of(cols - k), mask_of(cols - k - 64)},
           static_cast<uintptr_t>(kAhead + to_next),
-          &out.tiles[0][0][0][0]};
+          &out.tiles[0][0][0][0],
+          static_cast<int16_t>(exponent_of(item.factors()[k / kQuantGroup]) << 7)};
 }
 
 AMX_INLINE void ask_for(uintptr_t address) {
   _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
 }
 
+template <bool kIsScaled>
 AMX_INLINE void widen_rows(const E4M3BitWidener& table, int64_t count, Widening& w) {
+  const __m512i exponent = _mm512_set1_epi16(w.exponent);
   for (count = std::min(count, w.num_left); count > 0; --count) {
     const auto address = reinterpret_cast<uintptr_t>(w.row) + w.ahead;
     ask_for(address);
@@ -285,7 +350,7 @@ AMX_INLINE void widen_rows(const E4M3BitWidener& table, int64_t count, Widening&
     const __m512i bytes[2] = {_mm512_maskz_loadu_epi8(w.mask[0], w.row),
                               _mm512_maskz_loadu_epi8(w.mask[1], w.row + 64)};
     __m512i wide[2][2];
-    widen_e4m3_bits(table, bytes, wide);
+    widen_e4m3_bits<kIsScaled>(table, exponent, bytes, wide);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) _mm512_store_si512(w.out + i * kTileNumbers, wide[i / 2][i % 2]);
     if (--w.num_there > 0) w.row += w.stride;
@@ -294,6 +359,101 @@ AMX_INLINE void widen_rows(const E4M3BitWidener& table, int64_t count, Widening&
     if (--w.num_left == kAmxRows) w.out += (kBlockTiles - 1) * kTileNumbers;
   }
 }
+
+// --- E4M3 with powers of two for factors: they go into W, and sums stay in their tiles ---
+
+// Two panels by two tiles of x, and two more: for few of them.
+AMX_KERNEL void multiply_scaled(const Item& item, int64_t m) {
+  WidenedBlock blocks[2];
+  alignas(64) float c[4 * kTileFloats];
+  const E4M3BitWidener table = e4m3_bit_widener();
+  const int64_t num_blocks = item.x.num_k / kBlockTiles;
+  const bool has_panel = item.num_rows > kAmxRows, has_tile = m + 1 < item.m_end;
+  Widening next = start_widening(item, 0, blocks[0]);
+  widen_rows<true>(table, next.num_left, next);
+  clear_sums();
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    const WidenedBlock& w = blocks[block % 2];
+    if (block + 1 < num_blocks)
+      next = start_widening(item, (block + 1) * kQuantGroup, blocks[1 - block % 2]);
+    const int64_t rows_a_slot = ceil_div(next.num_left, kBlockTiles);
+    for (int64_t i = 0; i < kBlockTiles; ++i) {
+      const int64_t k = block * kBlockTiles + i;
+      add_products({w.tiles[0][i], sizeof w.tiles[0][i][0]},
+                   {w.tiles[1][i], sizeof w.tiles[1][i][0]}, has_panel, item.x.tile(m, k),
+                   item.x.tile(m + has_tile, k), has_tile, item.x.row_bytes());
+      widen_rows<true>(table, rows_a_slot, next);
+    }
+  }
+  store_sums(c, item.x.row_bytes(), has_panel, has_tile);
+  store_tiles(item, m, c, has_panel, has_tile);
+}
+
+// Blocks [begin, end) of k, behind those whose sums stand in `sums`, if any do.
+struct Strip {
+  int64_t begin, end;
+  float* sums;  // [tile of x][16][16]
+};
+
+constexpr int64_t kSumsRowBytes = kAmxCols * sizeof(float);
+
+void load_sums(const float* from, int64_t num_tiles) {
+  tile_load<0>(from, kSumsRowBytes);
+  if (num_tiles > 1) tile_load<1>(from + kTileFloats, kSumsRowBytes);
+  if (num_tiles > 2) tile_load<2>(from + 2 * kTileFloats, kSumsRowBytes);
+  if (num_tiles > 3) tile_load<3>(from + 3 * kTileFloats, kSumsRowBytes);
+}
+void store_sums(float* to, int64_t num_tiles) {
+  tile_store<0>(to, kSumsRowBytes);
+  if (num_tiles > 1) tile_store<1>(to + kTileFloats, kSumsRowBytes);
+  if (num_tiles > 2) tile_store<2>(to + 2 * kTileFloats, kSumsRowBytes);
+  if (num_tiles > 3) tile_store<3>(to + 3 * kTileFloats, kSumsRowBytes);
+}
+
+// One panel by up to four tiles of x: a widened tile of W meets them all.
+AMX_KERNEL void multiply_strip(const Item& item, const Strip& strip) {
+  WidenedBlock blocks[2];
+  alignas(64) float c[kStripTiles * kTileFloats];
+  const E4M3BitWidener table = e4m3_bit_widener();
+  const InputTiles& x = item.x;
+  const int64_t num_m = item.m_end - item.m, row_bytes = x.row_bytes();
+  Widening next = start_widening(item, strip.begin * kQuantGroup, blocks[strip.begin % 2]);
+  widen_rows<true>(table, next.num_left, next);
+  strip.begin > 0 ? load_sums(strip.sums, num_m) : clear_sums();
+  for (int64_t block = strip.begin; block < strip.end; ++block) {
+    const WidenedBlock& w = blocks[block % 2];
+    if (block + 1 < strip.end)
+      next = start_widening(item, (block + 1) * kQuantGroup, blocks[1 - block % 2]);
+    for (int64_t i = 0; i < kBlockTiles; ++i) {
+      const int64_t k = block * kBlockTiles + i;
+      tile_load<4>(w.tiles[0][i], sizeof w.tiles[0][i][0]);
+      tile_load<6>(x.tile(item.m, k), row_bytes);
+      tile_multiply<0, 4, 6>();
+      widen_rows<true>(table, kRowsASlot / 2, next);
+      if (num_m > 1) {
+        tile_load<7>(x.tile(item.m + 1, k), row_bytes);
+        tile_multiply<1, 4, 7>();
+      }
+      if (num_m > 2) {
+        tile_load<6>(x.tile(item.m + 2, k), row_bytes);
+        tile_multiply<2, 4, 6>();
+      }
+      widen_rows<true>(table, kRowsASlot / 2, next);
+      if (num_m > 3) {
+        tile_load<7>(x.tile(item.m + 3, k), row_bytes);
+        tile_multiply<3, 4, 7>();
+      }
+    }
+  }
+  const bool is_last = strip.end * kBlockTiles == x.num_k;
+  store_sums(is_last ? c : strip.sums, num_m);
+  for (int64_t i = 0; is_last && i < num_m; ++i) {
+    const View2<float> y = item.output(0, item.m + i);
+    store_columns(c + i * kTileFloats, x.columns, y.cols, y);
+  }
+}
+
+// --- E4M3 with other factors: sums of blocks ---
 
 // Four tiles of C that wait to be taken times their block's factor and added to the sums.
 struct ScaledSums {
@@ -318,19 +478,18 @@ AMX_INLINE void add_scaled(const ScaledSums& from, int64_t tile, int64_t columns
 
 // All of an item, 128 columns at a time. While the tile unit multiplies, the vector units widen the
 // next block and add what the last products gave.
-AMX_KERNEL void multiply_e4m3(const Item& item) {
+AMX_KERNEL void multiply_unscaled(const Item& item) {
   WidenedBlock blocks[2];
   ScaledSums pending[2];
   alignas(64) float sums[kPanels * kPanelSums];
   const E4M3BitWidener table = e4m3_bit_widener();
-  const float* const factors =
-      item.w.scale_inv + item.row / kQuantGroup * ceil_div(item.w.cols, kQuantGroup);
+  const float* const factors = item.factors();
   const int64_t columns = item.x.columns, num_m = item.m_end - item.m;
   const int64_t slots = ceil_div(num_m, 2) * kBlockTiles;
   const bool has_panel = item.num_rows > kAmxRows;
   int64_t step = 0;
   Widening next = start_widening(item, 0, blocks[0]);
-  widen_rows(table, next.num_left, next);
+  widen_rows<false>(table, next.num_left, next);
   for (int64_t block = 0; block * kQuantGroup < item.w.cols; ++block) {
     const WidenedBlock& w = blocks[block % 2];
     if ((block + 1) * kQuantGroup < item.w.cols)
@@ -346,7 +505,7 @@ AMX_KERNEL void multiply_e4m3(const Item& item) {
                      {w.tiles[1][i], sizeof w.tiles[1][i][0]}, has_panel, item.x.tile(m, k),
                      item.x.tile(m + has_tile, k), has_tile, item.x.row_bytes());
         add_scaled(before, i, columns);
-        widen_rows(table, rows_a_slot, next);
+        widen_rows<false>(table, rows_a_slot, next);
       }
       ScaledSums& now = pending[step % 2];
       store_sums(now.c, item.x.row_bytes(), has_panel, has_tile);
@@ -365,21 +524,62 @@ AMX_KERNEL void multiply_e4m3(const Item& item) {
     }
 }
 
+// A row's bits depend on its own block's factors, not on those of the rows beside it.
+void multiply_e4m3(const Item& item) {
+  if (!are_powers_of_two(item.factors(), ceil_div(item.w.cols, kQuantGroup)))
+    return multiply_unscaled(item);
+  for (int64_t m = item.m; m < item.m_end; m += 2) multiply_scaled(item, m);
+}
+
+bool has_powers_of_two(const WeightView& w) {
+  const int64_t factor_cols = ceil_div(w.cols, kQuantGroup), begin = w.first_row / kQuantGroup;
+  const int64_t end = ceil_div(w.first_row + w.rows, kQuantGroup);
+  return are_powers_of_two(w.scale_inv + begin * factor_cols, (end - begin) * factor_cols);
+}
+
+// Four tiles of x after four, so that they stay in the second cache while W goes by: where k is
+// long, a part of it after the other.
+void multiply_in_strips(const InputTiles& x, const WeightView& w, View2<float> y_MN) {
+  static thread_local LineBuffer buffer;
+  const int64_t num_blocks = x.num_k / kBlockTiles, all_m = ceil_div(y_MN.rows, kAmxCols);
+  const int64_t num_parts = ceil_div(num_blocks, kMostStripBlocks);
+  const int64_t part = ceil_div(num_blocks, num_parts);
+  const int64_t first = w.first_row / kAmxRows;
+  const int64_t num_items = ceil_div(w.first_row + w.rows, kAmxRows) - first;
+  float* const sums =
+      buffer.reserve<float>(num_parts > 1 ? num_items * kStripTiles * kTileFloats : 0);
+  for (int64_t m = 0; m < all_m; m += kStripTiles) {
+    const int64_t m_end = std::min(m + kStripTiles, all_m);
+    const int64_t work = (m_end - m) * kAmxCols * kAmxRows * part * kQuantGroup;
+    for (int64_t begin = 0; begin < num_blocks; begin += part) {
+      const int64_t end = std::min(begin + part, num_blocks);
+      base::parallel_for(
+          num_items, std::max<int64_t>(1, kMinWork / work), [&](int64_t at, int64_t at_end) {
+            const TileShape shape(x.columns);
+            for (; at < at_end; ++at)
+              multiply_strip(item_of(x, w, y_MN, (first + at) * kAmxRows, kAmxRows, m, m_end),
+                             {begin, end, sums + at * kStripTiles * kTileFloats});
+          });
+    }
+  }
+}
+
 InputTiles pack_inputs(View2<const float> x_MK, bool is_e4m3, LineBuffer& buffer) {
   const int64_t columns = std::min(x_MK.rows, kAmxCols), num_m = ceil_div(x_MK.rows, kAmxCols);
   const int64_t num_k =
       is_e4m3 ? ceil_div(x_MK.cols, kQuantGroup) * kBlockTiles : ceil_div(x_MK.cols, kAmxK);
-  auto* const tiles = buffer.reserve<uint32_t>(num_m * num_k * kAmxPairs * columns);
+  const InputTiles tiles{buffer.reserve<uint32_t>(num_m * num_k * kAmxPairs * columns), columns,
+                         num_k};
   const int64_t grain = std::max<int64_t>(1, kMinWork / (kAmxCols * 32 * kAmxK * num_k));
   base::parallel_for(num_m, grain, [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) {
       const auto rows = x_MK.slice_rows(m * kAmxCols, std::min((m + 1) * kAmxCols, x_MK.rows));
       for (int64_t k = 0; k < num_k; k += 2)
         pack_input(rows, k * kAmxK, columns, is_e4m3, std::min<int64_t>(2, num_k - k),
-                   tiles + (m * num_k + k) * kAmxPairs * columns);
+                   tiles.tile(m, k));
     }
   });
-  return {tiles, columns, num_k};
+  return tiles;
 }
 
 }  // namespace
@@ -388,7 +588,10 @@ void linear_amx(View2<const float> x_MK, const WeightView& w, View2<float> y_MN)
   if (x_MK.rows == 0 || w.rows == 0) return;
   CHECK_GE(w.cols, 1);
   static thread_local LineBuffer buffer;
-  const InputTiles x = pack_inputs(x_MK, w.format == WeightFormat::kE4M3, buffer);
+  const bool is_e4m3 = w.format == WeightFormat::kE4M3;
+  const InputTiles x = pack_inputs(x_MK, is_e4m3, buffer);
+  if (is_e4m3 && x_MK.rows > 2 * kAmxCols && has_powers_of_two(w))
+    return multiply_in_strips(x, w, y_MN);
   // Items are cut at multiples of 32 of the whole matrix, whose rows share their factors.
   const int64_t first = w.first_row / kItemRows;
   const int64_t num_items = ceil_div(w.first_row + w.rows, kItemRows) - first;
@@ -398,18 +601,10 @@ void linear_amx(View2<const float> x_MK, const WeightView& w, View2<float> y_MN)
   base::parallel_for(num_items * num_m_blocks, grain, [&](int64_t begin, int64_t end) {
     const TileShape shape(x.columns);
     for (int64_t at = begin; at < end; ++at) {
-      const int64_t m = at % num_m_blocks * kItemTiles, item = first + at / num_m_blocks;
-      const int64_t row = std::max(item * kItemRows, w.first_row);
-      const int64_t num_rows = std::min((item + 1) * kItemRows, w.first_row + w.rows) - row;
-      const Item work_item{x,
-                           m,
-                           std::min(m + kItemTiles, num_m),
-                           w,
-                           row,
-                           num_rows,
-                           View2<float>(y_MN[m * kAmxCols] + (row - w.first_row),
-                                        x_MK.rows - m * kAmxCols, num_rows, y_MN.stride)};
-      w.format == WeightFormat::kBF16 ? multiply_bf16(work_item) : multiply_e4m3(work_item);
+      const int64_t m = at % num_m_blocks * kItemTiles;
+      const Item item = item_of(x, w, y_MN, (first + at / num_m_blocks) * kItemRows, kItemRows, m,
+                                std::min(m + kItemTiles, num_m));
+      is_e4m3 ? multiply_e4m3(item) : multiply_bf16(item);
     }
   });
 }

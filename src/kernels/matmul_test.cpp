@@ -15,6 +15,10 @@
 namespace fathom::kernels {
 namespace {
 
+// Of E4M3's blocks: factors of any size, ue8m0's, or either by turns of 128 rows. Kernels may take
+// powers of two another way.
+enum class Factors { kAny, kPowersOfTwo, kByTurns };
+
 // Weights of one format made from the same normal values.
 struct TestWeight {
   std::vector<float> f32;
@@ -23,7 +27,8 @@ struct TestWeight {
   std::vector<float> scale_inv;
   WeightView view;
 
-  TestWeight(WeightFormat format, int64_t rows, int64_t cols) : f32(rows * cols) {
+  TestWeight(WeightFormat format, int64_t rows, int64_t cols, Factors factors = Factors::kAny)
+      : f32(rows * cols) {
     base::Random random(9);
     for (float& value : f32) value = static_cast<float>(random.normal());
     view = {format, f32.data(), rows, cols, nullptr, 0};
@@ -36,14 +41,29 @@ struct TestWeight {
       view.data = half.data();
     } else if (format == WeightFormat::kE4M3) {
       for (float value : f32) e4m3.push_back(to_e4m3(value));
-      const int64_t blocks = (rows + 127) / 128 * ((cols + 127) / 128);
-      for (int64_t i = 0; i < blocks; ++i)
-        scale_inv.push_back(0.25f + static_cast<float>(random.uniform()));
+      const int64_t block_cols = (cols + 127) / 128, blocks = (rows + 127) / 128 * block_cols;
+      for (int64_t i = 0; i < blocks; ++i) {
+        const auto any = 0.25f + static_cast<float>(random.uniform());
+        const bool is_power = factors == Factors::kPowersOfTwo ||
+                              (factors == Factors::kByTurns && i / block_cols % 2 == 0);
+        scale_inv.push_back(is_power ? std::exp2(std::round(std::log2(any))) : any);
+      }
       view.data = e4m3.data();
       view.scale_inv = scale_inv.data();
     }
   }
 };
+
+struct TestKind {
+  WeightFormat format;
+  Factors factors = Factors::kAny;
+};
+constexpr TestKind kTestKinds[] = {{WeightFormat::kF32},
+                                   {WeightFormat::kBF16},
+                                   {WeightFormat::kF16},
+                                   {WeightFormat::kE4M3},
+                                   {WeightFormat::kE4M3, Factors::kPowersOfTwo},
+                                   {WeightFormat::kE4M3, Factors::kByTurns}};
 
 TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
   for (auto format :
@@ -63,12 +83,11 @@ TEST(Linear, EqualsReferenceOverOddShapesAndFormats) {
 }
 
 TEST(Linear, RoundsItsInputToBF16WhereAsked) {
-  for (auto format :
-       {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3}) {
+  for (auto [format, factors] : kTestKinds) {
     for (int64_t m : {1, 2, 3, 4, 5, 9, 70}) {
       for (auto [n, k] :
            {std::pair<int64_t, int64_t>{1, 1}, {7, 13}, {49, 64}, {130, 257}, {70, 1300}}) {
-        const TestWeight weight(format, n, k);
+        const TestWeight weight(format, n, k, factors);
         const TestMatrix x(m, k, 1, 1, 3);
         TestMatrix rounded(m, k, 1, 1, 3);
         for (float& value : rounded.storage) value = from_bf16(to_bf16(value));
@@ -106,12 +125,12 @@ TEST(Linear, E4M3KeepsItsPrecisionForInputsOfAnyMagnitude) {
 TEST(Linear, EveryByteOfE4M3HasItsValue) {
   constexpr int64_t kCols = 256, kOnes = 3;
   std::vector<uint8_t> bytes(kCols * kCols);
-  const std::vector<float> factors(4, 0.5f);
+  std::vector<float> factors(4, 0.5f);
   for (int64_t n = 0; n < kCols; ++n)
     for (int64_t k = 0; k < kCols; ++k) bytes[n * kCols + k] = static_cast<uint8_t>(n + k);
   const WeightView weight{WeightFormat::kE4M3, bytes.data(), kCols, kCols, factors.data(), 0};
   // Each row of W has every byte, so each sum a NaN.
-  for (const int64_t m : {1, 20}) {
+  for (const int64_t m : {1, 20, 40}) {
     if (!has_bf16_dot()) break;
     const TestMatrix x(m, kCols, 1);
     TestMatrix y(m, kCols, 2);
@@ -122,13 +141,52 @@ TEST(Linear, EveryByteOfE4M3HasItsValue) {
   // Without the two NaNs each sum is one number.
   for (uint8_t& byte : bytes)
     if ((byte & 127) == 127) byte = 0;
-  for (int64_t k = 0; k < kCols; ++k) {
-    TestMatrix x(1, kCols, 1), y(1, kCols, 2);
+  for (const float factor : {0.5f, 0.3f, 0x1p-60f, 0x1p50f}) {
+    std::fill(factors.begin(), factors.end(), factor);
+    TestMatrix x(kCols, kCols, 1), y(kCols, kCols, 2);
     std::fill(x.storage.begin(), x.storage.end(), 0.0f);
-    x.view[0][k] = kOnes;
-    linear(x.view, weight, y.view, Precision::kBF16);
-    for (int64_t n = 0; n < kCols; ++n)
-      ASSERT_EQ(y.view[0][n], kOnes * 0.5f * from_e4m3(bytes[n * kCols + k])) << n << ", " << k;
+    for (int64_t k = 0; k < kCols; ++k) x.view[k][k] = kOnes;
+    const auto expect_numbers = [&](int64_t begin, int64_t end) {
+      const auto rows = y.view.slice_rows(begin, end);
+      linear(x.view.slice_rows(begin, end), weight, rows, Precision::kBF16);
+      for (int64_t k = begin; k < end; ++k)
+        for (int64_t n = 0; n < kCols; ++n)
+          ASSERT_EQ(y.view[k][n], kOnes * from_e4m3(bytes[n * kCols + k]) * factor)
+              << n << ", " << k;
+    };
+    expect_numbers(0, kCols);
+    for (int64_t k = 0; k < kCols; ++k) expect_numbers(k, k + 1);
+  }
+}
+
+// A power of two beyond what an exponent takes in addition is a factor like any other.
+TEST(Linear, E4M3TakesFactorsOfAnyMagnitudeInBF16) {
+  if (!has_bf16_dot()) GTEST_SKIP() << "f32 kernels take less: matmul.h";
+  for (const float factor : {0x1p-100f, 0x1p-65f, 0x1p-64f, 0x1p64f, 0x1p65f, 0x1p90f})
+    for (const int64_t m : {1, 40}) {
+      TestWeight weight(WeightFormat::kE4M3, 70, 270);
+      std::fill(weight.scale_inv.begin(), weight.scale_inv.end(), factor);
+      TestMatrix x(m, 270, 1), y(m, 70, 2), expected(m, 70, 3);
+      for (float& value : x.storage) value = from_bf16(to_bf16(value));
+      linear(x.view, weight.view, y.view, Precision::kBF16);
+      reference::linear(x.view, weight.view, expected.view);
+      EXPECT_LE(max_difference(y.view, expected.view), 1e-4 * factor) << factor << " " << m;
+    }
+}
+
+// Sums of more k than the second cache holds of 64 rows are taken up again.
+TEST(Linear, LongRowsOfE4M3HaveTheBitsOfOneRow) {
+  constexpr int64_t kRows = 70, kOutputs = 40, kCols = 8192 * 2 + 200;
+  const TestWeight weight(WeightFormat::kE4M3, kOutputs, kCols, Factors::kPowersOfTwo);
+  TestMatrix x(kRows, kCols, 1), y(kRows, kOutputs, 2), expected(kRows, kOutputs, 3);
+  for (float& value : x.storage) value = from_bf16(to_bf16(value));
+  linear(x.view, weight.view, y.view, Precision::kBF16);
+  reference::linear(x.view, weight.view, expected.view);
+  EXPECT_LE(max_difference(y.view, expected.view), 1e-5 * std::sqrt(kCols) * 4);
+  for (int64_t i = 0; i < kRows; ++i) {
+    const auto row = expected.view.slice_rows(i, i + 1);
+    linear(x.view.slice_rows(i, i + 1), weight.view, row, Precision::kBF16);
+    EXPECT_EQ(max_difference(row, y.view.slice_rows(i, i + 1)), 0.0) << i;
   }
 }
 
@@ -159,7 +217,7 @@ class GuardedCopy {
 };
 
 TEST(Linear, ReadsNothingBehindItsOperands) {
-  for (const auto format : {WeightFormat::kBF16, WeightFormat::kE4M3})
+  for (const auto [format, factors] : kTestKinds)
     for (const int64_t m : {1, 2, 16, 17, 40})
       for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 32},
                           {16, 64},
@@ -167,7 +225,8 @@ TEST(Linear, ReadsNothingBehindItsOperands) {
                           {50, 200},
                           {32, 200},
                           {7, 1}}) {
-        const TestWeight weight(format, n, k);
+        if (format == WeightFormat::kF32 || format == WeightFormat::kF16) continue;
+        const TestWeight weight(format, n, k, factors);
         const TestMatrix x(m, k, 1);
         TestMatrix expected(m, n, 2), y(m, n, 3);
         linear(x.view, weight.view, expected.view, Precision::kBF16);
@@ -197,12 +256,11 @@ TEST(Linear, NoColumnsGiveZeros) {
 }
 
 TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
-  for (const auto format :
-       {WeightFormat::kF32, WeightFormat::kBF16, WeightFormat::kF16, WeightFormat::kE4M3})
+  for (const auto [format, factors] : kTestKinds)
     for (const auto precision : {Precision::kF32, Precision::kBF16})
       for (const int64_t k : {200, 384, 600}) {
         const TestMatrix x(301, k, 5);
-        const TestWeight weight(format, 100, k);
+        const TestWeight weight(format, 100, k, factors);
         TestMatrix all(301, 100, 6), some(301, 100, 7);
         base::set_num_threads(2);
         linear(x.view, weight.view, all.view, precision);
@@ -229,10 +287,10 @@ TEST(Linear, ASliceOfRowsKeepsItsScales) {
 
 // Panels of sixteen are those of the whole matrix: a slice begins and ends inside of some.
 TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
-  for (const auto format : {WeightFormat::kBF16, WeightFormat::kE4M3})
+  for (const auto [format, factors] : kTestKinds)
     for (const int64_t k : {200, 384})
       for (const int64_t m : {1, 8, 9, 40}) {
-        const TestWeight weight(format, 300, k);
+        const TestWeight weight(format, 300, k, factors);
         const TestMatrix x(m, k, 5);
         TestMatrix all(m, 300, 6), some(m, 70, 7);
         linear(x.view, weight.view, all.view, Precision::kBF16);
