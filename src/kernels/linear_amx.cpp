@@ -1,15 +1,10 @@
 #include "kernels/linear_amx.h"
 
 #include <algorithm>
-#include <bit>
-#include <cstdlib>
 #include <cstring>
 
 #include "base/parallel.h"
-#include "kernels/amx_tile.h"
-#include "kernels/bf16_tile.h"
-#include "kernels/fp8.h"
-#include "kernels/tile.h"
+#include "kernels/linear_amx_e4m3.h"
 
 namespace fathom::kernels {
 
@@ -17,35 +12,9 @@ namespace fathom::kernels {
 
 namespace {
 
-constexpr int64_t kPanels = 2;                        // of W at once, and tiles of x: four of C
-constexpr int64_t kItemRows = kPanels * kAmxRows;     // of W; divides a block of 128
-constexpr int64_t kItemTiles = 8;                     // of x; more, and sums leave L1
-constexpr int64_t kTileWords = kAmxRows * kAmxPairs;  // of 32 bits: one tile of bf16, 1 KiB
-constexpr int64_t kBlockTiles = kQuantGroup / kAmxK;  // that share a factor
-constexpr int64_t kMinWork = 4 << 20;                 // multiplications that are worth a thread
-constexpr int64_t kMostAhead = 16 << 10;              // bytes, and of long rows of bf16
+constexpr int64_t kMostAhead = 16 << 10;  // bytes of W, and of its long rows
 constexpr int64_t kRowAhead = 512;
-constexpr int64_t kStripTiles = 4;        // of x, that meet a widened tile of W
-constexpr int64_t kMostStripBlocks = 64;  // of 64 rows of x: 1 MiB of the second cache
-constexpr int64_t kInputAhead = 128;      // numbers
-constexpr int64_t kAhead = 256;           // bytes: two blocks of each of the streams of e4m3
-
-// x in bf16, tile by tile in B's layout: tile (m, k) is [16 pairs][columns], its columns rows of x.
-// Rows come by sixteens, the last one for those missing; fewer than sixteen in all are as many
-// columns.
-struct InputTiles {
-  uint32_t* data;
-  int64_t columns;
-  int64_t num_k;
-
-  uint32_t* tile(int64_t m, int64_t k) const {
-    return data + (m * num_k + k) * kAmxPairs * columns;
-  }
-  int64_t row_bytes() const { return columns * static_cast<int64_t>(sizeof(uint32_t)); }
-};
-
-// Where pair p of 64 numbers goes in the order of widened e4m3.
-constexpr int64_t place_of_pair(int64_t p) { return p / 4 % 2 * kAmxPairs + p / 8 * 4 + p % 4; }
+constexpr int64_t kInputAhead = 128;  // numbers of x
 
 // Up to sixteen rows of x as the tiles of 64 k from `k` on (of 32: num_tiles). The last row stands
 // in for those that are missing: nobody reads the sums.
@@ -74,100 +43,10 @@ AMX_KERNEL void pack_input(View2<const float> x, int64_t k, int64_t columns, boo
   }
 }
 
-// y[j][n] for y's rows of a C tile [16 n][columns] that lies in memory.
-AMX_KERNEL void store_columns(const float* c, int64_t columns, int64_t num_n, View2<float> y) {
-  const auto n_mask = first_lanes(num_n);
-  if (columns == 1) {
-    _mm512_mask_storeu_ps(y[0], n_mask, _mm512_loadu_ps(c));
-    return;
-  }
-  __m512i rows[kAmxRows];
-  for (int64_t n = 0; n < kAmxRows; ++n)
-    rows[n] = _mm512_maskz_loadu_epi32(first_lanes(columns), c + n * columns);
-  transpose_lanes(rows);
-  for (int64_t j = 0; j < y.rows; ++j) _mm512_mask_storeu_epi32(y[j], n_mask, rows[j]);
-}
-
-// Up to 32 rows of W, in one or two panels of sixteen, and the rows of x that they meet.
-struct Item {
-  InputTiles x;
-  int64_t m, m_end;  // tiles of x
-  const WeightView& w;
-  int64_t row, num_rows;  // of the whole matrix
-  View2<float> y;         // [rows of x from tile m on, num_rows]
-
-  // Of e4m3: those of the item's rows, block after block.
-  const float* factors() const {
-    return w.scale_inv + row / kQuantGroup * ceil_div(w.cols, kQuantGroup);
-  }
-  View2<float> output(int64_t panel, int64_t tile) const {
-    const int64_t begin = (tile - m) * kAmxCols;
-    return {y[begin] + panel * kAmxRows, std::min(kAmxCols, y.rows - begin),
-            std::min(kAmxRows, num_rows - panel * kAmxRows), y.stride};
-  }
-};
-
-// Tiles [m, m_end) of x, and W's rows [row, row + most_rows) of the whole matrix as far as the view
-// has them.
-Item item_of(const InputTiles& x, const WeightView& w, View2<float> y_MN, int64_t row,
-             int64_t most_rows, int64_t m, int64_t m_end) {
-  const int64_t begin = std::max(row, w.first_row);
-  const int64_t end = std::min(row + most_rows, w.first_row + w.rows);
-  return {x,
-          m,
-          m_end,
-          w,
-          begin,
-          end - begin,
-          View2<float>(y_MN[m * kAmxCols] + (begin - w.first_row), y_MN.rows - m * kAmxCols,
-                       end - begin, y_MN.stride)};
-}
-
-struct TileRows {
-  const void* data;
-  int64_t row_bytes;
-};
-
-// The four tiles of C: two panels by two tiles of x, of which the second may be missing.
-FATHOM_INLINE void add_products(TileRows a0, TileRows a1, bool has_panel, const uint32_t* b0,
-                                const uint32_t* b1, bool has_tile, int64_t b_row_bytes) {
-  tile_load<4>(a0.data, a0.row_bytes);
-  tile_load<6>(b0, b_row_bytes);
-  tile_multiply<0, 4, 6>();
-  if (has_tile) {
-    tile_load<7>(b1, b_row_bytes);
-    tile_multiply<1, 4, 7>();
-  }
-  if (!has_panel) return;
-  tile_load<5>(a1.data, a1.row_bytes);
-  tile_multiply<2, 5, 6>();
-  if (has_tile) tile_multiply<3, 5, 7>();
-}
-
-constexpr int64_t kTileFloats = kAmxRows * kAmxCols;
-
-// out [panel][tile of x][16][columns], each at a multiple of kTileFloats.
-FATHOM_INLINE void store_sums(float* out, int64_t row_bytes, bool has_panel, bool has_tile) {
-  tile_store<0>(out, row_bytes);
-  if (has_tile) tile_store<1>(out + kTileFloats, row_bytes);
-  if (!has_panel) return;
-  tile_store<2>(out + 2 * kTileFloats, row_bytes);
-  if (has_tile) tile_store<3>(out + 3 * kTileFloats, row_bytes);
-}
-
-// store_sums' tiles as y's rows.
-void store_tiles(const Item& item, int64_t m, const float* c, bool has_panel, bool has_tile) {
-  for (int i = 0; i < 4; ++i)
-    if ((i / 2 == 0 || has_panel) && (i % 2 == 0 || has_tile)) {
-      const View2<float> y = item.output(i / 2, m + i % 2);
-      store_columns(c + i * kTileFloats, item.x.columns, y.cols, y);
-    }
-}
-
 // --- W in BF16 ---
 
 // A panel's rows as tile_load takes them: where they are, or a copy with whole tiles.
-TileRows bf16_panel(const Item& item, int64_t panel, uint16_t* copy) {
+TileRows bf16_panel(const LinearItem& item, int64_t panel, uint16_t* copy) {
   const int64_t cols = item.w.cols, begin = item.row + panel * kAmxRows;
   const int64_t num_rows = std::min(kAmxRows, item.num_rows - panel * kAmxRows);
   const auto* const rows = static_cast<const uint16_t*>(item.w.data) + begin * cols;
@@ -190,7 +69,7 @@ void ask_for_next(TileRows a, int64_t at) {
 }
 
 // One or two panels by one or two tiles of x, all k: the sums never leave their tiles.
-void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
+void multiply_bf16(const LinearItem& item, int64_t m, TileRows a0, TileRows a1) {
   alignas(64) float c[4 * kTileFloats];
   const bool has_panel = item.num_rows > kAmxRows, has_tile = m + 1 < item.m_end;
   const uint32_t* const b0 = item.x.tile(m, 0);
@@ -210,358 +89,13 @@ void multiply_bf16(const Item& item, int64_t m, TileRows a0, TileRows a1) {
   store_tiles(item, m, c, has_panel, has_tile);
 }
 
-void multiply_bf16(const Item& item) {
+void multiply_bf16(const LinearItem& item) {
   static thread_local LineBuffer buffer;
   const int64_t panel_size = kAmxRows * item.x.num_k * kAmxK;
   auto* const copy = buffer.reserve<uint16_t>(kPanels * panel_size);
   const TileRows a0 = bf16_panel(item, 0, copy);
   const TileRows a1 = item.num_rows > kAmxRows ? bf16_panel(item, 1, copy + panel_size) : a0;
   for (int64_t m = item.m; m < item.m_end; m += 2) multiply_bf16(item, m, a0, a1);
-}
-
-// --- W in E4M3 ---
-
-// A block of 128 columns of an item's rows, widened: [panel][tile of k][16 rows][32 k].
-struct WidenedBlock {
-  alignas(64) uint16_t tiles[kPanels][kBlockTiles][kAmxRows][kAmxK];
-};
-
-// Bytes of e4m3 as bf16. A normal number's bf16 is its bits in other places, which is a product
-// with a matrix of bits: the low byte is (e0, m2, m1, m0, 0...), the high one (sign, e3, not e3
-// four times, e2, e1), its exponent greater by 120. Zeros, subnormal numbers and NaN are looked up.
-struct E4M3BitWidener {
-  __m512i low_matrix, high_matrix, low_table, high_table;
-};
-AMX_INLINE E4M3BitWidener e4m3_bit_widener() {
-  alignas(16) uint8_t low[16], high[16];
-  for (int i = 0; i < 16; ++i) {
-    const int bits = i < 8 ? i : 127;  // only NaN has other bits and comes here
-    low[i] = kE4M3ToBF16.low[bits];
-    high[i] = kE4M3ToBF16.high[bits];
-  }
-  return {_mm512_set1_epi64(0x0000000001020408), _mm512_set1_epi64(0x1020404040404080),
-          _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(low))),
-          _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(high)))};
-}
-
-AMX_INLINE __m512i low_nibbles(__m512i bytes) {
-  return _mm512_and_si512(bytes, _mm512_set1_epi8(15));
-}
-
-// Of numbers in bf16, which have an exponent to add to: not zeros, not NaN.
-AMX_INLINE __mmask32 has_exponent(__m512i words) {
-  const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7fff));
-  return _mm512_cmplt_epu16_mask(_mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)),
-                                 _mm512_set1_epi16(0x7f80 - 1));
-}
-
-// widen_e4m3_parts of two registers, the same bits; then, if asked, times the power of two whose
-// exponent stands where a bf16 has it.
-template <bool kIsScaled>
-AMX_INLINE void widen_e4m3_bits(const E4M3BitWidener& table, __m512i exponent,
-                                const __m512i (&bytes)[2], __m512i (&out)[2][2]) {
-  __m512i low[2], high[2], rank[2];
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    low[i] = _mm512_gf2p8affine_epi64_epi8(bytes[i], table.low_matrix, 0);
-    high[i] = _mm512_gf2p8affine_epi64_epi8(bytes[i], table.high_matrix, 0x3c);
-    // At most 16 where the exponent is zero or the number is NaN.
-    rank[i] = _mm512_add_epi8(_mm512_add_epi8(bytes[i], bytes[i]), _mm512_set1_epi8(2));
-  }
-  const __m512i limit = _mm512_set1_epi8(16);
-  const bool is_special = _mm512_cmple_epu8_mask(_mm512_min_epu8(rank[0], rank[1]), limit) != 0;
-  if (is_special) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const __mmask64 specials = _mm512_cmple_epu8_mask(rank[i], limit);
-      const __m512i sign = _mm512_and_si512(bytes[i], _mm512_set1_epi8(-128));
-      low[i] = _mm512_mask_shuffle_epi8(low[i], specials, table.low_table, low_nibbles(bytes[i]));
-      const __m512i magnitude = _mm512_shuffle_epi8(table.high_table, low_nibbles(bytes[i]));
-      high[i] = _mm512_mask_blend_epi8(specials, high[i], _mm512_or_si512(magnitude, sign));
-    }
-  }
-#pragma GCC unroll 2
-  for (int i = 0; i < 2; ++i) {
-    out[i][0] = _mm512_unpacklo_epi8(low[i], high[i]);
-    out[i][1] = _mm512_unpackhi_epi8(low[i], high[i]);
-  }
-  if constexpr (kIsScaled) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      __m512i& words = out[i / 2][i % 2];
-      words = is_special ? _mm512_mask_add_epi16(words, has_exponent(words), words, exponent)
-                         : _mm512_add_epi16(words, exponent);
-    }
-  }
-}
-
-// Factors that go into W: those of e4m3 in bf16 stay normal numbers.
-constexpr int kGreatestExponent = 64;
-int exponent_of(float factor) { return (std::bit_cast<int32_t>(factor) >> 23) - 127; }
-bool are_powers_of_two(const float* factors, int64_t count) {
-  return std::all_of(factors, factors + count, [](float factor) {
-    return (std::bit_cast<uint32_t>(factor) & 0x807fffff) == 0 &&
-           std::abs(exponent_of(factor)) <= kGreatestExponent;
-  });
-}
-
-// The widening of one block, row after row, as the tile unit leaves time for it.
-struct Widening {
-  const uint8_t* row;  // the next, at the block's first column
-  int64_t stride;
-  int64_t num_left;   // rows, those that are missing included
-  int64_t num_there;  // of them; the last one stands in for the others, whose sums nobody reads
-  __mmask64 mask[2];  // of the columns that there are
-  uintptr_t ahead;    // bytes, to what is asked for early
-  uint16_t* out;      // the next row's part of the panel's first tile
-  int16_t exponent;   // of the block's factor, in a bf16's place
-};
-constexpr int64_t kTileNumbers = kAmxRows * kAmxK;
-constexpr int64_t kRowsASlot = kAmxRows / kBlockTiles;  // of one panel, beside a tile of W
-
-// From column k on. At a row's end the same row of the next item is asked for.
-Widening start_widening(const Item& item, int64_t k, WidenedBlock& out) {
-  const int64_t cols = item.w.cols;
-  const auto mask_of = [](int64_t left) {
-    return left >= 64 ? ~__mmask64{0} : left <= 0 ? 0 : (__mmask64{1} << left) - 1;
-  };
-  const int64_t to_next = k + kAhead < cols ? 0 : (item.num_rows - 1) * cols;
-  return {static_cast<const uint8_t*>(item.w.data) + item.row * cols + k,
-          cols,
-          round_up(item.num_rows, kAmxRows),
-          item.num_rows,
-          {mask_of(cols - k), mask_of(cols - k - 64)},
-          static_cast<uintptr_t>(kAhead + to_next),
-          &out.tiles[0][0][0][0],
-          static_cast<int16_t>(exponent_of(item.factors()[k / kQuantGroup]) << 7)};
-}
-
-AMX_INLINE void ask_for(uintptr_t address) {
-  _mm_prefetch(reinterpret_cast<const char*>(address), _MM_HINT_T0);
-}
-
-template <bool kIsScaled>
-AMX_INLINE void widen_rows(const E4M3BitWidener& table, int64_t count, Widening& w) {
-  const __m512i exponent = _mm512_set1_epi16(w.exponent);
-  for (count = std::min(count, w.num_left); count > 0; --count) {
-    const auto address = reinterpret_cast<uintptr_t>(w.row) + w.ahead;
-    ask_for(address);
-    ask_for(address + 64);
-    const __m512i bytes[2] = {_mm512_maskz_loadu_epi8(w.mask[0], w.row),
-                              _mm512_maskz_loadu_epi8(w.mask[1], w.row + 64)};
-    __m512i wide[2][2];
-    widen_e4m3_bits<kIsScaled>(table, exponent, bytes, wide);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) _mm512_store_si512(w.out + i * kTileNumbers, wide[i / 2][i % 2]);
-    if (--w.num_there > 0) w.row += w.stride;
-    w.out += kAmxK;
-    // A panel's first row is as far from the last row of the panel before it as its four tiles are.
-    if (--w.num_left == kAmxRows) w.out += (kBlockTiles - 1) * kTileNumbers;
-  }
-}
-
-// --- E4M3 with powers of two for factors: they go into W, and sums stay in their tiles ---
-
-// Two panels by two tiles of x, and two more: for few of them.
-AMX_KERNEL void multiply_scaled(const Item& item, int64_t m) {
-  WidenedBlock blocks[2];
-  alignas(64) float c[4 * kTileFloats];
-  const E4M3BitWidener table = e4m3_bit_widener();
-  const int64_t num_blocks = item.x.num_k / kBlockTiles;
-  const bool has_panel = item.num_rows > kAmxRows, has_tile = m + 1 < item.m_end;
-  Widening next = start_widening(item, 0, blocks[0]);
-  widen_rows<true>(table, next.num_left, next);
-  clear_sums();
-  for (int64_t block = 0; block < num_blocks; ++block) {
-    const WidenedBlock& w = blocks[block % 2];
-    if (block + 1 < num_blocks)
-      next = start_widening(item, (block + 1) * kQuantGroup, blocks[1 - block % 2]);
-    const int64_t rows_a_slot = ceil_div(next.num_left, kBlockTiles);
-    for (int64_t i = 0; i < kBlockTiles; ++i) {
-      const int64_t k = block * kBlockTiles + i;
-      add_products({w.tiles[0][i], sizeof w.tiles[0][i][0]},
-                   {w.tiles[1][i], sizeof w.tiles[1][i][0]}, has_panel, item.x.tile(m, k),
-                   item.x.tile(m + has_tile, k), has_tile, item.x.row_bytes());
-      widen_rows<true>(table, rows_a_slot, next);
-    }
-  }
-  store_sums(c, item.x.row_bytes(), has_panel, has_tile);
-  store_tiles(item, m, c, has_panel, has_tile);
-}
-
-// Blocks [begin, end) of k, behind those whose sums stand in `sums`, if any do.
-struct Strip {
-  int64_t begin, end;
-  float* sums;  // [tile of x][16][16]
-};
-
-constexpr int64_t kSumsRowBytes = kAmxCols * sizeof(float);
-
-void load_sums(const float* from, int64_t num_tiles) {
-  tile_load<0>(from, kSumsRowBytes);
-  if (num_tiles > 1) tile_load<1>(from + kTileFloats, kSumsRowBytes);
-  if (num_tiles > 2) tile_load<2>(from + 2 * kTileFloats, kSumsRowBytes);
-  if (num_tiles > 3) tile_load<3>(from + 3 * kTileFloats, kSumsRowBytes);
-}
-void store_sums(float* to, int64_t num_tiles) {
-  tile_store<0>(to, kSumsRowBytes);
-  if (num_tiles > 1) tile_store<1>(to + kTileFloats, kSumsRowBytes);
-  if (num_tiles > 2) tile_store<2>(to + 2 * kTileFloats, kSumsRowBytes);
-  if (num_tiles > 3) tile_store<3>(to + 3 * kTileFloats, kSumsRowBytes);
-}
-
-// One panel by up to four tiles of x: a widened tile of W meets them all.
-AMX_KERNEL void multiply_strip(const Item& item, const Strip& strip) {
-  WidenedBlock blocks[2];
-  alignas(64) float c[kStripTiles * kTileFloats];
-  const E4M3BitWidener table = e4m3_bit_widener();
-  const InputTiles& x = item.x;
-  const int64_t num_m = item.m_end - item.m, row_bytes = x.row_bytes();
-  Widening next = start_widening(item, strip.begin * kQuantGroup, blocks[strip.begin % 2]);
-  widen_rows<true>(table, next.num_left, next);
-  strip.begin > 0 ? load_sums(strip.sums, num_m) : clear_sums();
-  for (int64_t block = strip.begin; block < strip.end; ++block) {
-    const WidenedBlock& w = blocks[block % 2];
-    if (block + 1 < strip.end)
-      next = start_widening(item, (block + 1) * kQuantGroup, blocks[1 - block % 2]);
-    for (int64_t i = 0; i < kBlockTiles; ++i) {
-      const int64_t k = block * kBlockTiles + i;
-      tile_load<4>(w.tiles[0][i], sizeof w.tiles[0][i][0]);
-      tile_load<6>(x.tile(item.m, k), row_bytes);
-      tile_multiply<0, 4, 6>();
-      widen_rows<true>(table, kRowsASlot / 2, next);
-      if (num_m > 1) {
-        tile_load<7>(x.tile(item.m + 1, k), row_bytes);
-        tile_multiply<1, 4, 7>();
-      }
-      if (num_m > 2) {
-        tile_load<6>(x.tile(item.m + 2, k), row_bytes);
-        tile_multiply<2, 4, 6>();
-      }
-      widen_rows<true>(table, kRowsASlot / 2, next);
-      if (num_m > 3) {
-        tile_load<7>(x.tile(item.m + 3, k), row_bytes);
-        tile_multiply<3, 4, 7>();
-      }
-    }
-  }
-  const bool is_last = strip.end * kBlockTiles == x.num_k;
-  store_sums(is_last ? c : strip.sums, num_m);
-  for (int64_t i = 0; is_last && i < num_m; ++i) {
-    const View2<float> y = item.output(0, item.m + i);
-    store_columns(c + i * kTileFloats, x.columns, y.cols, y);
-  }
-}
-
-// --- E4M3 with other factors: sums of blocks ---
-
-// Four tiles of C that wait to be taken times their block's factor and added to the sums.
-struct ScaledSums {
-  alignas(64) float c[4 * kTileFloats];
-  float* sums = nullptr;  // of the first panel and tile of x; the second panel's are kPanelSums on
-  float factor = 0;
-  bool is_first = false;
-  bool is_there[4] = {};
-};
-constexpr int64_t kPanelSums = kItemTiles * kTileFloats;
-
-AMX_INLINE void add_scaled(const ScaledSums& from, int64_t tile, int64_t columns) {
-  if (!from.is_there[tile]) return;
-  const float* const c = from.c + tile * kTileFloats;
-  float* const to = from.sums + tile / 2 * kPanelSums + tile % 2 * kTileFloats;
-  const __m512 factor = _mm512_set1_ps(from.factor);
-  for (int64_t i = 0; i < columns * kAmxRows; i += 16)
-    _mm512_store_ps(to + i,
-                    _mm512_fmadd_ps(_mm512_load_ps(c + i), factor,
-                                    _mm512_maskz_load_ps(from.is_first ? 0 : 0xffff, to + i)));
-}
-
-// All of an item, 128 columns at a time. While the tile unit multiplies, the vector units widen the
-// next block and add what the last products gave.
-AMX_KERNEL void multiply_unscaled(const Item& item) {
-  WidenedBlock blocks[2];
-  ScaledSums pending[2];
-  alignas(64) float sums[kPanels * kPanelSums];
-  const E4M3BitWidener table = e4m3_bit_widener();
-  const float* const factors = item.factors();
-  const int64_t columns = item.x.columns, num_m = item.m_end - item.m;
-  const int64_t slots = ceil_div(num_m, 2) * kBlockTiles;
-  const bool has_panel = item.num_rows > kAmxRows;
-  int64_t step = 0;
-  Widening next = start_widening(item, 0, blocks[0]);
-  widen_rows<false>(table, next.num_left, next);
-  for (int64_t block = 0; block * kQuantGroup < item.w.cols; ++block) {
-    const WidenedBlock& w = blocks[block % 2];
-    if ((block + 1) * kQuantGroup < item.w.cols)
-      next = start_widening(item, (block + 1) * kQuantGroup, blocks[1 - block % 2]);
-    const int64_t rows_a_slot = ceil_div(next.num_left, slots);
-    for (int64_t t = 0; t < num_m; t += 2, ++step) {
-      const ScaledSums& before = pending[1 - step % 2];
-      const bool has_tile = t + 1 < num_m;
-      clear_sums();
-      for (int64_t i = 0; i < kBlockTiles; ++i) {
-        const int64_t m = item.m + t, k = block * kBlockTiles + i;
-        add_products({w.tiles[0][i], sizeof w.tiles[0][i][0]},
-                     {w.tiles[1][i], sizeof w.tiles[1][i][0]}, has_panel, item.x.tile(m, k),
-                     item.x.tile(m + has_tile, k), has_tile, item.x.row_bytes());
-        add_scaled(before, i, columns);
-        widen_rows<false>(table, rows_a_slot, next);
-      }
-      ScaledSums& now = pending[step % 2];
-      store_sums(now.c, item.x.row_bytes(), has_panel, has_tile);
-      now.sums = sums + t * kTileFloats;
-      now.factor = factors[block];
-      now.is_first = block == 0;
-      for (int i = 0; i < 4; ++i)
-        now.is_there[i] = (i / 2 == 0 || has_panel) && (i % 2 == 0 || has_tile);
-    }
-  }
-  for (int i = 0; i < 4; ++i) add_scaled(pending[1 - step % 2], i, columns);
-  for (int64_t panel = 0; panel * kAmxRows < item.num_rows; ++panel)
-    for (int64_t t = 0; t < num_m; ++t) {
-      const View2<float> y = item.output(panel, item.m + t);
-      store_columns(sums + panel * kPanelSums + t * kTileFloats, columns, y.cols, y);
-    }
-}
-
-// A row's bits depend on its own block's factors, not on those of the rows beside it.
-void multiply_e4m3(const Item& item) {
-  if (!are_powers_of_two(item.factors(), ceil_div(item.w.cols, kQuantGroup)))
-    return multiply_unscaled(item);
-  for (int64_t m = item.m; m < item.m_end; m += 2) multiply_scaled(item, m);
-}
-
-bool has_powers_of_two(const WeightView& w) {
-  const int64_t factor_cols = ceil_div(w.cols, kQuantGroup), begin = w.first_row / kQuantGroup;
-  const int64_t end = ceil_div(w.first_row + w.rows, kQuantGroup);
-  return are_powers_of_two(w.scale_inv + begin * factor_cols, (end - begin) * factor_cols);
-}
-
-// Four tiles of x after four, so that they stay in the second cache while W goes by: where k is
-// long, a part of it after the other.
-void multiply_in_strips(const InputTiles& x, const WeightView& w, View2<float> y_MN) {
-  static thread_local LineBuffer buffer;
-  const int64_t num_blocks = x.num_k / kBlockTiles, all_m = ceil_div(y_MN.rows, kAmxCols);
-  const int64_t num_parts = ceil_div(num_blocks, kMostStripBlocks);
-  const int64_t part = ceil_div(num_blocks, num_parts);
-  const int64_t first = w.first_row / kAmxRows;
-  const int64_t num_items = ceil_div(w.first_row + w.rows, kAmxRows) - first;
-  float* const sums =
-      buffer.reserve<float>(num_parts > 1 ? num_items * kStripTiles * kTileFloats : 0);
-  for (int64_t m = 0; m < all_m; m += kStripTiles) {
-    const int64_t m_end = std::min(m + kStripTiles, all_m);
-    const int64_t work = (m_end - m) * kAmxCols * kAmxRows * part * kQuantGroup;
-    for (int64_t begin = 0; begin < num_blocks; begin += part) {
-      const int64_t end = std::min(begin + part, num_blocks);
-      base::parallel_for(
-          num_items, std::max<int64_t>(1, kMinWork / work), [&](int64_t at, int64_t at_end) {
-            const TileShape shape(x.columns);
-            for (; at < at_end; ++at)
-              multiply_strip(item_of(x, w, y_MN, (first + at) * kAmxRows, kAmxRows, m, m_end),
-                             {begin, end, sums + at * kStripTiles * kTileFloats});
-          });
-    }
-  }
 }
 
 InputTiles pack_inputs(View2<const float> x_MK, bool is_e4m3, LineBuffer& buffer) {
@@ -602,8 +136,8 @@ void linear_amx(View2<const float> x_MK, const WeightView& w, View2<float> y_MN)
     const TileShape shape(x.columns);
     for (int64_t at = begin; at < end; ++at) {
       const int64_t m = at % num_m_blocks * kItemTiles;
-      const Item item = item_of(x, w, y_MN, (first + at / num_m_blocks) * kItemRows, kItemRows, m,
-                                std::min(m + kItemTiles, num_m));
+      const LinearItem item = item_of(x, w, y_MN, (first + at / num_m_blocks) * kItemRows,
+                                      kItemRows, m, std::min(m + kItemTiles, num_m));
       is_e4m3 ? multiply_e4m3(item) : multiply_bf16(item);
     }
   });
