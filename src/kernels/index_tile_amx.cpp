@@ -5,6 +5,7 @@
 
 #include "kernels/amx_tile.h"
 #include "kernels/bf16_octet.h"
+#include "kernels/e4m3_bits_amx.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -114,9 +115,9 @@ AMX_KERNEL void score_amx_tile(const PackedQuery<uint32_t>& query, const uint32_
 
 namespace {
 
-// What two tiles of keys gave for two of queries: [queries][keys][16][16].
+// What two tiles of keys gave for one or two of queries: [queries][keys][16][16].
 FATHOM_INLINE void multiply_keys(const IndexKeyRows& keys, const uint32_t* heads, int64_t num_k,
-                                 Products& out) {
+                                 bool has_second, Products& out) {
   const auto* const rows = static_cast<const std::byte*>(keys.data);
   clear_sums();
   for (int64_t k = 0; k < num_k; ++k) {
@@ -126,12 +127,14 @@ FATHOM_INLINE void multiply_keys(const IndexKeyRows& keys, const uint32_t* heads
     tile_multiply<0, 4, 6>();
     tile_load<5>(at + kAmxRows * keys.row_bytes, keys.row_bytes);
     tile_multiply<1, 5, 6>();
+    if (!has_second) continue;
     tile_load<7>(heads + (num_k + k) * kTileWords, 64);
     tile_multiply<2, 4, 7>();
     tile_multiply<3, 5, 7>();
   }
   tile_store<0>(out.c, 64);
   tile_store<1>(out.c + kTileFloats, 64);
+  if (!has_second) return;
   tile_store<2>(out.c + 2 * kTileFloats, 64);
   tile_store<3>(out.c + 3 * kTileFloats, 64);
 }
@@ -157,26 +160,44 @@ AMX_INLINE void add_columns(const float* c, const float* weights, const float* s
                      _mm512_mul_ps(_mm512_castsi512_ps(sums[query]), _mm512_loadu_ps(scales)));
 }
 
-AMX_KERNEL void widen_key_row(const RowLayout& layout, const std::byte* row, uint16_t* out) {
-  const int64_t dim = layout.dim();
-  const bool is_fp8 = layout.format == RowFormat::kFP8;
-  const E4M3Widener table = e4m3_widener();
-  for (int64_t x = 0; x < num_row_tiles(dim) * kAmxK; x += 2 * kAmxK) {
-    const int64_t left = dim - x;
-    __m512i wide[2];
-    if (is_fp8) {
-      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-      widen_e4m3(table, _mm512_maskz_loadu_epi8(mask, row + x), wide);
-    } else {
-      for (int i = 0; i < 2; ++i) {
-        const int64_t count = std::clamp<int64_t>(left - 32 * i, 0, 32);
-        const auto mask = static_cast<__mmask32>((uint64_t{1} << count) - 1);
-        wide[i] = _mm512_maskz_loadu_epi16(mask, row + 2 * (x + 32 * i));
+// Row i of a tile, of which the last stands in for those that are missing.
+struct KeyRows {
+  const std::byte* first;
+  int64_t count, row_bytes;
+
+  const std::byte* operator[](int64_t i) const {
+    return first + std::min(i, count - 1) * row_bytes;
+  }
+};
+
+// Whole 64 numbers of each row, two rows at a time.
+AMX_KERNEL void widen_e4m3_rows(const KeyRows& rows, int64_t dim, uint16_t* out) {
+  const int64_t width = num_row_tiles(dim) * kAmxK;
+  const E4M3BitWidener table = e4m3_bit_widener();
+  const __m512i order = _mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0);  // widening puts them right again
+  for (int64_t i = 0; i < kIndexTileKeys; i += 2, out += 2 * width)
+    for (int64_t x = 0; x < dim; x += 2 * kAmxK) {
+      const __mmask64 mask = dim - x >= 64 ? ~__mmask64{0} : (__mmask64{1} << (dim - x)) - 1;
+      __m512i bytes[2], wide[2][2];
+      for (int row = 0; row < 2; ++row)
+        bytes[row] =
+            _mm512_permutexvar_epi64(order, _mm512_maskz_loadu_epi8(mask, rows[i + row] + x));
+      widen_e4m3_bits<false>(table, _mm512_setzero_si512(), bytes, wide);
+      for (int row = 0; row < 2; ++row) {
+        _mm512_store_si512(out + row * width + x, wide[row][0]);
+        _mm512_store_si512(out + row * width + x + kAmxK, wide[row][1]);
       }
     }
-    _mm512_store_si512(out + x, wide[0]);
-    _mm512_store_si512(out + x + kAmxK, wide[1]);
-  }
+}
+
+AMX_KERNEL void copy_bf16_rows(const KeyRows& rows, int64_t dim, uint16_t* out) {
+  const int64_t width = num_row_tiles(dim) * kAmxK;
+  for (int64_t i = 0; i < kIndexTileKeys; ++i, out += width)
+    for (int64_t x = 0; x < width; x += kAmxK) {
+      const int64_t count = std::clamp<int64_t>(dim - x, 0, 32);
+      const auto mask = static_cast<__mmask32>((uint64_t{1} << count) - 1);
+      _mm512_store_si512(out + x, _mm512_maskz_loadu_epi16(mask, rows[i] + 2 * x));
+    }
 }
 
 }  // namespace
@@ -205,10 +226,10 @@ IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, 
   const std::byte* const begin = k_SX[first];
   if (layout.format == RowFormat::kBF16 && count == kIndexTileKeys && dim % (2 * kAmxK) == 0)
     return {begin, bytes};
-  const int64_t width = num_row_tiles(dim) * kAmxK;
-  for (int64_t i = 0; i < kIndexTileKeys; ++i)
-    widen_key_row(layout, begin + std::min(i, count - 1) * bytes, copy + i * width);
-  return {copy, width * static_cast<int64_t>(sizeof *copy)};
+  const KeyRows rows{begin, count, bytes};
+  layout.format == RowFormat::kFP8 ? widen_e4m3_rows(rows, dim, copy)
+                                   : copy_bf16_rows(rows, dim, copy);
+  return {copy, num_row_tiles(dim) * kAmxK * static_cast<int64_t>(sizeof *copy)};
 }
 
 AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries,
@@ -217,7 +238,8 @@ AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64
   const int64_t num_k = num_row_tiles(dim);
   Products products;
   for (int64_t i = 0; i < num_queries; i += 2 * kColumnQueries) {
-    multiply_keys(keys, heads + i / kColumnQueries * num_k * kTileWords, num_k, products);
+    multiply_keys(keys, heads + i / kColumnQueries * num_k * kTileWords, num_k,
+                  i + kColumnQueries < num_queries, products);
     for (int64_t part = 0; part < 4; ++part) {
       const int64_t query = i + part / 2 * kColumnQueries, key = part % 2 * kAmxRows;
       if (query < num_queries)
