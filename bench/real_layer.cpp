@@ -77,7 +77,7 @@ model::Model random_real_layer(int64_t num_experts) {
       *slot.tensor = torch::empty(slot.shape, torch::kByte);
       fill_e4m3(*slot.tensor);
       *slot.scale_inv =
-          torch::full({(slot.shape[0] + 127) / 128, (slot.shape[1] + 127) / 128}, 0.02f);
+          torch::full({(slot.shape[0] + 127) / 128, (slot.shape[1] + 127) / 128}, 1.0f / 64);
     } else if (slot.role == model::Role::kNorm) {
       *slot.tensor = torch::ones(slot.shape);
     } else {

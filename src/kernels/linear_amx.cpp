@@ -4,7 +4,10 @@
 #include <cstring>
 
 #include "base/parallel.h"
+#include "kernels/amx_tile.h"
+#include "kernels/bf16_tile.h"
 #include "kernels/linear_amx_e4m3.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 

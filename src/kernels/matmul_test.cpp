@@ -141,7 +141,7 @@ TEST(Linear, EveryByteOfE4M3HasItsValue) {
   // Without the two NaNs each sum is one number.
   for (uint8_t& byte : bytes)
     if ((byte & 127) == 127) byte = 0;
-  for (const float factor : {0.5f, 0.3f, 0x1p-60f, 0x1p50f}) {
+  for (const float factor : {0.5f, 0.3f, 0x1p-60f, 0x1p50f, -0.5f, -0.3f}) {
     std::fill(factors.begin(), factors.end(), factor);
     TestMatrix x(kCols, kCols, 1), y(kCols, kCols, 2);
     std::fill(x.storage.begin(), x.storage.end(), 0.0f);
@@ -162,7 +162,8 @@ TEST(Linear, EveryByteOfE4M3HasItsValue) {
 // A power of two beyond what an exponent takes in addition is a factor like any other.
 TEST(Linear, E4M3TakesFactorsOfAnyMagnitudeInBF16) {
   if (!has_bf16_dot()) GTEST_SKIP() << "f32 kernels take less: matmul.h";
-  for (const float factor : {0x1p-100f, 0x1p-65f, 0x1p-64f, 0x1p64f, 0x1p65f, 0x1p90f})
+  for (const float factor :
+       {0x1p-120f, 0x1p-100f, 0x1p-65f, 0x1p-64f, 0x1p64f, 0x1p65f, 0x1p90f, 0x1p118f})
     for (const int64_t m : {1, 40}) {
       TestWeight weight(WeightFormat::kE4M3, 70, 270);
       std::fill(weight.scale_inv.begin(), weight.scale_inv.end(), factor);
@@ -218,7 +219,7 @@ class GuardedCopy {
 
 TEST(Linear, ReadsNothingBehindItsOperands) {
   for (const auto [format, factors] : kTestKinds)
-    for (const int64_t m : {1, 2, 16, 17, 40})
+    for (const int64_t m : {1, 2, 16, 17, 40, 70})
       for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 32},
                           {16, 64},
                           {33, 128},
@@ -294,9 +295,11 @@ TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
         const TestMatrix x(m, k, 5);
         TestMatrix all(m, 300, 6), some(m, 70, 7);
         linear(x.view, weight.view, all.view, Precision::kBF16);
-        linear(x.view, weight.view.slice_rows(100, 170), some.view, Precision::kBF16);
-        EXPECT_EQ(max_difference(some.view, View2<float>(all.view.data + 100, m, 70, 300)), 0.0)
-            << static_cast<int>(format) << " " << k << " " << m;
+        for (const int64_t begin : {100, 150, 200, 230}) {
+          linear(x.view, weight.view.slice_rows(begin, begin + 70), some.view, Precision::kBF16);
+          EXPECT_EQ(max_difference(some.view, View2<float>(all.view.data + begin, m, 70, 300)), 0.0)
+              << static_cast<int>(format) << " " << k << " " << m << " " << begin;
+        }
       }
 }
 
