@@ -115,10 +115,11 @@ AMX_KERNEL void score_amx_tile(const PackedQuery<uint32_t>& query, const uint32_
 
 namespace {
 
-// What two tiles of keys gave for one or two of queries: [queries][keys][16][16].
+// What two tiles of keys gave for one or two of queries: [queries][keys][16][columns].
 FATHOM_INLINE void multiply_keys(const IndexKeyRows& keys, const uint32_t* heads, int64_t num_k,
-                                 bool has_second, Products& out) {
+                                 bool has_second, int64_t columns, Products& out) {
   const auto* const rows = static_cast<const std::byte*>(keys.data);
+  const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(float));
   clear_sums();
   for (int64_t k = 0; k < num_k; ++k) {
     const std::byte* const at = rows + k * kAmxK * sizeof(uint16_t);
@@ -132,11 +133,25 @@ FATHOM_INLINE void multiply_keys(const IndexKeyRows& keys, const uint32_t* heads
     tile_multiply<2, 4, 7>();
     tile_multiply<3, 5, 7>();
   }
-  tile_store<0>(out.c, 64);
-  tile_store<1>(out.c + kTileFloats, 64);
+  tile_store<0>(out.c, row_bytes);
+  tile_store<1>(out.c + kTileFloats, row_bytes);
   if (!has_second) return;
-  tile_store<2>(out.c + 2 * kTileFloats, 64);
-  tile_store<3>(out.c + 3 * kTileFloats, 64);
+  tile_store<2>(out.c + 2 * kTileFloats, row_bytes);
+  tile_store<3>(out.c + 3 * kTileFloats, row_bytes);
+}
+
+// scores[16] of one query's four columns: register v holds keys 4v to 4v + 3.
+AMX_INLINE void add_four_columns(const float* c, const float* weights, const float* scales,
+                                 float* scores) {
+  const __m512 weight = _mm512_broadcast_f32x4(_mm_loadu_ps(weights)), zero = _mm512_setzero_ps();
+  __m512 key[4];
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v)
+    key[v] = _mm512_mul_ps(_mm512_max_ps(_mm512_load_ps(c + 16 * v), zero), weight);
+  // add_lanes puts part p of register v at 4p + v.
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+  const __m512 sums = _mm512_permutexvar_ps(order, add_lanes(key));
+  _mm512_storeu_ps(scores, _mm512_mul_ps(sums, _mm512_loadu_ps(scales)));
 }
 
 // scores[4 queries][32] of sixteen keys: each query's sum over four columns of its products.
@@ -235,11 +250,18 @@ IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, 
 AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries,
                               int64_t dim, const IndexKeyRows& keys, const float* scales,
                               float* scores) {
-  const int64_t num_k = num_row_tiles(dim);
+  const int64_t num_k = num_row_tiles(dim), columns = score_columns_width(num_queries);
   Products products;
+  if (columns == kColumnHeads) {
+    multiply_keys(keys, heads, num_k, false, columns, products);
+    for (int64_t part = 0; part < 2; ++part)
+      add_four_columns(products.c + part * kTileFloats, weights, scales + part * kAmxRows,
+                       scores + part * kAmxRows);
+    return;
+  }
   for (int64_t i = 0; i < num_queries; i += 2 * kColumnQueries) {
     multiply_keys(keys, heads + i / kColumnQueries * num_k * kTileWords, num_k,
-                  i + kColumnQueries < num_queries, products);
+                  i + kColumnQueries < num_queries, columns, products);
     for (int64_t part = 0; part < 4; ++part) {
       const int64_t query = i + part / 2 * kColumnQueries, key = part % 2 * kAmxRows;
       if (query < num_queries)

@@ -56,14 +56,15 @@ struct Range {
   int64_t begin, end;
 };
 
-// What a thread holds while it uses a form of tile: nothing, but on AMX its tiles' layout.
-struct NoScope {};
-#if FATHOM_HAS_AMX_KERNELS
-struct SquareTiles {
-  TileShape shape{kAmxCols};
+// What a thread holds while it uses a form of tile: nothing, but on AMX its tiles' layout for so
+// many columns.
+struct NoScope {
+  explicit NoScope(int64_t) {}
 };
+#if FATHOM_HAS_AMX_KERNELS
+using TileScope = TileShape;
 #else
-using SquareTiles = NoScope;
+using TileScope = NoScope;
 #endif
 
 // A tile of keys for all of a thread's queries. F32Tile takes any values.
@@ -71,6 +72,7 @@ class F32Tile {
  public:
   using Scope = NoScope;
   static constexpr int64_t kKeys = kTileCols;
+  static constexpr int64_t columns() { return 0; }
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
     input_ = &input;
@@ -114,7 +116,7 @@ struct Pairs {
 };
 struct AmxTiles {
   using Word = uint32_t;
-  using Scope = SquareTiles;
+  using Scope = TileScope;
   static constexpr auto heads_size = tiled_heads_size;
   static constexpr auto keys_size = paired_keys_size;
   static constexpr auto pack_heads = tile_heads;
@@ -136,6 +138,7 @@ class BF16Tile {
  public:
   using Scope = typename Form::Scope;
   static constexpr int64_t kKeys = kIndexTileKeys;
+  static constexpr int64_t columns() { return kAmxCols; }
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
     input_ = &input;
@@ -169,8 +172,9 @@ class BF16Tile {
 // For few heads on AMX: all queries at once, four to a tile.
 class ColumnTile {
  public:
-  using Scope = SquareTiles;
+  using Scope = TileScope;
   static constexpr int64_t kKeys = kIndexTileKeys;
+  int64_t columns() const { return score_columns_width(num_queries_); }
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
     input_ = &input;
@@ -217,7 +221,7 @@ void for_each_tile(const IndexerInput& input, std::span<const int64_t> queries, 
   if (queries.empty()) return;
   static thread_local Tile tile;
   tile.set_queries(input, queries);
-  [[maybe_unused]] const typename Tile::Scope scope;
+  [[maybe_unused]] const typename Tile::Scope scope(tile.columns());
   const int64_t end = std::min(keys.end, visible_end(input, queries.back()));
   for (int64_t s = keys.begin; s < end; s += Tile::kKeys) {
     const int64_t count = std::min(Tile::kKeys, end - s);
