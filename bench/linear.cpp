@@ -48,8 +48,9 @@ struct WeightStream {
   }
 };
 
-double best_product_seconds(const Matrix& matrix, int64_t rows, WeightStream& weights) {
-  const std::vector<float> factors(matrix.bytes() / (128 * 128), 1.0f / 64);
+double best_product_seconds(const Matrix& matrix, int64_t rows, float factor,
+                            WeightStream& weights) {
+  const std::vector<float> factors(matrix.bytes() / (128 * 128), factor);
   const std::vector<float> x(rows * matrix.inputs, 0.5f);
   std::vector<float> y(rows * matrix.outputs);
   return best_seconds({5, 200, 0.3}, [&](int) {
@@ -99,7 +100,7 @@ Json measure_linear(const LinearOptions& options) {
   for (const Matrix& matrix : kMatrices) {
     std::vector<double>& of_matrix = seconds.emplace_back();
     for (const int64_t rows : options.rows)
-      of_matrix.push_back(best_product_seconds(matrix, rows, weights));
+      of_matrix.push_back(best_product_seconds(matrix, rows, options.factor, weights));
     peaks = greater(peaks, measure_machine());
   }
   Json result = {{"threads", base::num_threads()},

@@ -12,6 +12,7 @@ struct LinearOptions {
   std::vector<int64_t> rows = {1, 2, 8, 16, 64, 256};  // of x: 1 is decode, an expert's in prefill
   int num_threads = 0;                                 // 0: one a core
   int64_t buffer_mbyte = 512;                          // of weights, which each run reads on in
+  float factor = 1.0f / 64;  // of W's blocks: kernels may take powers of two (ue8m0) another way
 };
 
 // For each matrix (checkpoint name, outputs x inputs) and number of rows: the best rate of several

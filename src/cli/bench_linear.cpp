@@ -21,6 +21,11 @@ void add_bench_linear_command(CLI::App& bench) {
                    "Weights that the runs read one after another; beyond the last cache")
       ->check(CLI::Range(118, 16384))
       ->capture_default_str();
+  command
+      ->add_option("--factor", options->factor,
+                   "Of W's blocks; kernels may take a power of two another way")
+      ->check(CLI::Range(1e-6, 1e6))
+      ->capture_default_str();
   add_threads_option(*command, options->num_threads);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
   command->callback(
