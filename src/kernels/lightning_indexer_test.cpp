@@ -122,6 +122,29 @@ TEST(IndexScores, DoNotDependOnWhatWasScoredBefore) {
     }
 }
 
+TEST(IndexScores, ReadNothingBehindTheirOperands) {
+  for (const RowFormat format : kFormats)
+    for (auto [heads, dim] :
+         {std::pair<int64_t, int64_t>{1, 5}, {4, 64}, {4, 96}, {8, 32}, {17, 65}, {64, 128}})
+      for (auto [t, s] : {std::pair<int64_t, int64_t>{1, 1}, {1, 64}, {1, 77}, {5, 96}, {9, 161}}) {
+        const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
+        round_to_e4m3(q.view);
+        const TestPages pages(k.view, {format, dim, 0});
+        TestMatrix expected(t, s, 4), scores(t, s, 5);
+        index_scores({q.view, w.view, pages.rows}, expected.view);
+        const GuardedPages guarded(pages.rows);
+        const GuardedCopy heads_copy(q.storage.data(), q.storage.size() * sizeof(float));
+        const GuardedCopy weights(w.storage.data(), w.storage.size() * sizeof(float));
+        index_scores({{heads_copy.as<float>(), t, heads * dim, heads * dim},
+                      {weights.as<float>(), t, heads, heads},
+                      guarded.rows},
+                     scores.view);
+        for (int64_t i = 0; i < t; ++i)
+          for (int64_t j = 0; j < s - t + i + 1; ++j)
+            ASSERT_EQ(scores.view[i][j], expected.view[i][j]) << heads << " " << dim << " " << s;
+      }
+}
+
 TEST(IndexScores, LaterKeysAreMinusInfinity) {
   const TestMatrix q(3, 8, 1), w(3, 1, 2), k(5, 8, 3);
   const TestPages pages(k.view, {RowFormat::kF32, 8, 0});

@@ -1,8 +1,6 @@
 #include "kernels/matmul.h"
 
 #include <gtest/gtest.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <tuple>
@@ -190,32 +188,6 @@ TEST(Linear, LongRowsOfE4M3HaveTheBitsOfOneRow) {
     EXPECT_EQ(max_difference(row, y.view.slice_rows(i, i + 1)), 0.0) << i;
   }
 }
-
-// Memory whose end nothing may be read behind. The sanitizer does not see what tiles load.
-class GuardedCopy {
- public:
-  GuardedCopy(const void* data, size_t bytes) {
-    const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-    const size_t room = (bytes + page - 1) / page * page;
-    size_ = room + page;
-    begin_ = static_cast<std::byte*>(
-        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    CHECK(begin_ != MAP_FAILED && ::mprotect(begin_ + room, page, PROT_NONE) == 0, "no memory");
-    data_ = begin_ + room - bytes;
-    std::memcpy(data_, data, bytes);
-  }
-  ~GuardedCopy() { ::munmap(begin_, size_); }
-  GuardedCopy(const GuardedCopy&) = delete;
-
-  template <typename T>
-  T* as() const {
-    return reinterpret_cast<T*>(data_);
-  }
-
- private:
-  std::byte *begin_, *data_;
-  size_t size_;
-};
 
 TEST(Linear, ReadsNothingBehindItsOperands) {
   for (const auto [format, factors] : kTestKinds)

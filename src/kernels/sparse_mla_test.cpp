@@ -55,6 +55,42 @@ void expect_reference(SparseMla io, const char* what) {
   EXPECT_LE(worst, 1.0) << what << " " << io.num_keys;
 }
 
+TEST(SparseMla, ReadsNothingBehindItsOperands) {
+  struct Shape {
+    int64_t heads, latent, rope, num_rows;
+  };
+  for (const auto& [heads, latent, rope, s] : {Shape{1, 7, 4, 3},
+                                               {6, 128, 16, 97},
+                                               {13, 130, 31, 161},
+                                               {20, 64, 1, 64},
+                                               {17, 512, 64, 70}})
+    for (const RowFormat format : {RowFormat::kF32, RowFormat::kBF16, RowFormat::kFP8}) {
+      const TestMatrix q(heads, latent + rope, 1), rows(s, latent + rope, 2);
+      round_queries(q.view);
+      const TestPages pages(rows.view, {format, latent, rope});
+      const GuardedPages guarded(pages.rows);
+      std::vector<int32_t> keys;
+      for (auto i = static_cast<int32_t>(s) - 1; i >= 0; i -= 2) keys.insert(keys.begin(), i);
+      const GuardedCopy q_copy(q.storage.data(), q.storage.size() * sizeof(float));
+      const GuardedCopy keys_copy(keys.data(), keys.size() * sizeof(int32_t));
+      TestMatrix expected(heads, latent, 3), out(heads, latent, 4);
+      const GuardedCopy out_copy(out.storage.data(), out.storage.size() * sizeof(float));
+      const View2<float> guarded_out(out_copy.as<float>(), heads, latent, latent);
+      for (const bool is_dense : {true, false}) {
+        const int64_t count = is_dense ? s : std::ssize(keys);
+        sparse_mla(
+            {q.view, pages.rows, is_dense ? nullptr : keys.data(), count, 0.1f, expected.view});
+        sparse_mla({{q_copy.as<float>(), heads, latent + rope, latent + rope},
+                    guarded.rows,
+                    is_dense ? nullptr : keys_copy.as<int32_t>(),
+                    count,
+                    0.1f,
+                    guarded_out});
+        ASSERT_EQ(max_difference(guarded_out, expected.view), 0.0) << heads << " " << latent;
+      }
+    }
+}
+
 // Odd numbers of heads, keys and columns; one part and several; every format.
 TEST(SparseMla, EqualsReferenceDenseAndGathered) {
   struct Shape {

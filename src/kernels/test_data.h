@@ -1,11 +1,18 @@
 // Random matrices for kernel tests, with the alignment that a test asks for.
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <memory>
 #include <vector>
 
 #include "base/array_view.h"
+#include "base/check.h"
 #include "base/random.h"
 #include "kernels/paged_rows.h"
 #include "kernels/selected_keys.h"
@@ -44,6 +51,49 @@ struct TestPages {
       store_row(layout, values[s], const_cast<std::byte*>(rows[s]));
   }
   TestPages(const TestPages&) = delete;
+};
+
+// Memory whose end nothing may be read behind. The sanitizer does not see what tiles load.
+class GuardedCopy {
+ public:
+  GuardedCopy(const void* data, size_t bytes) {
+    const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+    const size_t room = (bytes + page - 1) / page * page;
+    size_ = room + page;
+    begin_ = static_cast<std::byte*>(
+        ::mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    CHECK(begin_ != MAP_FAILED && ::mprotect(begin_ + room, page, PROT_NONE) == 0, "no memory");
+    data_ = begin_ + room - bytes;
+    std::memcpy(data_, data, bytes);
+  }
+  ~GuardedCopy() { ::munmap(begin_, size_); }
+  GuardedCopy(const GuardedCopy&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
+
+ private:
+  std::byte *begin_, *data_;
+  size_t size_;
+};
+
+// The same rows, nothing behind the last one of each page.
+struct GuardedPages {
+  std::vector<std::unique_ptr<GuardedCopy>> copies;
+  std::vector<const std::byte*> pages;
+  PagedRows rows;
+
+  explicit GuardedPages(const PagedRows& from) {
+    for (int64_t s = 0; s < from.num_rows; s += kPageRows) {
+      const int64_t count = std::min(kPageRows, from.num_rows - s);
+      copies.push_back(std::make_unique<GuardedCopy>(from[s], count * from.layout.num_bytes()));
+      pages.push_back(copies.back()->as<std::byte>());
+    }
+    rows = {from.layout, pages.data(), from.num_rows};
+  }
+  GuardedPages(const GuardedPages&) = delete;
 };
 
 // Lists of keys as kernels take them.
