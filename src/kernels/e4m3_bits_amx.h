@@ -9,9 +9,9 @@
 
 namespace fathom::kernels {
 
-// A normal number's bf16 is its bits in other places, which is a product
-// with a matrix of bits: the low byte is (e0, m2, m1, m0, 0...), the high one (sign, e3, not e3
-// four times, e2, e1), its exponent greater by 120. Zeros, subnormal numbers and NaN are looked up.
+// A normal number's bf16 is its bits in other places, which is a product with a matrix of bits: the
+// low byte is (e0, m2, m1, m0, 0...), the high one (sign, e3, not e3 four times, e2, e1), its
+// exponent greater by 120. Zeros, subnormal numbers and NaN are looked up.
 struct E4M3BitWidener {
   __m512i low_matrix, high_matrix, low_table, high_table;
 };

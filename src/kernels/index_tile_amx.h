@@ -45,12 +45,13 @@ int64_t key_rows_size(int64_t dim);
 IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, uint16_t* copy,
                            float (&scales)[kIndexTileKeys]);
 
-// scores[query][32] of all queries: score_amx_tile's formula, the heads' sum in another order. A
-// TileShape of score_columns_width(num_queries) columns is alive: a query alone has its heads'
-// only.
+// Of the tiles for so many queries: a query alone has its heads' only.
 constexpr int64_t score_columns_width(int64_t num_queries) {
   return num_queries == 1 ? kColumnHeads : kAmxCols;
 }
+
+// scores[query][32] of all queries: score_amx_tile's formula, the heads' sum in another order. A
+// TileShape of score_columns_width(num_queries) columns is alive.
 void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries, int64_t dim,
                    const IndexKeyRows& keys, const float* scales, float* scores);
 

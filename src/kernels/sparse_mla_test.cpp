@@ -55,10 +55,11 @@ void expect_reference(SparseMla io, const char* what) {
   EXPECT_LE(worst, 1.0) << what << " " << io.num_keys;
 }
 
+struct Shape {
+  int64_t heads, latent, rope, num_rows;
+};
+
 TEST(SparseMla, ReadsNothingBehindItsOperands) {
-  struct Shape {
-    int64_t heads, latent, rope, num_rows;
-  };
   for (const auto& [heads, latent, rope, s] : {Shape{1, 7, 4, 3},
                                                {6, 128, 16, 97},
                                                {13, 130, 31, 161},
@@ -69,8 +70,8 @@ TEST(SparseMla, ReadsNothingBehindItsOperands) {
       round_queries(q.view);
       const TestPages pages(rows.view, {format, latent, rope});
       const GuardedPages guarded(pages.rows);
-      std::vector<int32_t> keys;
-      for (auto i = static_cast<int32_t>(s) - 1; i >= 0; i -= 2) keys.insert(keys.begin(), i);
+      std::vector<int32_t> keys;  // the last row among them
+      for (auto i = static_cast<int32_t>(s - 1) % 2; i < s; i += 2) keys.push_back(i);
       const GuardedCopy q_copy(q.storage.data(), q.storage.size() * sizeof(float));
       const GuardedCopy keys_copy(keys.data(), keys.size() * sizeof(int32_t));
       TestMatrix expected(heads, latent, 3), out(heads, latent, 4);
@@ -93,9 +94,6 @@ TEST(SparseMla, ReadsNothingBehindItsOperands) {
 
 // Odd numbers of heads, keys and columns; one part and several; every format.
 TEST(SparseMla, EqualsReferenceDenseAndGathered) {
-  struct Shape {
-    int64_t heads, latent, rope, num_rows;
-  };
   for (const auto& [heads, latent, rope, s] : {Shape{6, 40, 8, 150},
                                                {1, 7, 4, 3},
                                                {3, 33, 5, 97},
