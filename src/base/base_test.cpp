@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <filesystem>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/json_lines.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/random.h"
@@ -27,6 +29,18 @@ TEST(Check, NamesValuesFileAndLine) {
     const std::string what = error.what();
     EXPECT_NE(what.find("base_test.cpp:"), std::string::npos) << what;
     EXPECT_NE(what.find("heads == 4: 3 vs 4"), std::string::npos) << what;
+  }
+}
+
+TEST(Memory, LiveHeapCountsWhatIsNotFreed) {
+  for (int64_t bytes : {int64_t{100'000}, int64_t{100'000'000}}) {  // an arena's, a mapping's
+    const int64_t before = live_heap_bytes();
+    auto buffer = std::make_unique<std::vector<char>>(bytes, 'x');
+    const int64_t with = live_heap_bytes();
+    EXPECT_GE(with - before, bytes);
+    EXPECT_LT(with - before, bytes + 70'000);
+    buffer.reset();
+    EXPECT_LT(live_heap_bytes() - before, 70'000);
   }
 }
 

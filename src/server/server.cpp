@@ -6,6 +6,7 @@
 #include <csignal>
 #include <thread>
 
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "model/verify.h"
@@ -140,10 +141,11 @@ std::string metrics(const Service& service) {
       "# TYPE fathom_accepted_tokens_total counter\nfathom_accepted_tokens_total {}\n"
       "# TYPE fathom_cache_pages_running gauge\nfathom_cache_pages_running {}\n"
       "# TYPE fathom_cache_pages_kept gauge\nfathom_cache_pages_kept {}\n"
-      "# TYPE fathom_cache_pages_total gauge\nfathom_cache_pages_total {}\n",
+      "# TYPE fathom_cache_pages_total gauge\nfathom_cache_pages_total {}\n"
+      "# TYPE fathom_heap_bytes gauge\nfathom_heap_bytes {}\n",
       s.num_running, s.num_waiting, s.num_prompt_tokens, s.num_cached_tokens,
       s.num_generated_tokens, s.num_drafted_tokens, s.num_accepted_tokens, s.cache_pages_running,
-      s.cache_pages_kept, s.cache_pages_total);
+      s.cache_pages_kept, s.cache_pages_total, base::live_heap_bytes());
 }
 
 void add_api_routes(Service& service, httplib::Server& http) {
