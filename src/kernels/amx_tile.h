@@ -10,6 +10,7 @@
 // a column of C gets depends on that column of B alone, not on how many there are.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/bf16_dot.h"
@@ -69,6 +70,30 @@ FATHOM_INLINE void tile_store(void* data, int64_t row_bytes) {
 template <int kC, int kA, int kB>
 FATHOM_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
+
+// Two tiles of an operand in memory and those that follow along k.
+struct TilePair {
+  const void *first, *second;
+  int64_t row_bytes, k_bytes;  // from a row to the next, from a tile to the next along k
+};
+
+// C, two tiles by two, += a b over num_k tiles along k: tile 0 is a's first times b's first, 1 a's
+// first times b's second, 2 and 3 a's second times both.
+FATHOM_INLINE void multiply_two_by_two(const TilePair& a, const TilePair& b, int64_t num_k) {
+  const auto at = [](const void* tile, int64_t bytes) {
+    return static_cast<const std::byte*>(tile) + bytes;
+  };
+  for (int64_t k = 0; k < num_k; ++k) {
+    tile_load<4>(at(a.first, k * a.k_bytes), a.row_bytes);
+    tile_load<6>(at(b.first, k * b.k_bytes), b.row_bytes);
+    tile_multiply<0, 4, 6>();
+    tile_load<7>(at(b.second, k * b.k_bytes), b.row_bytes);
+    tile_multiply<1, 4, 7>();
+    tile_load<5>(at(a.second, k * a.k_bytes), a.row_bytes);
+    tile_multiply<2, 5, 6>();
+    tile_multiply<3, 5, 7>();
+  }
 }
 
 #endif

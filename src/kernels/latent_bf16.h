@@ -13,24 +13,6 @@
 
 namespace fathom::kernels {
 
-// e^x for x <= 0, to 3e-7 of it: 2^n 2^f with a polynomial for f in [-1/2, 1/2] (Cephes' exp2f
-// coefficients).
-BF16_INLINE __m512 exp_negative(__m512 x) {
-  // In this order the maximum of NaN is NaN.
-  const __m512 y =
-      _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)));
-  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(y, n);
-  __m512 e = _mm512_set1_ps(1.535336188319500e-4f);
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.339887440266574e-3f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(9.618437357674640e-3f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(5.550332471162809e-2f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(2.402264791363012e-1f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(6.931472028550421e-1f));
-  e = _mm512_fmadd_ps(e, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(e, n);
-}
-
 BF16_INLINE __mmask32 first_halves(int64_t count) {
   return count >= 32 ? ~0u : (1u << std::max<int64_t>(count, 0)) - 1;
 }
@@ -77,15 +59,6 @@ BF16_INLINE void widen_to_bf16(const RowLayout& layout, const std::byte* row, in
   }
   const int64_t groups = (layout.quantised + kQuantGroup - 1) / kQuantGroup;
   copy_bf16(scales + groups * sizeof(float), layout.exact, out + layout.quantised);
-}
-
-// For permutex2var_epi16: the first and the last sixteen columns of two rows, by pairs.
-BF16_INLINE __m512i low_pairs_of_rows() {
-  return _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,  //
-                          39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-}
-BF16_INLINE __m512i high_pairs_of_rows() {
-  return _mm512_add_epi16(low_pairs_of_rows(), _mm512_set1_epi16(16));
 }
 
 inline const std::byte* row_of(const SparseMla& io, int64_t i) {

@@ -4,7 +4,9 @@
 #include <vector>
 
 #include "base/parallel.h"
+#include "kernels/amx_tile.h"
 #include "kernels/gathered_rows.h"
+#include "kernels/sparse_attention_amx.h"
 #include "kernels/sparse_attention_bf16.h"
 
 namespace fathom::kernels {
@@ -120,7 +122,9 @@ void clear(View2<float> x) {
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
-  if (takes_bf16_dot(shape)) return sparse_attention_forward_bf16(shape, io);
+  if (takes_bf16_dot(shape))
+    return has_amx() ? sparse_attention_forward_amx(shape, io)
+                     : sparse_attention_forward_bf16(shape, io);
   CHECK(!io.mean_probabilities);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(std::ssize(blocks) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
@@ -131,7 +135,9 @@ void sparse_attention_forward(const AttentionShape& shape, const SparseAttention
 
 void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
-  if (takes_bf16_dot(shape)) return sparse_attention_backward_bf16(shape, io);
+  if (takes_bf16_dot(shape))
+    return has_amx() ? sparse_attention_backward_amx(shape, io)
+                     : sparse_attention_backward_bf16(shape, io);
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h) {

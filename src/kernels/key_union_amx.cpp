@@ -1,0 +1,195 @@
+#include "kernels/key_union_amx.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/check.h"
+#include "kernels/tile.h"
+
+#if FATHOM_HAS_AMX_KERNELS
+
+namespace fathom::kernels {
+namespace {
+
+constexpr int64_t kTileBytes = kTileWords * 4;
+constexpr size_t kAhead = 16;  // keys whose rows are fetched before their turn
+
+// Where the second of two tiles of 16 columns of sums is, or the first once more.
+int64_t second_columns(int64_t d, int64_t dim) { return d + kAmxCols < dim ? kAmxCols : 0; }
+
+// Bit i: whether query q selected the i-th of sixteen keys.
+AMX_INLINE __mmask16 keys_of(const uint32_t* selectors, int64_t q) {
+  return _mm512_test_epi32_mask(_mm512_loadu_si512(selectors),
+                                _mm512_set1_epi32(static_cast<int>(uint32_t{1} << q)));
+}
+
+}  // namespace
+
+AMX_KERNEL void copy_key_rows(const HeadRows& rows, int64_t h, std::span<const int32_t> keys,
+                              uint32_t* out) {
+  const uint32_t* const head = rows.head(h);
+  const int64_t words = rows.words();
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const uint32_t* const row = head + keys[i] * words;
+    const uint32_t* const ahead = head + keys[std::min(i + kAhead, keys.size() - 1)] * words;
+    for (int64_t word = 0; word < words; word += kAmxPairs) {
+      _mm_prefetch(ahead + word, _MM_HINT_T0);
+      _mm512_store_si512(out + i * words + word, _mm512_load_si512(row + word));
+    }
+  }
+}
+
+void copy_query_rows(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* out) {
+  const int64_t words = rows.words();
+  const uint32_t* const first = rows.head(h) + keys.begin() * words;
+  std::copy_n(first, keys.size() * words, out);
+  std::fill(out + keys.size() * words, out + kUnionQueries * words, 0u);
+}
+
+AMX_KERNEL void pack_as_columns(const uint32_t* rows, int64_t words, uint32_t* tiles) {
+  for (int64_t i = 0; i < kUnionQueries; i += kAmxCols)
+    for (int64_t word = 0; word < words; word += kAmxPairs, tiles += kTileWords) {
+      __m512i row[kAmxCols];
+      for (int64_t j = 0; j < kAmxCols; ++j)
+        row[j] = _mm512_load_si512(rows + (i + j) * words + word);
+      transpose_lanes(row);
+      for (int64_t p = 0; p < kAmxPairs; ++p) _mm512_store_si512(tiles + p * kAmxCols, row[p]);
+    }
+}
+
+AMX_KERNEL void pack_as_rows(const uint32_t* rows, int64_t num_rows, int64_t words,
+                             uint32_t* tiles) {
+  const __m512i low = low_pairs_of_rows(), high = high_pairs_of_rows();
+  const int64_t next = num_rows / kAmxK * kTileWords;  // sixteen columns further
+  for (int64_t word = 0; word < words; word += kAmxPairs, tiles += 2 * next)
+    for (int64_t pair = 0; pair < num_rows / 2; ++pair) {
+      const __m512i even = _mm512_load_si512(rows + 2 * pair * words + word);
+      const __m512i odd = _mm512_load_si512(rows + (2 * pair + 1) * words + word);
+      uint32_t* const out = tiles + pair * kAmxCols;
+      _mm512_store_si512(out, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_store_si512(out + next, _mm512_permutex2var_epi16(even, high, odd));
+    }
+}
+
+void multiply_keys_and_queries(const uint32_t* rows, int64_t num_rows, int64_t words,
+                               const uint32_t* query_columns, float* dots) {
+  const int64_t num_k = words / kAmxPairs;
+  constexpr int64_t kRowBytes = kUnionQueries * 4;
+  for (int64_t i = 0; i < num_rows; i += 2 * kAmxRows) {
+    const uint32_t* const row = rows + i * words;
+    clear_sums();
+    multiply_two_by_two({row, row + kAmxRows * words, words * 4, 64},
+                        {query_columns, query_columns + num_k * kTileWords, 64, kTileBytes}, num_k);
+    float* const out = dots + i * kUnionQueries;
+    tile_store<0>(out, kRowBytes);
+    tile_store<1>(out + kAmxCols, kRowBytes);
+    tile_store<2>(out + kAmxRows * kUnionQueries, kRowBytes);
+    tile_store<3>(out + kAmxRows * kUnionQueries + kAmxCols, kRowBytes);
+  }
+}
+
+void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles, int64_t num_rows,
+                       int64_t dim, float* sums) {
+  const int64_t columns = sum_columns(dim), row_bytes = columns * 4, num_k = num_rows / kAmxK;
+  for (int64_t d = 0; d < dim; d += 2 * kAmxCols) {
+    const int64_t second = second_columns(d, dim);
+    const uint32_t* const tiles = row_tiles + d / kAmxCols * num_k * kTileWords;
+    float* const top = sums + d;
+    float* const bottom = top + kAmxRows * columns;
+    tile_load<0>(top, row_bytes);
+    tile_load<1>(top + second, row_bytes);
+    tile_load<2>(bottom, row_bytes);
+    tile_load<3>(bottom + second, row_bytes);
+    multiply_two_by_two({weight_tiles, weight_tiles + kTileWords, 64, 2 * kTileBytes},
+                        {tiles, tiles + (second ? num_k * kTileWords : 0), 64, kTileBytes}, num_k);
+    tile_store<0>(top, row_bytes);
+    tile_store<2>(bottom, row_bytes);
+    if (!second) continue;
+    tile_store<1>(top + second, row_bytes);
+    tile_store<3>(bottom + second, row_bytes);
+  }
+}
+
+void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t num_heads,
+                int64_t num_rows, int64_t words, int64_t dim, float* sums) {
+  const int64_t columns = sum_columns(dim), row_bytes = columns * 4;
+  const int64_t head_bytes = num_rows * kUnionQueries * 2;
+  for (int64_t i = 0; i < num_rows; i += 2 * kAmxRows) {
+    const uint16_t* const weight = weights + i * kUnionQueries;
+    for (int64_t d = 0; d < dim; d += 2 * kAmxCols) {
+      const int64_t second = second_columns(d, dim);
+      const uint32_t* const tiles = query_tiles + d / kAmxCols * kTileWords;
+      clear_sums();
+      multiply_two_by_two(
+          {weight, weight + kAmxRows * kUnionQueries, kUnionQueries * 2, head_bytes},
+          {tiles, tiles + (second ? kTileWords : 0), 64, words / 8 * kTileBytes}, num_heads);
+      float* const top = sums + i * columns + d;
+      float* const bottom = top + kAmxRows * columns;
+      tile_store<0>(top, row_bytes);
+      tile_store<2>(bottom, row_bytes);
+      if (!second) continue;
+      tile_store<1>(top + second, row_bytes);
+      tile_store<3>(bottom + second, row_bytes);
+    }
+  }
+}
+
+AMX_KERNEL void add_to_rows(const float* sums, std::span<const int32_t> keys, View2<float> rows) {
+  const int64_t columns = sum_columns(rows.cols);
+  for (size_t i = 0; i < keys.size(); ++i) {
+    float* const row = rows[keys[i]];
+    const float* const ahead = rows[keys[std::min(i + kAhead, keys.size() - 1)]];
+    const float* const more = sums + i * columns;
+    for (int64_t d = 0; d < rows.cols; d += 16) {
+      const __mmask16 lanes = first_lanes(rows.cols - d);
+      _mm_prefetch(ahead + d, _MM_HINT_T0);
+      const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, row + d),
+                                       _mm512_load_ps(more + d));
+      _mm512_mask_storeu_ps(row + d, lanes, sum);
+    }
+  }
+}
+
+AMX_KERNEL void spread_lists(const KeyUnion& keys, const float* const (&list_Q)[kUnionQueries],
+                             float* spread) {
+  const float* next[kUnionQueries];
+  std::copy_n(list_Q, kUnionQueries, next);
+  for (int64_t i = 0; i < std::ssize(keys.padded_keys()); i += 16)
+    for (int64_t q = 0; q < kUnionQueries; q += kAmxCols) {
+      __m512i query[16];
+      for (int64_t j = 0; j < 16; ++j) {
+        const __mmask16 is_own = keys_of(keys.selectors() + i, q + j);
+        const int count = std::popcount(static_cast<uint32_t>(is_own));
+        query[j] = _mm512_maskz_expand_epi32(
+            is_own, _mm512_maskz_loadu_epi32(first_lanes(count), next[q + j]));
+        next[q + j] += count;
+      }
+      transpose_lanes(query);
+      for (int64_t j = 0; j < 16; ++j)
+        _mm512_store_si512(spread + (i + j) * kUnionQueries + q, query[j]);
+    }
+}
+
+AMX_KERNEL void collect_lists(const KeyUnion& keys, const float* spread,
+                              float* const (&list_Q)[kUnionQueries]) {
+  float* next[kUnionQueries];
+  std::copy_n(list_Q, kUnionQueries, next);
+  for (int64_t i = 0; i < std::ssize(keys.padded_keys()); i += 16)
+    for (int64_t q = 0; q < kUnionQueries; q += kAmxCols) {
+      __m512i query[16];
+      for (int64_t j = 0; j < 16; ++j)
+        query[j] = _mm512_load_si512(spread + (i + j) * kUnionQueries + q);
+      transpose_lanes(query);
+      for (int64_t j = 0; j < 16; ++j) {
+        const __mmask16 is_own = keys_of(keys.selectors() + i, q + j);
+        const int count = std::popcount(static_cast<uint32_t>(is_own));
+        _mm512_mask_storeu_epi32(next[q + j], first_lanes(count),
+                                 _mm512_maskz_compress_epi32(is_own, query[j]));
+        next[q + j] += count;
+      }
+    }
+}
+
+}  // namespace fathom::kernels
+
+#endif

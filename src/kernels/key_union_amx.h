@@ -1,0 +1,80 @@
+// What training's sparse kernels do with a KeyUnion in the processor's tiles: rows of its keys and
+// queries laid out as operands, and the three products between them.
+//
+// Rows are those of HeadRows: `words` pairs of bf16, zeros behind the head's elements, `words` a
+// multiple of 16. Numbers for pairs of key and query lie [key][32 queries]. `keys` are all of a
+// union's padded_keys() or a slice of them: always a multiple of 32. Buffers begin with a cache
+// line. Serial, without allocation; only where has_amx(), the products while a TileShape of 16
+// columns lives.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/array_view.h"
+#include "kernels/amx_tile.h"
+#include "kernels/gathered_bf16.h"
+#include "kernels/key_union.h"
+#include "kernels/tile.h"
+
+#if FATHOM_HAS_AMX_KERNELS
+
+namespace fathom::kernels {
+
+inline constexpr int64_t kTileWords = kAmxRows * kAmxPairs;
+// So many keys' rows and what is computed of them stay in the first cache.
+inline constexpr int64_t kUnionChunk = 128;
+static_assert(kUnionQueries == 2 * kAmxCols && kUnionQueries == kAmxK);
+
+// How many columns of sums a head of so many elements has.
+inline int64_t sum_columns(int64_t dim) { return round_up(dim, kAmxCols); }
+
+// One head's rows of the keys, one behind another.
+void copy_key_rows(const HeadRows& rows, int64_t h, std::span<const int32_t> keys, uint32_t* out);
+// Of all 32 queries; missing ones are zero.
+void copy_query_rows(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* out);
+
+// Thirty-two rows as columns of B, along the head's elements: [2][words / 16] tiles.
+void pack_as_columns(const uint32_t* rows, int64_t words, uint32_t* tiles);
+// num_rows rows, a multiple of 32, as rows of B, along the rows: [words / 8][num_rows / 32] tiles.
+void pack_as_rows(const uint32_t* rows, int64_t num_rows, int64_t words, uint32_t* tiles);
+
+// dots[i][q] = rows[i] . queries[q]; query_columns by pack_as_columns.
+void multiply_keys_and_queries(const uint32_t* rows, int64_t num_rows, int64_t words,
+                               const uint32_t* query_columns, float* dots);
+
+// Sixteen queries' weights for 32 keys, as a tile of A along the keys. weight(i) gives sixteen f32
+// of key i, i ascending.
+template <typename Weight>
+AMX_INLINE void store_weight_tile(Weight weight, uint32_t* tile) {
+  __m512i pairs[kAmxPairs];
+  for (int64_t p = 0; p < kAmxPairs; ++p) {
+    const __m512 even = weight(2 * p);
+    pairs[p] = round_to_pairs_of_rows(even, weight(2 * p + 1));
+  }
+  transpose_lanes(pairs);
+  for (int64_t q = 0; q < kAmxRows; ++q) _mm512_store_si512(tile + q * kAmxPairs, pairs[q]);
+}
+
+// sums[q][d] += sum over keys of weight[i][q] rows[i][d], d < dim. weight_tiles: [num_rows / 32][2]
+// of the above; row_tiles by pack_as_rows; sums [32][sum_columns(dim)].
+void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles, int64_t num_rows,
+                       int64_t dim, float* sums);
+
+// sums[i][d] = sum over heads and queries of weights[head][i][q] rows[head][q][d]: weights are
+// bf16, [num_heads][num_rows][32]; query_tiles [num_heads] by pack_as_rows, a head's tiles
+// words / 8; sums [num_rows][sum_columns(dim)].
+void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t num_heads,
+                int64_t num_rows, int64_t words, int64_t dim, float* sums);
+
+// rows[keys[i]] += sums[i], rows.cols elements.
+void add_to_rows(const float* sums, std::span<const int32_t> keys, View2<float> rows);
+
+// Lists of numbers beside each query's own keys, to and from [key][32 queries]. list_Q[q]: query
+// q's; of missing queries never touched. What a query did not select is zero in `spread`.
+void spread_lists(const KeyUnion& keys, const float* const (&list_Q)[kUnionQueries], float* spread);
+void collect_lists(const KeyUnion& keys, const float* spread, float* const (&list_Q)[kUnionQueries]);
+
+}  // namespace fathom::kernels
+
+#endif

@@ -1,0 +1,406 @@
+#include "kernels/sparse_attention_amx.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <vector>
+
+#include "base/check.h"
+#include "base/parallel.h"
+#include "kernels/key_union_amx.h"
+#include "kernels/tile.h"
+
+namespace fathom::kernels {
+
+#if FATHOM_HAS_AMX_KERNELS
+
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr int64_t kTileWeights = 2 * kTileWords;  // of 32 keys, both tiles of queries
+
+// Unions of queries [begin, end).
+void assign_unions(SelectedKeys keys_T, int64_t begin, int64_t end, std::vector<KeyUnion>& unions) {
+  unions.resize(ceil_div(end - begin, kUnionQueries));
+  base::parallel_for(std::ssize(unions), 4, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t t = begin + i * kUnionQueries;
+      unions[i].assign(keys_T, t, std::min(t + kUnionQueries, end));
+    }
+  });
+}
+
+// maximum_Q = the greatest of each query's own scores, and of what it was.
+AMX_KERNEL void update_maximum(const uint32_t* selectors, int64_t num_keys, const float* scores,
+                               float* maximum_Q) {
+  __m512 most0 = _mm512_load_ps(maximum_Q), most1 = _mm512_load_ps(maximum_Q + 16);
+  for (int64_t i = 0; i < num_keys; ++i, scores += kUnionQueries) {
+    const auto own0 = static_cast<__mmask16>(selectors[i]);
+    const auto own1 = static_cast<__mmask16>(selectors[i] >> 16);
+    most0 = _mm512_mask_max_ps(most0, own0, most0, _mm512_load_ps(scores));
+    most1 = _mm512_mask_max_ps(most1, own1, most1, _mm512_load_ps(scores + 16));
+  }
+  _mm512_store_ps(maximum_Q, most0);
+  _mm512_store_ps(maximum_Q + 16, most1);
+}
+
+// Sixteen queries' scores of 32 keys become exponentials, of which `sum` takes the sum.
+struct SoftmaxWeights {
+  const uint32_t* selectors;
+  int shift;  // of the queries' bits
+  __m512 maximum, scale;
+  float* scores;
+  __m512& sum;
+
+  AMX_INLINE __m512 operator()(int64_t i) const {
+    float* const at = scores + i * kUnionQueries;
+    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at), maximum), scale);
+    const __m512 e =
+        _mm512_maskz_mov_ps(static_cast<__mmask16>(selectors[i] >> shift), exp_negative(x));
+    sum = _mm512_add_ps(sum, e);
+    _mm512_store_ps(at, e);
+    return e;
+  }
+};
+
+// Scores become exponentials of scale * (score - maximum), zero where a query did not select the
+// key; sum_Q += them; rounded and by tiles they are the weights.
+AMX_KERNEL void softmax_weights(const uint32_t* selectors, int64_t num_keys, float scale,
+                                const float* maximum_Q, float* scores, float* sum_Q,
+                                uint32_t* weight_tiles) {
+  for (int q = 0; q < kUnionQueries; q += kAmxRows) {
+    __m512 sum = _mm512_load_ps(sum_Q + q);
+    for (int64_t i = 0; i < num_keys; i += kAmxK)
+      store_weight_tile(
+          SoftmaxWeights{selectors + i, q, _mm512_load_ps(maximum_Q + q), _mm512_set1_ps(scale),
+                         scores + i * kUnionQueries + q, sum},
+          weight_tiles + i / kAmxK * kTileWeights + q * kAmxPairs);
+    _mm512_store_ps(sum_Q + q, sum);
+  }
+}
+
+// mean[i][q] += exponentials[i][q] * factor_Q[q].
+AMX_KERNEL void add_scaled(const float* exponentials, const float* factor_Q, int64_t num_keys,
+                           float* mean) {
+  const __m512 factor0 = _mm512_load_ps(factor_Q), factor1 = _mm512_load_ps(factor_Q + 16);
+  for (int64_t i = 0; i < num_keys * kUnionQueries; i += kUnionQueries) {
+    const __m512 first = _mm512_load_ps(exponentials + i);
+    const __m512 second = _mm512_load_ps(exponentials + i + 16);
+    _mm512_store_ps(mean + i, _mm512_fmadd_ps(first, factor0, _mm512_load_ps(mean + i)));
+    _mm512_store_ps(mean + i + 16, _mm512_fmadd_ps(second, factor1, _mm512_load_ps(mean + i + 16)));
+  }
+}
+
+// One thread's, in the forward pass.
+struct ForwardScratch {
+  std::vector<KeyUnion> unions;
+  std::array<LineBuffer, 2> means;  // of the block's unions
+  LineBuffer query_rows, query_columns, rows, row_tiles, scores, weight_tiles, sums;
+};
+
+class Forward {
+ public:
+  Forward(const AttentionShape& shape, const SparseAttentionForward& io) : shape_(shape), io_(io) {
+    q_.assign(io.q, shape.num_heads);
+    k_.assign(io.k, shape.num_heads);
+    v_.assign(io.v, shape.num_heads);
+  }
+
+  static constexpr int64_t kBlockQueries = 2 * kUnionQueries;
+
+  // Head by head, so that what the block's queries select of one stays in the second cache.
+  void add_block(int64_t begin, int64_t end) const {
+    static thread_local ForwardScratch scratch;
+    const TileShape tiles(kAmxCols);
+    scratch.unions.resize(ceil_div(end - begin, kUnionQueries));
+    for (size_t i = 0; i < scratch.unions.size(); ++i) {
+      const int64_t t = begin + static_cast<int64_t>(i) * kUnionQueries;
+      KeyUnion& keys = scratch.unions[i];
+      keys.assign(io_.keys_T, t, std::min(t + kUnionQueries, end));
+      const int64_t count = std::ssize(keys.padded_keys()) * kUnionQueries;
+      if (io_.mean_probabilities) std::fill_n(scratch.means[i].reserve<float>(count), count, 0.0f);
+    }
+    for (int64_t h = 0; h < shape_.num_heads; ++h)
+      for (size_t i = 0; i < scratch.unions.size(); ++i)
+        add_head(scratch.unions[i], h, scratch, scratch.means[i].reserve<float>(0));
+    if (!io_.mean_probabilities) return;
+    for (size_t i = 0; i < scratch.unions.size(); ++i) {
+      const KeyUnion& keys = scratch.unions[i];
+      float* list_Q[kUnionQueries] = {};
+      for (int64_t q = 0; q < keys.size(); ++q)
+        list_Q[q] = io_.mean_probabilities + io_.keys_T.begins_T1[keys.begin() + q];
+      collect_lists(keys, scratch.means[i].reserve<float>(0), list_Q);
+    }
+  }
+
+ private:
+  // One head of 32 queries: first all scores, for their maximum, then what they weigh.
+  void add_head(const KeyUnion& keys, int64_t h, ForwardScratch& scratch, float* mean) const {
+    const int64_t num_keys = std::ssize(keys.padded_keys()), columns = sum_columns(shape_.v_dim);
+    auto* const scores = scratch.scores.reserve<float>(num_keys * kUnionQueries);
+    auto* const sums = scratch.sums.reserve<float>(kUnionQueries * columns);
+    alignas(64) float maximum_Q[kUnionQueries], sum_Q[kUnionQueries] = {};
+    std::fill_n(maximum_Q, kUnionQueries, kMinusInfinity);
+    std::fill_n(sums, kUnionQueries * columns, 0.0f);
+    score_keys(keys, h, scratch, scores, maximum_Q);
+    auto* const rows = scratch.rows.reserve<uint32_t>(kUnionChunk * v_.words());
+    auto* const row_tiles = scratch.row_tiles.reserve<uint32_t>(kUnionChunk * v_.words());
+    auto* const weight_tiles =
+        scratch.weight_tiles.reserve<uint32_t>(kUnionChunk / kAmxK * kTileWeights);
+    for (int64_t i = 0; i < num_keys; i += kUnionChunk) {
+      const int64_t count = std::min(kUnionChunk, num_keys - i);
+      copy_key_rows(v_, h, keys.padded_keys().subspan(i, count), rows);
+      pack_as_rows(rows, count, v_.words(), row_tiles);
+      softmax_weights(keys.selectors() + i, count, shape_.scale, maximum_Q,
+                      scores + i * kUnionQueries, sum_Q, weight_tiles);
+      add_sums_by_query(weight_tiles, row_tiles, count, shape_.v_dim, sums);
+    }
+    finish(keys, h, maximum_Q, sum_Q, sums);
+    if (!io_.mean_probabilities) return;
+    alignas(64) float factor_Q[kUnionQueries];
+    for (int64_t q = 0; q < kUnionQueries; ++q)
+      factor_Q[q] = sum_Q[q] > 0 ? 1 / (sum_Q[q] * static_cast<float>(shape_.num_heads)) : 0;
+    add_scaled(scores, factor_Q, num_keys, mean);
+  }
+
+  void score_keys(const KeyUnion& keys, int64_t h, ForwardScratch& scratch, float* scores,
+                  float* maximum_Q) const {
+    const int64_t num_keys = std::ssize(keys.padded_keys()), words = k_.words();
+    auto* const query_rows = scratch.query_rows.reserve<uint32_t>(kUnionQueries * words);
+    auto* const query_columns = scratch.query_columns.reserve<uint32_t>(kUnionQueries * words);
+    auto* const rows = scratch.rows.reserve<uint32_t>(kUnionChunk * words);
+    copy_query_rows(q_, h, keys, query_rows);
+    pack_as_columns(query_rows, words, query_columns);
+    for (int64_t i = 0; i < num_keys; i += kUnionChunk) {
+      const int64_t count = std::min(kUnionChunk, num_keys - i);
+      copy_key_rows(k_, h, keys.padded_keys().subspan(i, count), rows);
+      multiply_keys_and_queries(rows, count, words, query_columns, scores + i * kUnionQueries);
+      update_maximum(keys.selectors() + i, count, scores + i * kUnionQueries, maximum_Q);
+    }
+  }
+
+  void finish(const KeyUnion& keys, int64_t h, const float* maximum_Q, const float* sum_Q,
+              const float* sums) const {
+    for (int64_t q = 0; q < keys.size(); ++q) {
+      const int64_t t = keys.begin() + q;
+      const bool is_empty = io_.keys_T[t].empty();
+      const float factor = is_empty ? 0 : 1 / sum_Q[q];
+      const float* const sum = sums + q * sum_columns(shape_.v_dim);
+      float* const out = io_.out[t] + h * shape_.v_dim;
+      for (int64_t d = 0; d < shape_.v_dim; ++d) out[d] = sum[d] * factor;
+      io_.lse_HT[h][t] =
+          is_empty ? kMinusInfinity : maximum_Q[q] * shape_.scale + std::log(sum_Q[q]);
+    }
+  }
+
+  const AttentionShape& shape_;
+  const SparseAttentionForward& io_;
+  HeadRows q_, k_, v_;
+};
+
+// Of 32 queries; missing ones have zeros.
+struct QueryStatistics {
+  alignas(64) float lse_Q[kUnionQueries] = {};
+  alignas(64) float delta_Q[kUnionQueries] = {};  // out . dout
+};
+
+// Sixteen queries' gradients of their scores of 32 keys; stores them and the probabilities by keys.
+struct ScoreGradients {
+  const uint32_t* selectors;
+  int shift;  // of the queries' bits
+  __m512 lse, delta, scale;
+  const float *scores, *dp;
+  uint16_t *p_rows, *ds_rows;
+
+  AMX_INLINE __m512 operator()(int64_t i) const {
+    const int64_t at = i * kUnionQueries;
+    const auto is_own = static_cast<__mmask16>(selectors[i] >> shift);
+    const __m512 p = _mm512_maskz_mov_ps(
+        is_own, exp_negative(_mm512_fmsub_ps(_mm512_load_ps(scores + at), scale, lse)));
+    const __m512 ds = _mm512_maskz_mul_ps(is_own, _mm512_sub_ps(_mm512_load_ps(dp + at), delta),
+                                          _mm512_mul_ps(p, scale));
+    store_rounded(p, p_rows + at);
+    store_rounded(ds, ds_rows + at);
+    return ds;
+  }
+};
+
+// From scores and dL/dp of num_keys: probabilities and the scores' gradients, zero where a query
+// did not select the key, rounded: both by keys, the gradients by tiles of queries, too.
+AMX_KERNEL void score_gradients(const uint32_t* selectors, int64_t num_keys, float scale,
+                                const QueryStatistics& queries, const float* scores,
+                                const float* dp, uint16_t* p_rows, uint16_t* ds_rows,
+                                uint32_t* ds_tiles) {
+  for (int q = 0; q < kUnionQueries; q += kAmxRows)
+    for (int64_t i = 0; i < num_keys; i += kAmxK) {
+      const int64_t at = i * kUnionQueries + q;
+      store_weight_tile(
+          ScoreGradients{selectors + i, q, _mm512_load_ps(queries.lse_Q + q),
+                         _mm512_load_ps(queries.delta_Q + q), _mm512_set1_ps(scale), scores + at,
+                         dp + at, p_rows + at, ds_rows + at},
+          ds_tiles + i / kAmxK * kTileWeights + q * kAmxPairs);
+    }
+}
+
+// One thread's, in the backward pass.
+struct BackwardScratch {
+  LineBuffer q_rows, q_columns, q_tiles, dout_rows, dout_columns, dout_tiles;  // of the queries
+  LineBuffer k_rows, k_tiles, v_rows, scores, dp, p_rows, ds_rows, ds_tiles;   // of a chunk
+  LineBuffer dq, by_key;
+};
+
+// Operands of one head of 32 queries and the scratch of a chunk of keys.
+struct HeadOfQueries {
+  const uint32_t *q_columns, *q_tiles, *dout_columns, *dout_tiles;
+  QueryStatistics statistics;
+  float* dq;
+};
+
+class Backward {
+ public:
+  Backward(const AttentionShape& shape, const SparseAttentionBackward& io)
+      : shape_(shape), io_(io) {
+    q_.assign(io.q, shape.num_heads);
+    k_.assign(io.k, shape.num_heads);
+    v_.assign(io.v, shape.num_heads);
+    dout_.assign(io.dout, shape.num_heads);
+  }
+
+  static constexpr int64_t kBlockQueries = 16 * kUnionQueries;
+
+  // No two heads write to the same place.
+  void add_block(int64_t begin, int64_t end) {
+    assign_unions(io_.keys_T, begin, end, unions_);
+    base::parallel_for(shape_.num_heads, 1, [&](int64_t first, int64_t last) {
+      const TileShape tiles(kAmxCols);
+      for (int64_t h = first; h < last; ++h)
+        for (const KeyUnion& keys : unions_) add_head(keys, h);
+    });
+  }
+
+ private:
+  void add_head(const KeyUnion& keys, int64_t h) const {
+    static thread_local BackwardScratch scratch;
+    const HeadOfQueries head = prepare(keys, h, scratch);
+    const int64_t num_keys = std::ssize(keys.padded_keys());
+    for (int64_t i = 0; i < num_keys; i += kUnionChunk)
+      add_chunk(keys, i, std::min(kUnionChunk, num_keys - i), h, head, scratch);
+    for (int64_t q = 0; q < keys.size(); ++q)
+      std::copy_n(head.dq + q * sum_columns(shape_.qk_dim), shape_.qk_dim,
+                  io_.dq[keys.begin() + q] + h * shape_.qk_dim);
+  }
+
+  HeadOfQueries prepare(const KeyUnion& keys, int64_t h, BackwardScratch& scratch) const {
+    const auto pack = [&](const HeadRows& x, LineBuffer& rows_buffer, LineBuffer& columns_buffer,
+                          LineBuffer& tiles_buffer) {
+      const int64_t size = kUnionQueries * x.words();
+      auto* const rows = rows_buffer.reserve<uint32_t>(size);
+      auto* const columns = columns_buffer.reserve<uint32_t>(size);
+      auto* const tiles = tiles_buffer.reserve<uint32_t>(size);
+      copy_query_rows(x, h, keys, rows);
+      pack_as_columns(rows, x.words(), columns);
+      pack_as_rows(rows, kUnionQueries, x.words(), tiles);
+      return std::pair(columns, tiles);
+    };
+    HeadOfQueries head{};
+    std::tie(head.q_columns, head.q_tiles) =
+        pack(q_, scratch.q_rows, scratch.q_columns, scratch.q_tiles);
+    std::tie(head.dout_columns, head.dout_tiles) =
+        pack(dout_, scratch.dout_rows, scratch.dout_columns, scratch.dout_tiles);
+    for (int64_t q = 0; q < keys.size(); ++q) {
+      const int64_t t = keys.begin() + q;
+      head.statistics.lse_Q[q] = io_.lse_HT[h][t];
+      head.statistics.delta_Q[q] = head_dot(io_.out[t], io_.dout[t], h);
+    }
+    const int64_t size = kUnionQueries * sum_columns(shape_.qk_dim);
+    head.dq = scratch.dq.reserve<float>(size);
+    std::fill_n(head.dq, size, 0.0f);
+    return head;
+  }
+
+  // dq, and this chunk's dk and dv.
+  void add_chunk(const KeyUnion& keys, int64_t begin, int64_t count, int64_t h,
+                 const HeadOfQueries& head, BackwardScratch& scratch) const {
+    constexpr int64_t kPairs = kUnionChunk * kUnionQueries;
+    const auto padded = keys.padded_keys().subspan(begin, count);
+    auto* const k_rows = scratch.k_rows.reserve<uint32_t>(kUnionChunk * k_.words());
+    auto* const k_tiles = scratch.k_tiles.reserve<uint32_t>(kUnionChunk * k_.words());
+    auto* const v_rows = scratch.v_rows.reserve<uint32_t>(kUnionChunk * v_.words());
+    auto* const scores = scratch.scores.reserve<float>(kPairs);
+    auto* const dp = scratch.dp.reserve<float>(kPairs);
+    auto* const p_rows = scratch.p_rows.reserve<uint16_t>(kPairs);
+    auto* const ds_rows = scratch.ds_rows.reserve<uint16_t>(kPairs);
+    auto* const ds_tiles = scratch.ds_tiles.reserve<uint32_t>(kPairs / 2);
+    copy_key_rows(k_, h, padded, k_rows);
+    copy_key_rows(v_, h, padded, v_rows);
+    multiply_keys_and_queries(k_rows, count, k_.words(), head.q_columns, scores);
+    multiply_keys_and_queries(v_rows, count, v_.words(), head.dout_columns, dp);
+    pack_as_rows(k_rows, count, k_.words(), k_tiles);
+    score_gradients(keys.selectors() + begin, count, shape_.scale, head.statistics, scores, dp,
+                    p_rows, ds_rows, ds_tiles);
+    add_sums_by_query(ds_tiles, k_tiles, count, shape_.qk_dim, head.dq);
+    const auto own = keys.keys().subspan(begin, std::min(count, std::ssize(keys.keys()) - begin));
+    add_by_key(ds_rows, head.q_tiles, k_.words(), count, own,
+               head_columns(io_.dk, h, shape_.qk_dim), scratch);
+    add_by_key(p_rows, head.dout_tiles, v_.words(), count, own,
+               head_columns(io_.dv, h, shape_.v_dim), scratch);
+  }
+
+  void add_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t words,
+                  int64_t count, std::span<const int32_t> keys, View2<float> out,
+                  BackwardScratch& scratch) const {
+    auto* const sums = scratch.by_key.reserve<float>(kUnionChunk * sum_columns(out.cols));
+    sum_by_key(weights, query_tiles, 1, count, words, out.cols, sums);
+    add_to_rows(sums, keys, out);
+  }
+
+  float head_dot(const float* a, const float* b, int64_t h) const {
+    float sum = 0;
+    for (int64_t x = h * shape_.v_dim; x < (h + 1) * shape_.v_dim; ++x) sum += a[x] * b[x];
+    return sum;
+  }
+
+  const AttentionShape& shape_;
+  const SparseAttentionBackward& io_;
+  HeadRows q_, k_, v_, dout_;
+  std::vector<KeyUnion> unions_;
+};
+
+}  // namespace
+
+void sparse_attention_forward_amx(const AttentionShape& shape, const SparseAttentionForward& io) {
+  const Forward forward(shape, io);
+  constexpr int64_t kBlock = Forward::kBlockQueries;
+  base::parallel_for(ceil_div(io.q.rows, kBlock), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      forward.add_block(i * kBlock, std::min((i + 1) * kBlock, io.q.rows));
+  });
+}
+
+void sparse_attention_backward_amx(const AttentionShape& shape, const SparseAttentionBackward& io) {
+  base::parallel_for(io.k.rows, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      std::fill_n(io.dk[s], io.dk.cols, 0.0f);
+      std::fill_n(io.dv[s], io.dv.cols, 0.0f);
+    }
+  });
+  Backward backward(shape, io);
+  constexpr int64_t kBlock = Backward::kBlockQueries;
+  for (int64_t t = 0; t < io.q.rows; t += kBlock)
+    backward.add_block(t, std::min(t + kBlock, io.q.rows));
+}
+
+#else
+
+void sparse_attention_forward_amx(const AttentionShape&, const SparseAttentionForward&) {
+  CHECK(false, "no AMX here");
+}
+void sparse_attention_backward_amx(const AttentionShape&, const SparseAttentionBackward&) {
+  CHECK(false, "no AMX here");
+}
+
+#endif
+
+}  // namespace fathom::kernels
