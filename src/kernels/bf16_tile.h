@@ -37,7 +37,16 @@ class LineBuffer {
   T* reserve(int64_t count) {
     const size_t lines = (count * sizeof(T) + sizeof(Line) - 1) / sizeof(Line);
     if (lines_.size() < lines) lines_.resize(lines);
+    return data<T>();
+  }
+  // Of what was reserved last or before.
+  template <typename T>
+  T* data() {
     return reinterpret_cast<T*>(lines_.data());
+  }
+  template <typename T>
+  const T* data() const {
+    return reinterpret_cast<const T*>(lines_.data());
   }
 
  private:

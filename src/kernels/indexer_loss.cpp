@@ -6,6 +6,8 @@
 
 #include "base/parallel.h"
 #include "kernels/gathered_rows.h"
+#include "kernels/amx_tile.h"
+#include "kernels/indexer_loss_amx.h"
 #include "kernels/indexer_loss_bf16.h"
 #include "kernels/matmul.h"
 #include "kernels/simd.h"
@@ -254,7 +256,9 @@ void check_shapes(const IndexerLossInput& in, const IndexerLossOutput& out) {
 
 void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   check_shapes(in, out);
-  if (!in.keys_T.empty() && takes_bf16_dot(in.shape)) return indexer_loss_of_selected_bf16(in, out);
+  if (!in.keys_T.empty() && takes_bf16_dot(in.shape))
+    return has_amx() && in.probabilities ? indexer_loss_of_selected_amx(in, out)
+                                         : indexer_loss_of_selected_bf16(in, out);
   const int64_t tokens = in.q.rows, num_keys = in.k.rows, dim = in.k_SX.cols;
   const int64_t num_blocks = (tokens + kQueryBlock - 1) / kQueryBlock;
   const int64_t num_parts = std::min(kNumParts, num_blocks);

@@ -12,7 +12,7 @@
 #include "base/parallel.h"
 #include "kernels/gathered_bf16.h"
 #include "kernels/scattered_bf16.h"
-#include "kernels/simd.h"
+#include "kernels/softmax_row.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -49,13 +49,6 @@ BF16_KERNEL void mean_probabilities(const float* dots, const float* lse_H, int64
       sum += exp(_mm512_load_ps(dots + h * padded + i) * scale - lse_H[h * lse_stride]);
     _mm512_store_ps(p + i, sum * share);
   }
-}
-
-// sum p log p over whole vectors; zeros add nothing.
-KERNEL float sum_p_log_p(const float* p, int64_t padded) {
-  F32x8 sum{};
-  for (int64_t i = 0; i < padded; i += kLanes) sum += load(p + i) * log(load(p + i));
-  return horizontal_sum(sum);
 }
 
 // I = sum_j w_j relu(z_j), eq. (1), -inf beyond the count. Returns the maximum.

@@ -150,10 +150,8 @@ AMX_KERNEL void add_to_rows(const float* sums, std::span<const int32_t> keys, Vi
   }
 }
 
-AMX_KERNEL void spread_lists(const KeyUnion& keys, const float* const (&list_Q)[kUnionQueries],
+AMX_KERNEL void spread_lists(const KeyUnion& keys, std::array<const float*, kUnionQueries> list_Q,
                              float* spread) {
-  const float* next[kUnionQueries];
-  std::copy_n(list_Q, kUnionQueries, next);
   for (int64_t i = 0; i < std::ssize(keys.padded_keys()); i += 16)
     for (int64_t q = 0; q < kUnionQueries; q += kAmxCols) {
       __m512i query[16];
@@ -161,8 +159,8 @@ AMX_KERNEL void spread_lists(const KeyUnion& keys, const float* const (&list_Q)[
         const __mmask16 is_own = keys_of(keys.selectors() + i, q + j);
         const int count = std::popcount(static_cast<uint32_t>(is_own));
         query[j] = _mm512_maskz_expand_epi32(
-            is_own, _mm512_maskz_loadu_epi32(first_lanes(count), next[q + j]));
-        next[q + j] += count;
+            is_own, _mm512_maskz_loadu_epi32(first_lanes(count), list_Q[q + j]));
+        list_Q[q + j] += count;
       }
       transpose_lanes(query);
       for (int64_t j = 0; j < 16; ++j)
@@ -171,9 +169,7 @@ AMX_KERNEL void spread_lists(const KeyUnion& keys, const float* const (&list_Q)[
 }
 
 AMX_KERNEL void collect_lists(const KeyUnion& keys, const float* spread,
-                              float* const (&list_Q)[kUnionQueries]) {
-  float* next[kUnionQueries];
-  std::copy_n(list_Q, kUnionQueries, next);
+                              std::array<float*, kUnionQueries> list_Q) {
   for (int64_t i = 0; i < std::ssize(keys.padded_keys()); i += 16)
     for (int64_t q = 0; q < kUnionQueries; q += kAmxCols) {
       __m512i query[16];
@@ -183,9 +179,9 @@ AMX_KERNEL void collect_lists(const KeyUnion& keys, const float* spread,
       for (int64_t j = 0; j < 16; ++j) {
         const __mmask16 is_own = keys_of(keys.selectors() + i, q + j);
         const int count = std::popcount(static_cast<uint32_t>(is_own));
-        _mm512_mask_storeu_epi32(next[q + j], first_lanes(count),
+        _mm512_mask_storeu_epi32(list_Q[q + j], first_lanes(count),
                                  _mm512_maskz_compress_epi32(is_own, query[j]));
-        next[q + j] += count;
+        list_Q[q + j] += count;
       }
     }
 }

@@ -8,6 +8,7 @@
 // columns lives.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -72,8 +73,10 @@ void add_to_rows(const float* sums, std::span<const int32_t> keys, View2<float> 
 
 // Lists of numbers beside each query's own keys, to and from [key][32 queries]. list_Q[q]: query
 // q's; of missing queries never touched. What a query did not select is zero in `spread`.
-void spread_lists(const KeyUnion& keys, const float* const (&list_Q)[kUnionQueries], float* spread);
-void collect_lists(const KeyUnion& keys, const float* spread, float* const (&list_Q)[kUnionQueries]);
+void spread_lists(const KeyUnion& keys, std::array<const float*, kUnionQueries> list_Q,
+                  float* spread);
+void collect_lists(const KeyUnion& keys, const float* spread,
+                   std::array<float*, kUnionQueries> list_Q);
 
 }  // namespace fathom::kernels
 

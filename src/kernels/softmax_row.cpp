@@ -105,6 +105,17 @@ BF16_KERNEL float scaled_exponentials_16(float* x, int64_t count, float scale, f
 }
 #endif
 
+KERNEL float sum_x_log_x(const float* x, int64_t count) {
+  F32x8 sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sum += load(x + i) * log(load(x + i));
+  if (i < count) {
+    const F32x8 rest = load_partial(x + i, count - i);
+    sum += rest * log(rest);
+  }
+  return horizontal_sum(sum);
+}
+
 }  // namespace
 
 float exp_scaled_row(float* x, int64_t count, float scale, float maximum) {
@@ -132,6 +143,8 @@ double exp_row(const float* x, int64_t count, float maximum, float factor, float
 bool are_finite(const float* x, int64_t count) { return has_no_infinite_exponent(x, count); }
 
 float max_row(const float* x, int64_t count) { return max_of(x, count); }
+
+float sum_p_log_p(const float* p, int64_t count) { return sum_x_log_x(p, count); }
 
 void scale_row(float* x, int64_t count, float factor) { multiply(x, count, factor); }
 

@@ -13,6 +13,9 @@ void scale_row(float* x, int64_t count, float factor);
 // taken in one fixed order. Minus infinity gives 0.
 double exp_row(const float* x, int64_t count, float maximum, float factor, float* out);
 
+// Of p[i] log p[i]; zeros add nothing. In f32 and one fixed order.
+float sum_p_log_p(const float* p, int64_t count);
+
 // x[i] = exp(x[i] * scale - maximum), as above; returns the sum, in f32 and one fixed order.
 float exp_scaled_row(float* x, int64_t count, float scale, float maximum);
 

@@ -124,14 +124,14 @@ class Forward {
     }
     for (int64_t h = 0; h < shape_.num_heads; ++h)
       for (size_t i = 0; i < scratch.unions.size(); ++i)
-        add_head(scratch.unions[i], h, scratch, scratch.means[i].reserve<float>(0));
+        add_head(scratch.unions[i], h, scratch, scratch.means[i].data<float>());
     if (!io_.mean_probabilities) return;
     for (size_t i = 0; i < scratch.unions.size(); ++i) {
       const KeyUnion& keys = scratch.unions[i];
-      float* list_Q[kUnionQueries] = {};
+      std::array<float*, kUnionQueries> list_Q{};
       for (int64_t q = 0; q < keys.size(); ++q)
         list_Q[q] = io_.mean_probabilities + io_.keys_T.begins_T1[keys.begin() + q];
-      collect_lists(keys, scratch.means[i].reserve<float>(0), list_Q);
+      collect_lists(keys, scratch.means[i].data<float>(), list_Q);
     }
   }
 
