@@ -101,16 +101,24 @@ BF16_KERNEL void sum_of_rows(const uint32_t* weights, float factor, const uint32
 
 }  // namespace
 
-void HeadRows::assign(View2<const float> rows, int64_t num_heads) {
+void HeadRows::assign(View2<const float> rows, View2<const float> more, int64_t num_heads) {
   CHECK_EQ(rows.cols % num_heads, 0);
+  CHECK_EQ(more.cols % num_heads, 0);
   num_rows_ = rows.rows;
   num_heads_ = num_heads;
   dim_ = rows.cols / num_heads;
-  words_ = round_up(dim_, kPairTileCols) / 2;
+  const int64_t more_dim = more.cols / num_heads;
+  const int64_t words = num_row_words(dim_), more_words = num_row_words(more_dim);
+  words_ = words + more_words;
   data_ = buffer_.reserve<uint32_t>(rows.rows * num_heads_ * words_);
+  const int64_t head_step = num_rows_ * words_;
   base::parallel_for(rows.rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
-      round_heads(rows[i], num_heads_, dim_, words_, num_rows_ * words_, data_ + i * words_);
+    for (int64_t i = begin; i < end; ++i) {
+      uint32_t* const row = data_ + i * words_;
+      round_heads(rows[i], num_heads_, dim_, words, head_step, row);
+      if (more_words > 0)
+        round_heads(more[i], num_heads_, more_dim, more_words, head_step, row + words);
+    }
   });
 }
 
@@ -139,7 +147,9 @@ void add_gathered_sum(const uint32_t* weights, float factor, const HeadRows& row
 
 #else
 
-void HeadRows::assign(View2<const float>, int64_t) { CHECK(false, "no bf16 kernels here"); }
+void HeadRows::assign(View2<const float>, View2<const float>, int64_t) {
+  CHECK(false, "no bf16 kernels here");
+}
 void PaddedKeys::assign(std::span<const int32_t>) { CHECK(false, "no bf16 kernels here"); }
 void gathered_dots(const HeadRows&, int64_t, const HeadRows&, int64_t, std::span<const int32_t>,
                    float*) {

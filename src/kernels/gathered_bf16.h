@@ -14,14 +14,19 @@
 
 namespace fathom::kernels {
 
+// Words, two elements each, of a row of so many: whole cache lines.
+inline int64_t num_row_words(int64_t dim) { return (dim + 31) / 32 * 16; }
+
 // Rows of f32 heads rounded to bf16, one head's rows behind another's, each padded with zeros to
 // whole cache lines.
 class HeadRows {
  public:
   // Row i holds num_heads heads of rows.cols / num_heads elements. Parallel over rows.
-  void assign(View2<const float> rows, int64_t num_heads);
+  void assign(View2<const float> rows, int64_t num_heads) { assign(rows, {}, num_heads); }
+  // Behind each head's row comes its row of `more`, which begins at a cache line too.
+  void assign(View2<const float> rows, View2<const float> more, int64_t num_heads);
 
-  int64_t dim() const { return dim_; }
+  int64_t dim() const { return dim_; }      // of `rows`
   int64_t words() const { return words_; }  // of a head, two elements each: a multiple of 16
   // Rows of one head serve all heads of a query.
   const uint32_t* head(int64_t h) const {

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "base/parallel.h"
-#include "kernels/gathered_rows.h"
 #include "kernels/amx_tile.h"
+#include "kernels/gathered_rows.h"
 #include "kernels/indexer_loss_amx.h"
 #include "kernels/indexer_loss_bf16.h"
 #include "kernels/matmul.h"

@@ -210,8 +210,9 @@ class SelectedLoss {
     std::fill_n(heads.dw_JQ, num_heads() * kUnionQueries, 0.0f);
     for (int64_t j = 0; j < num_heads(); ++j) {
       copy_query_rows(q_, j, keys, rows);
-      pack_as_columns(rows, q_.words(), heads.columns + j * size);
-      pack_as_rows(rows, kUnionQueries, q_.words(), heads.tiles + j * size);
+      const PairRows queries{rows, kUnionQueries, q_.words(), q_.words()};
+      pack_as_columns(queries, heads.columns + j * size);
+      pack_as_rows(queries, kTileWords, heads.tiles + j * size);
       for (int64_t q = 0; q < keys.size(); ++q)
         heads.w_JQ[j * kUnionQueries + q] = in_.w_TJ[keys.begin() + q][j];
     }
@@ -233,7 +234,7 @@ class SelectedLoss {
 
   void multiply(const uint32_t* k_rows, int64_t count, int64_t j, const Heads& heads,
                 float* z) const {
-    multiply_keys_and_queries(k_rows, count, k_.words(),
+    multiply_keys_and_queries({k_rows, count, k_.words(), k_.words()},
                               heads.columns + j * kUnionQueries * q_.words(), z);
   }
 
@@ -248,9 +249,9 @@ class SelectedLoss {
       const int64_t t = keys.begin() + q;
       if (in_.keys_T[t].empty()) continue;
       factor_Q[q] = 1 / sums.sum_Q[q];
-      loss_T[t] = sum_p_log_p(in_.probabilities + in_.keys_T.begins_T1[t],
-                              std::ssize(in_.keys_T[t])) +
-                  sums.mass_Q[q] * std::log(sums.sum_Q[q]) - sums.cross_Q[q];
+      loss_T[t] =
+          sum_p_log_p(in_.probabilities + in_.keys_T.begins_T1[t], std::ssize(in_.keys_T[t])) +
+          sums.mass_Q[q] * std::log(sums.sum_Q[q]) - sums.cross_Q[q];
     }
     subtract_teacher(p, factor_Q, num_keys, scores);
   }
@@ -263,15 +264,16 @@ class SelectedLoss {
         scratch.dz_rows.reserve<uint16_t>(num_heads() * kUnionChunk * kUnionQueries);
     auto* const dz_tiles = scratch.dz_tiles.reserve<uint32_t>(kUnionChunk * kUnionQueries / 2);
     auto* const k_tiles = scratch.k_tiles.reserve<uint32_t>(kUnionChunk * k_.words());
-    pack_as_rows(k_rows, count, k_.words(), k_tiles);
+    const int64_t tiles_stride = count / 2 * kAmxCols;
+    pack_as_rows({k_rows, count, k_.words(), k_.words()}, tiles_stride, k_tiles);
     for (int64_t j = 0; j < num_heads(); ++j) {
       multiply(k_rows, count, j, heads, z);
       head_gradients(z, g, heads.w_JQ + j * kUnionQueries, count, heads.dw_JQ + j * kUnionQueries,
                      dz_rows + j * count * kUnionQueries, dz_tiles);
-      add_sums_by_query(dz_tiles, k_tiles, count, dim(),
+      add_sums_by_query(dz_tiles, k_tiles, tiles_stride, count, dim(),
                         heads.dq + j * kUnionQueries * sum_columns(dim()));
     }
-    sum_by_key(dz_rows, heads.tiles, num_heads(), count, q_.words(), dim(), dk);
+    sum_by_key(dz_rows, heads.tiles, num_heads(), count, q_.words(), dim(), sum_columns(dim()), dk);
   }
 
   // What the i-th union adds to rows [begin, end) of dk.
@@ -299,8 +301,7 @@ void indexer_loss_of_selected_amx(const IndexerLossInput& in, IndexerLossOutput&
   });
   SelectedLoss selected(in, out);
   constexpr int64_t kBlock = kBlockUnions * kUnionQueries;
-  for (int64_t t = 0; t < tokens; t += kBlock)
-    selected.add_block(t, std::min(t + kBlock, tokens));
+  for (int64_t t = 0; t < tokens; t += kBlock) selected.add_block(t, std::min(t + kBlock, tokens));
   out.loss = std::accumulate(selected.loss_T.begin(), selected.loss_T.end(), 0.0);
   out.recall = 0;
 }

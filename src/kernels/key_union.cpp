@@ -51,8 +51,7 @@ void KeyUnion::assign(SelectedKeys keys_T, int64_t begin, int64_t end) {
     num_selected += std::ssize(keys);
     first = std::min(first, keys.front());
     last = std::max(last, keys.back());
-    if (std::ssize(selectors_S) <= last + kKeysAtOnce)
-      selectors_S.resize(last + kKeysAtOnce + 1);
+    if (std::ssize(selectors_S) <= last + kKeysAtOnce) selectors_S.resize(last + kKeysAtOnce + 1);
     for (const int32_t s : keys) selectors_S[s] |= uint32_t{1} << q;
   }
   const int64_t most = std::min<int64_t>(num_selected, last + 1 - first);

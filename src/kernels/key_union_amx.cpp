@@ -46,39 +46,34 @@ void copy_query_rows(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint
   std::fill(out + keys.size() * words, out + kUnionQueries * words, 0u);
 }
 
-AMX_KERNEL void pack_as_columns(const uint32_t* rows, int64_t words, uint32_t* tiles) {
+AMX_KERNEL void pack_as_columns(const PairRows& rows, uint32_t* tiles) {
   for (int64_t i = 0; i < kUnionQueries; i += kAmxCols)
-    for (int64_t word = 0; word < words; word += kAmxPairs, tiles += kTileWords) {
+    for (int64_t word = 0; word < rows.words; word += kAmxPairs, tiles += kTileWords) {
       __m512i row[kAmxCols];
-      for (int64_t j = 0; j < kAmxCols; ++j)
-        row[j] = _mm512_load_si512(rows + (i + j) * words + word);
+      for (int64_t j = 0; j < kAmxCols; ++j) row[j] = _mm512_load_si512(rows[i + j] + word);
       transpose_lanes(row);
       for (int64_t p = 0; p < kAmxPairs; ++p) _mm512_store_si512(tiles + p * kAmxCols, row[p]);
     }
 }
 
-AMX_KERNEL void pack_as_rows(const uint32_t* rows, int64_t num_rows, int64_t words,
-                             uint32_t* tiles) {
+AMX_KERNEL void pack_as_rows(const PairRows& rows, int64_t tiles_stride, uint32_t* tiles) {
   const __m512i low = low_pairs_of_rows(), high = high_pairs_of_rows();
-  const int64_t next = num_rows / kAmxK * kTileWords;  // sixteen columns further
-  for (int64_t word = 0; word < words; word += kAmxPairs, tiles += 2 * next)
-    for (int64_t pair = 0; pair < num_rows / 2; ++pair) {
-      const __m512i even = _mm512_load_si512(rows + 2 * pair * words + word);
-      const __m512i odd = _mm512_load_si512(rows + (2 * pair + 1) * words + word);
+  for (int64_t word = 0; word < rows.words; word += kAmxPairs, tiles += 2 * tiles_stride)
+    for (int64_t pair = 0; pair < rows.num_rows / 2; ++pair) {
+      const __m512i even = _mm512_load_si512(rows[2 * pair] + word);
+      const __m512i odd = _mm512_load_si512(rows[2 * pair + 1] + word);
       uint32_t* const out = tiles + pair * kAmxCols;
       _mm512_store_si512(out, _mm512_permutex2var_epi16(even, low, odd));
-      _mm512_store_si512(out + next, _mm512_permutex2var_epi16(even, high, odd));
+      _mm512_store_si512(out + tiles_stride, _mm512_permutex2var_epi16(even, high, odd));
     }
 }
 
-void multiply_keys_and_queries(const uint32_t* rows, int64_t num_rows, int64_t words,
-                               const uint32_t* query_columns, float* dots) {
-  const int64_t num_k = words / kAmxPairs;
+void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_columns, float* dots) {
+  const int64_t num_k = rows.words / kAmxPairs;
   constexpr int64_t kRowBytes = kUnionQueries * 4;
-  for (int64_t i = 0; i < num_rows; i += 2 * kAmxRows) {
-    const uint32_t* const row = rows + i * words;
+  for (int64_t i = 0; i < rows.num_rows; i += 2 * kAmxRows) {
     clear_sums();
-    multiply_two_by_two({row, row + kAmxRows * words, words * 4, 64},
+    multiply_two_by_two({rows[i], rows[i + kAmxRows], rows.stride * 4, 64},
                         {query_columns, query_columns + num_k * kTileWords, 64, kTileBytes}, num_k);
     float* const out = dots + i * kUnionQueries;
     tile_store<0>(out, kRowBytes);
@@ -88,12 +83,12 @@ void multiply_keys_and_queries(const uint32_t* rows, int64_t num_rows, int64_t w
   }
 }
 
-void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles, int64_t num_rows,
-                       int64_t dim, float* sums) {
-  const int64_t columns = sum_columns(dim), row_bytes = columns * 4, num_k = num_rows / kAmxK;
+void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles,
+                       int64_t tiles_stride, int64_t num_rows, int64_t dim, float* sums) {
+  const int64_t columns = sum_columns(dim), row_bytes = columns * 4;
   for (int64_t d = 0; d < dim; d += 2 * kAmxCols) {
     const int64_t second = second_columns(d, dim);
-    const uint32_t* const tiles = row_tiles + d / kAmxCols * num_k * kTileWords;
+    const uint32_t* const tiles = row_tiles + d / kAmxCols * tiles_stride;
     float* const top = sums + d;
     float* const bottom = top + kAmxRows * columns;
     tile_load<0>(top, row_bytes);
@@ -101,7 +96,8 @@ void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles, 
     tile_load<2>(bottom, row_bytes);
     tile_load<3>(bottom + second, row_bytes);
     multiply_two_by_two({weight_tiles, weight_tiles + kTileWords, 64, 2 * kTileBytes},
-                        {tiles, tiles + (second ? num_k * kTileWords : 0), 64, kTileBytes}, num_k);
+                        {tiles, tiles + (second ? tiles_stride : 0), 64, kTileBytes},
+                        num_rows / kAmxK);
     tile_store<0>(top, row_bytes);
     tile_store<2>(bottom, row_bytes);
     if (!second) continue;
@@ -111,9 +107,8 @@ void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles, 
 }
 
 void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t num_heads,
-                int64_t num_rows, int64_t words, int64_t dim, float* sums) {
-  const int64_t columns = sum_columns(dim), row_bytes = columns * 4;
-  const int64_t head_bytes = num_rows * kUnionQueries * 2;
+                int64_t num_rows, int64_t words, int64_t dim, int64_t sums_stride, float* sums) {
+  const int64_t row_bytes = sums_stride * 4, head_bytes = num_rows * kUnionQueries * 2;
   for (int64_t i = 0; i < num_rows; i += 2 * kAmxRows) {
     const uint16_t* const weight = weights + i * kUnionQueries;
     for (int64_t d = 0; d < dim; d += 2 * kAmxCols) {
@@ -123,8 +118,8 @@ void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t nu
       multiply_two_by_two(
           {weight, weight + kAmxRows * kUnionQueries, kUnionQueries * 2, head_bytes},
           {tiles, tiles + (second ? kTileWords : 0), 64, words / 8 * kTileBytes}, num_heads);
-      float* const top = sums + i * columns + d;
-      float* const bottom = top + kAmxRows * columns;
+      float* const top = sums + i * sums_stride + d;
+      float* const bottom = top + kAmxRows * sums_stride;
       tile_store<0>(top, row_bytes);
       tile_store<2>(bottom, row_bytes);
       if (!second) continue;
@@ -135,18 +130,18 @@ void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t nu
 }
 
 AMX_KERNEL void add_to_rows(const float* sums, std::span<const int32_t> keys, View2<float> rows) {
-  const int64_t columns = sum_columns(rows.cols);
-  for (size_t i = 0; i < keys.size(); ++i) {
+  const int64_t columns = sum_columns(rows.cols), whole = rows.cols / 16 * 16;
+  const __mmask16 rest = first_lanes(rows.cols - whole);
+  for (size_t i = 0; i < keys.size(); ++i, sums += columns) {
     float* const row = rows[keys[i]];
     const float* const ahead = rows[keys[std::min(i + kAhead, keys.size() - 1)]];
-    const float* const more = sums + i * columns;
-    for (int64_t d = 0; d < rows.cols; d += 16) {
-      const __mmask16 lanes = first_lanes(rows.cols - d);
-      _mm_prefetch(ahead + d, _MM_HINT_T0);
-      const __m512 sum = _mm512_add_ps(_mm512_maskz_loadu_ps(lanes, row + d),
-                                       _mm512_load_ps(more + d));
-      _mm512_mask_storeu_ps(row + d, lanes, sum);
-    }
+    for (int64_t d = 0; d < columns; d += 16) _mm_prefetch(ahead + d, _MM_HINT_T0);
+    for (int64_t d = 0; d < whole; d += 16)
+      _mm512_storeu_ps(row + d, _mm512_add_ps(_mm512_loadu_ps(row + d), _mm512_load_ps(sums + d)));
+    if (rest == 0) continue;
+    const __m512 last =
+        _mm512_add_ps(_mm512_maskz_loadu_ps(rest, row + whole), _mm512_load_ps(sums + whole));
+    _mm512_mask_storeu_ps(row + whole, rest, last);
   }
 }
 

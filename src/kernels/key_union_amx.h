@@ -1,11 +1,10 @@
 // What training's sparse kernels do with a KeyUnion in the processor's tiles: rows of its keys and
 // queries laid out as operands, and the three products between them.
 //
-// Rows are those of HeadRows: `words` pairs of bf16, zeros behind the head's elements, `words` a
-// multiple of 16. Numbers for pairs of key and query lie [key][32 queries]. `keys` are all of a
-// union's padded_keys() or a slice of them: always a multiple of 32. Buffers begin with a cache
-// line. Serial, without allocation; only where has_amx(), the products while a TileShape of 16
-// columns lives.
+// Rows are those of HeadRows: pairs of bf16, zeros behind the head's elements. Numbers for pairs of
+// key and query lie [key][32 queries]. `keys` are all of a union's padded_keys() or a slice of
+// them: always a multiple of 32. Buffers begin with a cache line. Serial, without allocation; only
+// where has_amx(), the products while a TileShape of 16 columns lives.
 #pragma once
 
 #include <array>
@@ -35,14 +34,21 @@ void copy_key_rows(const HeadRows& rows, int64_t h, std::span<const int32_t> key
 // Of all 32 queries; missing ones are zero.
 void copy_query_rows(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* out);
 
+// `words` of each of num_rows rows, multiples of 16 and of 32.
+struct PairRows {
+  const uint32_t* data;
+  int64_t num_rows, words, stride;
+
+  const uint32_t* operator[](int64_t i) const { return data + i * stride; }
+};
+
 // Thirty-two rows as columns of B, along the head's elements: [2][words / 16] tiles.
-void pack_as_columns(const uint32_t* rows, int64_t words, uint32_t* tiles);
-// num_rows rows, a multiple of 32, as rows of B, along the rows: [words / 8][num_rows / 32] tiles.
-void pack_as_rows(const uint32_t* rows, int64_t num_rows, int64_t words, uint32_t* tiles);
+void pack_as_columns(const PairRows& rows, uint32_t* tiles);
+// As rows of B, along the rows: [words / 8] times num_rows / 32 tiles, tiles_stride words apart.
+void pack_as_rows(const PairRows& rows, int64_t tiles_stride, uint32_t* tiles);
 
 // dots[i][q] = rows[i] . queries[q]; query_columns by pack_as_columns.
-void multiply_keys_and_queries(const uint32_t* rows, int64_t num_rows, int64_t words,
-                               const uint32_t* query_columns, float* dots);
+void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_columns, float* dots);
 
 // Sixteen queries' weights for 32 keys, as a tile of A along the keys. weight(i) gives sixteen f32
 // of key i, i ascending.
@@ -59,16 +65,16 @@ AMX_INLINE void store_weight_tile(Weight weight, uint32_t* tile) {
 
 // sums[q][d] += sum over keys of weight[i][q] rows[i][d], d < dim. weight_tiles: [num_rows / 32][2]
 // of the above; row_tiles by pack_as_rows; sums [32][sum_columns(dim)].
-void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles, int64_t num_rows,
-                       int64_t dim, float* sums);
+void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles,
+                       int64_t tiles_stride, int64_t num_rows, int64_t dim, float* sums);
 
-// sums[i][d] = sum over heads and queries of weights[head][i][q] rows[head][q][d]: weights are
-// bf16, [num_heads][num_rows][32]; query_tiles [num_heads] by pack_as_rows, a head's tiles
-// words / 8; sums [num_rows][sum_columns(dim)].
+// sums[i][d] = sum over heads and queries of weights[head][i][q] rows[head][q][d], d < dim: weights
+// are bf16, [num_heads][num_rows][32]; query_tiles [num_heads][words / 8] by pack_as_rows; sums
+// [num_rows], a multiple of 16 apart.
 void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t num_heads,
-                int64_t num_rows, int64_t words, int64_t dim, float* sums);
+                int64_t num_rows, int64_t words, int64_t dim, int64_t sums_stride, float* sums);
 
-// rows[keys[i]] += sums[i], rows.cols elements.
+// rows[keys[i]] += sums[i], which are sum_columns(rows.cols) apart.
 void add_to_rows(const float* sums, std::span<const int32_t> keys, View2<float> rows);
 
 // Lists of numbers beside each query's own keys, to and from [key][32 queries]. list_Q[q]: query

@@ -21,17 +21,6 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int64_t kTileWeights = 2 * kTileWords;  // of 32 keys, both tiles of queries
 
-// Unions of queries [begin, end).
-void assign_unions(SelectedKeys keys_T, int64_t begin, int64_t end, std::vector<KeyUnion>& unions) {
-  unions.resize(ceil_div(end - begin, kUnionQueries));
-  base::parallel_for(std::ssize(unions), 4, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t t = begin + i * kUnionQueries;
-      unions[i].assign(keys_T, t, std::min(t + kUnionQueries, end));
-    }
-  });
-}
-
 // maximum_Q = the greatest of each query's own scores, and of what it was.
 AMX_KERNEL void update_maximum(const uint32_t* selectors, int64_t num_keys, const float* scores,
                                float* maximum_Q) {
@@ -73,10 +62,9 @@ AMX_KERNEL void softmax_weights(const uint32_t* selectors, int64_t num_keys, flo
   for (int q = 0; q < kUnionQueries; q += kAmxRows) {
     __m512 sum = _mm512_load_ps(sum_Q + q);
     for (int64_t i = 0; i < num_keys; i += kAmxK)
-      store_weight_tile(
-          SoftmaxWeights{selectors + i, q, _mm512_load_ps(maximum_Q + q), _mm512_set1_ps(scale),
-                         scores + i * kUnionQueries + q, sum},
-          weight_tiles + i / kAmxK * kTileWeights + q * kAmxPairs);
+      store_weight_tile(SoftmaxWeights{selectors + i, q, _mm512_load_ps(maximum_Q + q),
+                                       _mm512_set1_ps(scale), scores + i * kUnionQueries + q, sum},
+                        weight_tiles + i / kAmxK * kTileWeights + q * kAmxPairs);
     _mm512_store_ps(sum_Q + q, sum);
   }
 }
@@ -97,15 +85,14 @@ AMX_KERNEL void add_scaled(const float* exponentials, const float* factor_Q, int
 struct ForwardScratch {
   std::vector<KeyUnion> unions;
   std::array<LineBuffer, 2> means;  // of the block's unions
-  LineBuffer query_rows, query_columns, rows, row_tiles, scores, weight_tiles, sums;
+  LineBuffer query_rows, query_columns, rows, scores, v_tiles, weight_tiles, sums;
 };
 
 class Forward {
  public:
   Forward(const AttentionShape& shape, const SparseAttentionForward& io) : shape_(shape), io_(io) {
     q_.assign(io.q, shape.num_heads);
-    k_.assign(io.k, shape.num_heads);
-    v_.assign(io.v, shape.num_heads);
+    kv_.assign(io.k, io.v, shape.num_heads);
   }
 
   static constexpr int64_t kBlockQueries = 2 * kUnionQueries;
@@ -141,21 +128,19 @@ class Forward {
     const int64_t num_keys = std::ssize(keys.padded_keys()), columns = sum_columns(shape_.v_dim);
     auto* const scores = scratch.scores.reserve<float>(num_keys * kUnionQueries);
     auto* const sums = scratch.sums.reserve<float>(kUnionQueries * columns);
+    auto* const v_tiles = scratch.v_tiles.reserve<uint32_t>(num_keys * v_words());
     alignas(64) float maximum_Q[kUnionQueries], sum_Q[kUnionQueries] = {};
     std::fill_n(maximum_Q, kUnionQueries, kMinusInfinity);
     std::fill_n(sums, kUnionQueries * columns, 0.0f);
-    score_keys(keys, h, scratch, scores, maximum_Q);
-    auto* const rows = scratch.rows.reserve<uint32_t>(kUnionChunk * v_.words());
-    auto* const row_tiles = scratch.row_tiles.reserve<uint32_t>(kUnionChunk * v_.words());
+    score_keys(keys, h, scratch, scores, maximum_Q, v_tiles);
     auto* const weight_tiles =
         scratch.weight_tiles.reserve<uint32_t>(kUnionChunk / kAmxK * kTileWeights);
     for (int64_t i = 0; i < num_keys; i += kUnionChunk) {
       const int64_t count = std::min(kUnionChunk, num_keys - i);
-      copy_key_rows(v_, h, keys.padded_keys().subspan(i, count), rows);
-      pack_as_rows(rows, count, v_.words(), row_tiles);
       softmax_weights(keys.selectors() + i, count, shape_.scale, maximum_Q,
                       scores + i * kUnionQueries, sum_Q, weight_tiles);
-      add_sums_by_query(weight_tiles, row_tiles, count, shape_.v_dim, sums);
+      add_sums_by_query(weight_tiles, v_tiles + i / kAmxK * kTileWords, num_keys / 2 * kAmxCols,
+                        count, shape_.v_dim, sums);
     }
     finish(keys, h, maximum_Q, sum_Q, sums);
     if (!io_.mean_probabilities) return;
@@ -165,18 +150,24 @@ class Forward {
     add_scaled(scores, factor_Q, num_keys, mean);
   }
 
+  int64_t v_words() const { return kv_.words() - q_.words(); }
+
+  // Packs the values, too, while a key's row is at hand.
   void score_keys(const KeyUnion& keys, int64_t h, ForwardScratch& scratch, float* scores,
-                  float* maximum_Q) const {
-    const int64_t num_keys = std::ssize(keys.padded_keys()), words = k_.words();
-    auto* const query_rows = scratch.query_rows.reserve<uint32_t>(kUnionQueries * words);
-    auto* const query_columns = scratch.query_columns.reserve<uint32_t>(kUnionQueries * words);
-    auto* const rows = scratch.rows.reserve<uint32_t>(kUnionChunk * words);
+                  float* maximum_Q, uint32_t* v_tiles) const {
+    const int64_t num_keys = std::ssize(keys.padded_keys()), k_words = q_.words();
+    auto* const query_rows = scratch.query_rows.reserve<uint32_t>(kUnionQueries * k_words);
+    auto* const query_columns = scratch.query_columns.reserve<uint32_t>(kUnionQueries * k_words);
+    auto* const rows = scratch.rows.reserve<uint32_t>(kUnionChunk * kv_.words());
     copy_query_rows(q_, h, keys, query_rows);
-    pack_as_columns(query_rows, words, query_columns);
+    pack_as_columns({query_rows, kUnionQueries, k_words, k_words}, query_columns);
     for (int64_t i = 0; i < num_keys; i += kUnionChunk) {
       const int64_t count = std::min(kUnionChunk, num_keys - i);
-      copy_key_rows(k_, h, keys.padded_keys().subspan(i, count), rows);
-      multiply_keys_and_queries(rows, count, words, query_columns, scores + i * kUnionQueries);
+      copy_key_rows(kv_, h, keys.padded_keys().subspan(i, count), rows);
+      multiply_keys_and_queries({rows, count, k_words, kv_.words()}, query_columns,
+                                scores + i * kUnionQueries);
+      pack_as_rows({rows + k_words, count, v_words(), kv_.words()}, num_keys / 2 * kAmxCols,
+                   v_tiles + i / kAmxK * kTileWords);
       update_maximum(keys.selectors() + i, count, scores + i * kUnionQueries, maximum_Q);
     }
   }
@@ -197,7 +188,7 @@ class Forward {
 
   const AttentionShape& shape_;
   const SparseAttentionForward& io_;
-  HeadRows q_, k_, v_;
+  HeadRows q_, kv_;
 };
 
 // Of 32 queries; missing ones have zeros.
@@ -236,72 +227,82 @@ AMX_KERNEL void score_gradients(const uint32_t* selectors, int64_t num_keys, flo
   for (int q = 0; q < kUnionQueries; q += kAmxRows)
     for (int64_t i = 0; i < num_keys; i += kAmxK) {
       const int64_t at = i * kUnionQueries + q;
-      store_weight_tile(
-          ScoreGradients{selectors + i, q, _mm512_load_ps(queries.lse_Q + q),
-                         _mm512_load_ps(queries.delta_Q + q), _mm512_set1_ps(scale), scores + at,
-                         dp + at, p_rows + at, ds_rows + at},
-          ds_tiles + i / kAmxK * kTileWeights + q * kAmxPairs);
+      store_weight_tile(ScoreGradients{selectors + i, q, _mm512_load_ps(queries.lse_Q + q),
+                                       _mm512_load_ps(queries.delta_Q + q), _mm512_set1_ps(scale),
+                                       scores + at, dp + at, p_rows + at, ds_rows + at},
+                        ds_tiles + i / kAmxK * kTileWeights + q * kAmxPairs);
     }
 }
 
 // One thread's, in the backward pass.
 struct BackwardScratch {
-  LineBuffer q_rows, q_columns, q_tiles, dout_rows, dout_columns, dout_tiles;  // of the queries
-  LineBuffer k_rows, k_tiles, v_rows, scores, dp, p_rows, ds_rows, ds_tiles;   // of a chunk
-  LineBuffer dq, by_key;
+  LineBuffer q_rows, q_columns, q_tiles, dout_rows, dout_columns, dout_tiles;  // of 32 queries
+  LineBuffer kv_rows, k_tiles, scores, dp, p_rows, ds_rows, ds_tiles, dkv;     // of a chunk
+  LineBuffer dq, head_dkv;
 };
 
-// Operands of one head of 32 queries and the scratch of a chunk of keys.
+// Operands of one head of 32 queries, and where their gradients are summed.
 struct HeadOfQueries {
   const uint32_t *q_columns, *q_tiles, *dout_columns, *dout_tiles;
   QueryStatistics statistics;
   float* dq;
 };
 
+// Head by head: no two write to the same place. A key's dk and dv are summed side by side, one
+// key's behind another's, and copied at the end: rows of all heads lie on three times as many
+// pages.
 class Backward {
  public:
   Backward(const AttentionShape& shape, const SparseAttentionBackward& io)
-      : shape_(shape), io_(io) {
+      : shape_(shape), io_(io), unions_(ceil_div(io.q.rows, kUnionQueries)) {
     q_.assign(io.q, shape.num_heads);
-    k_.assign(io.k, shape.num_heads);
-    v_.assign(io.v, shape.num_heads);
+    kv_.assign(io.k, io.v, shape.num_heads);
     dout_.assign(io.dout, shape.num_heads);
-  }
-
-  static constexpr int64_t kBlockQueries = 16 * kUnionQueries;
-
-  // No two heads write to the same place.
-  void add_block(int64_t begin, int64_t end) {
-    assign_unions(io_.keys_T, begin, end, unions_);
-    base::parallel_for(shape_.num_heads, 1, [&](int64_t first, int64_t last) {
-      const TileShape tiles(kAmxCols);
-      for (int64_t h = first; h < last; ++h)
-        for (const KeyUnion& keys : unions_) add_head(keys, h);
+    base::parallel_for(std::ssize(unions_), 4, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i)
+        unions_[i].assign(io.keys_T, i * kUnionQueries,
+                          std::min((i + 1) * kUnionQueries, io.q.rows));
     });
   }
 
- private:
-  void add_head(const KeyUnion& keys, int64_t h) const {
+  void add_head(int64_t h) const {
     static thread_local BackwardScratch scratch;
+    const TileShape tiles(kAmxCols);
+    const int64_t num_keys = io_.k.rows, columns = dk_columns() + dv_columns();
+    const View2<float> dkv(scratch.head_dkv.reserve<float>(num_keys * columns), num_keys, columns);
+    std::fill_n(dkv.data, num_keys * columns, 0.0f);
+    for (const KeyUnion& keys : unions_) add_union(keys, h, scratch, dkv);
+    for (int64_t s = 0; s < num_keys; ++s) {
+      std::copy_n(dkv[s], shape_.qk_dim, io_.dk[s] + h * shape_.qk_dim);
+      std::copy_n(dkv[s] + dk_columns(), shape_.v_dim, io_.dv[s] + h * shape_.v_dim);
+    }
+  }
+
+ private:
+  int64_t dk_columns() const { return sum_columns(shape_.qk_dim); }
+  int64_t dv_columns() const { return sum_columns(shape_.v_dim); }
+
+  void add_union(const KeyUnion& keys, int64_t h, BackwardScratch& scratch,
+                 View2<float> dkv) const {
     const HeadOfQueries head = prepare(keys, h, scratch);
     const int64_t num_keys = std::ssize(keys.padded_keys());
     for (int64_t i = 0; i < num_keys; i += kUnionChunk)
-      add_chunk(keys, i, std::min(kUnionChunk, num_keys - i), h, head, scratch);
+      add_chunk(keys, i, std::min(kUnionChunk, num_keys - i), h, head, scratch, dkv);
     for (int64_t q = 0; q < keys.size(); ++q)
-      std::copy_n(head.dq + q * sum_columns(shape_.qk_dim), shape_.qk_dim,
+      std::copy_n(head.dq + q * dk_columns(), shape_.qk_dim,
                   io_.dq[keys.begin() + q] + h * shape_.qk_dim);
   }
 
   HeadOfQueries prepare(const KeyUnion& keys, int64_t h, BackwardScratch& scratch) const {
     const auto pack = [&](const HeadRows& x, LineBuffer& rows_buffer, LineBuffer& columns_buffer,
                           LineBuffer& tiles_buffer) {
-      const int64_t size = kUnionQueries * x.words();
+      const int64_t words = x.words(), size = kUnionQueries * words;
       auto* const rows = rows_buffer.reserve<uint32_t>(size);
       auto* const columns = columns_buffer.reserve<uint32_t>(size);
       auto* const tiles = tiles_buffer.reserve<uint32_t>(size);
       copy_query_rows(x, h, keys, rows);
-      pack_as_columns(rows, x.words(), columns);
-      pack_as_rows(rows, kUnionQueries, x.words(), tiles);
+      pack_as_columns({rows, kUnionQueries, words, words}, columns);
+      pack_as_rows({rows, kUnionQueries, words, words}, kTileWords, tiles);
       return std::pair(columns, tiles);
     };
     HeadOfQueries head{};
@@ -314,46 +315,38 @@ class Backward {
       head.statistics.lse_Q[q] = io_.lse_HT[h][t];
       head.statistics.delta_Q[q] = head_dot(io_.out[t], io_.dout[t], h);
     }
-    const int64_t size = kUnionQueries * sum_columns(shape_.qk_dim);
-    head.dq = scratch.dq.reserve<float>(size);
-    std::fill_n(head.dq, size, 0.0f);
+    head.dq = scratch.dq.reserve<float>(kUnionQueries * dk_columns());
+    std::fill_n(head.dq, kUnionQueries * dk_columns(), 0.0f);
     return head;
   }
 
   // dq, and this chunk's dk and dv.
   void add_chunk(const KeyUnion& keys, int64_t begin, int64_t count, int64_t h,
-                 const HeadOfQueries& head, BackwardScratch& scratch) const {
+                 const HeadOfQueries& head, BackwardScratch& scratch, View2<float> dkv) const {
     constexpr int64_t kPairs = kUnionChunk * kUnionQueries;
-    const auto padded = keys.padded_keys().subspan(begin, count);
-    auto* const k_rows = scratch.k_rows.reserve<uint32_t>(kUnionChunk * k_.words());
-    auto* const k_tiles = scratch.k_tiles.reserve<uint32_t>(kUnionChunk * k_.words());
-    auto* const v_rows = scratch.v_rows.reserve<uint32_t>(kUnionChunk * v_.words());
+    const int64_t k_words = q_.words(), v_words = dout_.words(),
+                  tiles_stride = count / 2 * kAmxCols;
+    auto* const rows = scratch.kv_rows.reserve<uint32_t>(kUnionChunk * kv_.words());
+    auto* const k_tiles = scratch.k_tiles.reserve<uint32_t>(kUnionChunk * k_words);
     auto* const scores = scratch.scores.reserve<float>(kPairs);
     auto* const dp = scratch.dp.reserve<float>(kPairs);
     auto* const p_rows = scratch.p_rows.reserve<uint16_t>(kPairs);
     auto* const ds_rows = scratch.ds_rows.reserve<uint16_t>(kPairs);
     auto* const ds_tiles = scratch.ds_tiles.reserve<uint32_t>(kPairs / 2);
-    copy_key_rows(k_, h, padded, k_rows);
-    copy_key_rows(v_, h, padded, v_rows);
-    multiply_keys_and_queries(k_rows, count, k_.words(), head.q_columns, scores);
-    multiply_keys_and_queries(v_rows, count, v_.words(), head.dout_columns, dp);
-    pack_as_rows(k_rows, count, k_.words(), k_tiles);
+    const PairRows k{rows, count, k_words, kv_.words()};
+    copy_key_rows(kv_, h, keys.padded_keys().subspan(begin, count), rows);
+    multiply_keys_and_queries(k, head.q_columns, scores);
+    multiply_keys_and_queries({rows + k_words, count, v_words, kv_.words()}, head.dout_columns, dp);
+    pack_as_rows(k, tiles_stride, k_tiles);
     score_gradients(keys.selectors() + begin, count, shape_.scale, head.statistics, scores, dp,
                     p_rows, ds_rows, ds_tiles);
-    add_sums_by_query(ds_tiles, k_tiles, count, shape_.qk_dim, head.dq);
-    const auto own = keys.keys().subspan(begin, std::min(count, std::ssize(keys.keys()) - begin));
-    add_by_key(ds_rows, head.q_tiles, k_.words(), count, own,
-               head_columns(io_.dk, h, shape_.qk_dim), scratch);
-    add_by_key(p_rows, head.dout_tiles, v_.words(), count, own,
-               head_columns(io_.dv, h, shape_.v_dim), scratch);
-  }
-
-  void add_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t words,
-                  int64_t count, std::span<const int32_t> keys, View2<float> out,
-                  BackwardScratch& scratch) const {
-    auto* const sums = scratch.by_key.reserve<float>(kUnionChunk * sum_columns(out.cols));
-    sum_by_key(weights, query_tiles, 1, count, words, out.cols, sums);
-    add_to_rows(sums, keys, out);
+    add_sums_by_query(ds_tiles, k_tiles, tiles_stride, count, shape_.qk_dim, head.dq);
+    auto* const sums = scratch.dkv.reserve<float>(kUnionChunk * dkv.cols);
+    sum_by_key(ds_rows, head.q_tiles, 1, count, k_words, shape_.qk_dim, dkv.cols, sums);
+    sum_by_key(p_rows, head.dout_tiles, 1, count, v_words, shape_.v_dim, dkv.cols,
+               sums + dk_columns());
+    add_to_rows(sums, keys.keys().subspan(begin, std::min(count, std::ssize(keys.keys()) - begin)),
+                dkv);
   }
 
   float head_dot(const float* a, const float* b, int64_t h) const {
@@ -364,7 +357,7 @@ class Backward {
 
   const AttentionShape& shape_;
   const SparseAttentionBackward& io_;
-  HeadRows q_, k_, v_, dout_;
+  HeadRows q_, kv_, dout_;
   std::vector<KeyUnion> unions_;
 };
 
@@ -380,16 +373,10 @@ void sparse_attention_forward_amx(const AttentionShape& shape, const SparseAtten
 }
 
 void sparse_attention_backward_amx(const AttentionShape& shape, const SparseAttentionBackward& io) {
-  base::parallel_for(io.k.rows, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      std::fill_n(io.dk[s], io.dk.cols, 0.0f);
-      std::fill_n(io.dv[s], io.dv.cols, 0.0f);
-    }
+  const Backward backward(shape, io);
+  base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t h = begin; h < end; ++h) backward.add_head(h);
   });
-  Backward backward(shape, io);
-  constexpr int64_t kBlock = Backward::kBlockQueries;
-  for (int64_t t = 0; t < io.q.rows; t += kBlock)
-    backward.add_block(t, std::min(t + kBlock, io.q.rows));
 }
 
 #else
