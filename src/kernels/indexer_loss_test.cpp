@@ -253,6 +253,49 @@ TEST(IndexerLoss, BF16GradientsOfRoundedOperands) {
   EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 3e-3);
 }
 
+// Of the case's lists, as attention gives them, in double precision.
+std::vector<float> exact_probabilities(const Case& c) {
+  std::vector<float> p;
+  for (int64_t t = 0; t < c.tokens; ++t)
+    for (const int32_t s : c.lists_T[t]) {
+      double sum = 0;
+      for (int64_t h = 0; h < kHeads; ++h) {
+        double dot = 0;
+        for (int64_t d = h * kQk; d < (h + 1) * kQk; ++d)
+          dot += static_cast<double>(c.q.view[t][d]) * c.k.view[s][d];
+        sum += std::exp(kShape.scale * dot - c.lse.view[h][t]);
+      }
+      p.push_back(static_cast<float>(sum / kHeads));
+    }
+  return p;
+}
+
+// The form that takes the teacher from attention, in tiles where there are any: more than a block
+// of queries, a last one that is not full, queries without keys, more keys than a chunk.
+TEST(IndexerLoss, BF16GradientsFromGivenProbabilities) {
+  for (const int64_t dim : {16, 19, 70}) {
+    Case exact(299, dim), rounded(299, dim);
+    for (Case* c : {&exact, &rounded}) {
+      for (TestMatrix* x : {&c->q_TJX, &c->k_TX}) round_to_bf16(x->storage, x->storage);
+      c->select(150);
+      for (const int64_t t : {0, 40, 41, 298}) c->lists_T[t].clear();
+    }
+    const auto expected = run(exact, Precision::kF32);
+    auto input = rounded.input();
+    const auto probabilities = exact_probabilities(rounded);
+    input.shape.precision = Precision::kBF16;
+    input.probabilities = probabilities.data();
+    auto out = rounded.output();
+    indexer_loss(input, out);
+    EXPECT_NEAR(out.loss, expected.loss, 1e-5 * expected.loss);
+    EXPECT_LE(relative_error(rounded.dq.view, exact.dq.view), 3e-3);
+    EXPECT_LE(relative_error(rounded.dw.view, exact.dw.view), 1e-4);
+    EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 3e-3);
+    for (int64_t i = 0; i < rounded.dq.view.cols; ++i) EXPECT_EQ(rounded.dq.view[40][i], 0);
+    for (int64_t j = 0; j < kIndexHeads; ++j) EXPECT_EQ(rounded.dw.view[40][j], 0);
+  }
+}
+
 // What attention gives beside its output is what the loss computes without it.
 TEST(IndexerLoss, ProbabilitiesThatAttentionGaveAreTheTeacher) {
   AttentionShape shape = kShape;

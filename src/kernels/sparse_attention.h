@@ -14,8 +14,9 @@ namespace fathom::kernels {
 // scores of the selected keys, natural log. A query without keys gets zeros and lse -inf. Nothing
 // else is masked: a selection never holds later keys.
 //
-// In bf16, on a processor with its dot products, each query works on its own keys
-// (kernels/sparse_attention_bf16, which says how exact that is). In f32 blocks of 48 queries share
+// In bf16, on a processor with AMX, 32 queries share products with all that any of them selects
+// (kernels/sparse_attention_amx); on one with bf16 dot products alone each works on its own keys
+// (kernels/sparse_attention_bf16): both say how exact that is. In f32 blocks of 48 queries share
 // one gathered copy of all that any of them selects, and dense attention over it masks each query's
 // own; parallel over blocks and heads, oracle reference::attention with the selection as its mask,
 // 2e-5. Work and memory grow with what is selected, not with S^2; bits do not depend on the

@@ -147,6 +147,34 @@ TEST(SparseAttention, BF16ProductsStayWithinTheirRounding) {
   }
 }
 
+TEST(SparseAttention, MeanProbabilitiesAreTheHeadsMean) {
+  const auto lists_T = random_selection(WideCase::kTokens, 2);
+  const TestSelection selection(lists_T);
+  for (const auto& [qk, v_dim] : kWideHeads) {
+    WideCase c(qk, v_dim);
+    c.shape.precision = Precision::kBF16;
+    if (!takes_bf16_dot(c.shape)) GTEST_SKIP() << "the processor has no bf16 dot products";
+    std::vector<float> mean(selection.keys.size());
+    sparse_attention_forward(c.shape, {c.q.view, c.k.view, c.v.view, c.out.view, c.lse.view,
+                                       selection.view(), mean.data()});
+    double difference = 0, size = 0;
+    for (int64_t t = 0; t < WideCase::kTokens; ++t)
+      for (size_t i = 0; i < lists_T[t].size(); ++i) {
+        double expected = 0;
+        for (int64_t h = 0; h < WideCase::kHeads; ++h) {
+          double dot = 0;
+          for (int64_t d = h * qk; d < (h + 1) * qk; ++d)
+            dot += static_cast<double>(c.q.view[t][d]) * c.k.view[lists_T[t][i]][d];
+          expected += std::exp(c.shape.scale * dot - c.lse.view[h][t]) / WideCase::kHeads;
+        }
+        const double error = mean[selection.begins[t] + static_cast<int64_t>(i)] - expected;
+        difference += error * error;
+        size += expected * expected;
+      }
+    EXPECT_LE(std::sqrt(difference / size), 1e-2);
+  }
+}
+
 TEST(SparseAttention, BitsDoNotDependOnTheThreads) {
   const int before = base::num_threads();
   const TestSelection selection(random_selection(WideCase::kTokens, 2));
