@@ -30,6 +30,8 @@ inline constexpr int64_t kAmxRows = 16;
 inline constexpr int64_t kAmxK = 32;
 inline constexpr int64_t kAmxPairs = kAmxK / 2;
 inline constexpr int64_t kAmxCols = 16;
+inline constexpr int64_t kTileWords = kAmxRows * kAmxPairs;  // of A; of B with 16 columns
+inline constexpr int64_t kTileBytes = kTileWords * static_cast<int64_t>(sizeof(uint32_t));
 
 // Whether this processor and its system run AMX kernels; a process asks the system once.
 // FATHOM_NO_AMX in the environment says no. Implies has_bf16_dot().
@@ -72,14 +74,14 @@ FATHOM_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
 }
 
-// Two tiles of an operand in memory and those that follow along k.
+// Two tiles of an operand in memory and those that follow along k. Where there is but one, it
+// stands for both.
 struct TilePair {
   const void *first, *second;
   int64_t row_bytes, k_bytes;  // from a row to the next, from a tile to the next along k
 };
 
-// C, two tiles by two, += a b over num_k tiles along k: tile 0 is a's first times b's first, 1 a's
-// first times b's second, 2 and 3 a's second times both.
+// Tiles 0 to 3, C by two rows and two columns of tiles, += a b over num_k tiles along k.
 FATHOM_INLINE void multiply_two_by_two(const TilePair& a, const TilePair& b, int64_t num_k) {
   const auto at = [](const void* tile, int64_t bytes) {
     return static_cast<const std::byte*>(tile) + bytes;
@@ -95,6 +97,31 @@ FATHOM_INLINE void multiply_two_by_two(const TilePair& a, const TilePair& b, int
     tile_multiply<3, 5, 7>();
   }
 }
+
+// The same tiles of a matrix of f32, whose second row or column of tiles may be missing.
+struct SumTiles {
+  float* data;
+  int64_t row_bytes;
+  bool has_second_row = true, has_second_column = true;
+
+  FATHOM_INLINE float* at(int64_t row, int64_t column) const {
+    return data + row * kAmxRows * (row_bytes / static_cast<int64_t>(sizeof(float))) +
+           column * kAmxCols;
+  }
+  FATHOM_INLINE void load() const {
+    clear_sums();
+    tile_load<0>(at(0, 0), row_bytes);
+    if (has_second_column) tile_load<1>(at(0, 1), row_bytes);
+    if (has_second_row) tile_load<2>(at(1, 0), row_bytes);
+    if (has_second_row && has_second_column) tile_load<3>(at(1, 1), row_bytes);
+  }
+  FATHOM_INLINE void store() const {
+    tile_store<0>(at(0, 0), row_bytes);
+    if (has_second_column) tile_store<1>(at(0, 1), row_bytes);
+    if (has_second_row) tile_store<2>(at(1, 0), row_bytes);
+    if (has_second_row && has_second_column) tile_store<3>(at(1, 1), row_bytes);
+  }
+};
 
 #endif
 

@@ -11,8 +11,6 @@
 namespace fathom::kernels {
 namespace {
 
-constexpr int64_t kTileWords = kAmxRows * kAmxPairs;
-
 // Of packed heads and keys: pair_keys() writes as far as this, of some formats further.
 int64_t num_k_tiles(int64_t dim) { return ceil_div(dim, kAmxK); }
 
@@ -50,18 +48,9 @@ struct Products {
 FATHOM_INLINE void multiply_heads(const uint32_t* heads, const uint32_t* keys, int64_t num_k,
                                   Products& out) {
   constexpr int64_t kKeyBytes = kIndexTileKeys * sizeof(uint32_t);
-  constexpr int64_t kRowBytes = kAmxPairs * sizeof(uint32_t);
   clear_sums();
-  for (int64_t k = 0; k < num_k; ++k) {
-    tile_load<4>(heads + k * kTileWords, kRowBytes);
-    tile_load<6>(keys + k * kAmxPairs * kIndexTileKeys, kKeyBytes);
-    tile_multiply<0, 4, 6>();
-    tile_load<7>(keys + k * kAmxPairs * kIndexTileKeys + kAmxCols, kKeyBytes);
-    tile_multiply<1, 4, 7>();
-    tile_load<5>(heads + (num_k + k) * kTileWords, kRowBytes);
-    tile_multiply<2, 5, 6>();
-    tile_multiply<3, 5, 7>();
-  }
+  multiply_two_by_two({heads, heads + num_k * kTileWords, 64, kTileBytes},
+                      {keys, keys + kAmxCols, kKeyBytes, kAmxPairs * kKeyBytes}, num_k);
   tile_store<0>(out.c, 64);
   tile_store<1>(out.c + kTileFloats, 64);
   tile_store<2>(out.c + 2 * kTileFloats, 64);

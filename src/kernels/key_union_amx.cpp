@@ -11,11 +11,7 @@
 namespace fathom::kernels {
 namespace {
 
-constexpr int64_t kTileBytes = kTileWords * 4;
 constexpr size_t kAhead = 16;  // keys whose rows are fetched before their turn
-
-// Where the second of two tiles of 16 columns of sums is, or the first once more.
-int64_t second_columns(int64_t d, int64_t dim) { return d + kAmxCols < dim ? kAmxCols : 0; }
 
 // Bit i: whether query q selected the i-th of sixteen keys.
 AMX_INLINE __mmask16 keys_of(const uint32_t* selectors, int64_t q) {
@@ -70,61 +66,41 @@ AMX_KERNEL void pack_as_rows(const PairRows& rows, int64_t tiles_stride, uint32_
 
 void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_columns, float* dots) {
   const int64_t num_k = rows.words / kAmxPairs;
-  constexpr int64_t kRowBytes = kUnionQueries * 4;
+  const TilePair queries{query_columns, query_columns + num_k * kTileWords, 64, kTileBytes};
   for (int64_t i = 0; i < rows.num_rows; i += 2 * kAmxRows) {
     clear_sums();
-    multiply_two_by_two({rows[i], rows[i + kAmxRows], rows.stride * 4, 64},
-                        {query_columns, query_columns + num_k * kTileWords, 64, kTileBytes}, num_k);
-    float* const out = dots + i * kUnionQueries;
-    tile_store<0>(out, kRowBytes);
-    tile_store<1>(out + kAmxCols, kRowBytes);
-    tile_store<2>(out + kAmxRows * kUnionQueries, kRowBytes);
-    tile_store<3>(out + kAmxRows * kUnionQueries + kAmxCols, kRowBytes);
+    multiply_two_by_two({rows[i], rows[i + kAmxRows], rows.stride * 4, 64}, queries, num_k);
+    SumTiles{dots + i * kUnionQueries, kUnionQueries * 4}.store();
   }
 }
 
 void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles,
                        int64_t tiles_stride, int64_t num_rows, int64_t dim, float* sums) {
-  const int64_t columns = sum_columns(dim), row_bytes = columns * 4;
+  const TilePair weights{weight_tiles, weight_tiles + kTileWords, 64, 2 * kTileBytes};
   for (int64_t d = 0; d < dim; d += 2 * kAmxCols) {
-    const int64_t second = second_columns(d, dim);
+    const bool has_second = d + kAmxCols < dim;
     const uint32_t* const tiles = row_tiles + d / kAmxCols * tiles_stride;
-    float* const top = sums + d;
-    float* const bottom = top + kAmxRows * columns;
-    tile_load<0>(top, row_bytes);
-    tile_load<1>(top + second, row_bytes);
-    tile_load<2>(bottom, row_bytes);
-    tile_load<3>(bottom + second, row_bytes);
-    multiply_two_by_two({weight_tiles, weight_tiles + kTileWords, 64, 2 * kTileBytes},
-                        {tiles, tiles + (second ? tiles_stride : 0), 64, kTileBytes},
+    const SumTiles c{sums + d, sum_columns(dim) * 4, true, has_second};
+    c.load();
+    multiply_two_by_two(weights, {tiles, tiles + (has_second ? tiles_stride : 0), 64, kTileBytes},
                         num_rows / kAmxK);
-    tile_store<0>(top, row_bytes);
-    tile_store<2>(bottom, row_bytes);
-    if (!second) continue;
-    tile_store<1>(top + second, row_bytes);
-    tile_store<3>(bottom + second, row_bytes);
+    c.store();
   }
 }
 
 void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t num_heads,
                 int64_t num_rows, int64_t words, int64_t dim, int64_t sums_stride, float* sums) {
-  const int64_t row_bytes = sums_stride * 4, head_bytes = num_rows * kUnionQueries * 2;
+  constexpr int64_t kRowBytes = kUnionQueries * 2;
   for (int64_t i = 0; i < num_rows; i += 2 * kAmxRows) {
     const uint16_t* const weight = weights + i * kUnionQueries;
     for (int64_t d = 0; d < dim; d += 2 * kAmxCols) {
-      const int64_t second = second_columns(d, dim);
+      const bool has_second = d + kAmxCols < dim;
       const uint32_t* const tiles = query_tiles + d / kAmxCols * kTileWords;
       clear_sums();
       multiply_two_by_two(
-          {weight, weight + kAmxRows * kUnionQueries, kUnionQueries * 2, head_bytes},
-          {tiles, tiles + (second ? kTileWords : 0), 64, words / 8 * kTileBytes}, num_heads);
-      float* const top = sums + i * sums_stride + d;
-      float* const bottom = top + kAmxRows * sums_stride;
-      tile_store<0>(top, row_bytes);
-      tile_store<2>(bottom, row_bytes);
-      if (!second) continue;
-      tile_store<1>(top + second, row_bytes);
-      tile_store<3>(bottom + second, row_bytes);
+          {weight, weight + kAmxRows * kUnionQueries, kRowBytes, num_rows * kRowBytes},
+          {tiles, tiles + (has_second ? kTileWords : 0), 64, words / 8 * kTileBytes}, num_heads);
+      SumTiles{sums + i * sums_stride + d, sums_stride * 4, true, has_second}.store();
     }
   }
 }

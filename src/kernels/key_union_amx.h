@@ -21,7 +21,6 @@
 
 namespace fathom::kernels {
 
-inline constexpr int64_t kTileWords = kAmxRows * kAmxPairs;
 // So many keys' rows and what is computed of them stay in the first cache.
 inline constexpr int64_t kUnionChunk = 128;
 static_assert(kUnionQueries == 2 * kAmxCols && kUnionQueries == kAmxK);

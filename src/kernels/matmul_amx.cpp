@@ -14,8 +14,7 @@ namespace fathom::kernels {
 namespace {
 
 constexpr int64_t kTile = kAmxRows;  // lines of either operand
-constexpr int64_t kTileWords = kTile * kAmxPairs;
-constexpr int64_t kTileBytes = kAmxPairs * static_cast<int64_t>(sizeof(uint32_t));  // of a row
+constexpr int64_t kRowBytes = kAmxPairs * static_cast<int64_t>(sizeof(uint32_t));
 constexpr int64_t kBlockK = 8;     // tiles: two columns of them, of B, stay in L1
 constexpr int64_t kBlockM = 8;     // tiles that share them
 constexpr int64_t kPackTiles = 4;  // lines' tiles that are packed as one item
@@ -141,15 +140,15 @@ void multiply(const Packed& a, const Packed& b, int64_t m, int64_t n, int64_t k,
   c10.load<2>(accumulate);
   c11.load<3>(accumulate);
   for (; k < k_end; ++k) {
-    tile_load<4>(a.tile(m, k), kTileBytes);
-    tile_load<6>(b.tile(n, k), kTileBytes);
+    tile_load<4>(a.tile(m, k), kRowBytes);
+    tile_load<6>(b.tile(n, k), kRowBytes);
     tile_multiply<0, 4, 6>();
     if (has_n) {
-      tile_load<7>(b.tile(n + 1, k), kTileBytes);
+      tile_load<7>(b.tile(n + 1, k), kRowBytes);
       tile_multiply<1, 4, 7>();
     }
     if (!has_m) continue;
-    tile_load<5>(a.tile(m + 1, k), kTileBytes);
+    tile_load<5>(a.tile(m + 1, k), kRowBytes);
     tile_multiply<2, 5, 6>();
     if (has_n) tile_multiply<3, 5, 7>();
   }

@@ -9,8 +9,6 @@
 namespace fathom::kernels {
 namespace {
 
-constexpr int64_t kTileWords = kAmxRows * kAmxPairs;
-
 int64_t num_k_tiles(const SparseMla& io) { return ceil_div(io.q_HD.cols, kAmxK); }
 
 }  // namespace
@@ -83,27 +81,12 @@ void score_group(const SparseMla& io, const uint32_t* queries, const uint16_t* r
   const int64_t score_bytes = tiles * kAmxCols * static_cast<int64_t>(sizeof *scores);
   for (int64_t h = 0; h < tiles; h += 2) {
     const bool has_second = h + 1 < tiles;
-    const uint32_t* const q0 = queries + h * num_k * kTileWords;
-    const uint32_t* const q1 = has_second ? q0 + num_k * kTileWords : q0;
+    const uint32_t* const q = queries + h * num_k * kTileWords;
     ahead.fetch(ceil_div(2 * kGroup, tiles));
     clear_sums();
-    for (int64_t k = 0; k < num_k; ++k) {
-      tile_load<4>(rows + k * kAmxK, row_bytes);
-      tile_load<6>(q0 + k * kTileWords, 64);
-      tile_multiply<0, 4, 6>();
-      tile_load<5>(rows + kAmxRows * num_k * kAmxK + k * kAmxK, row_bytes);
-      tile_multiply<2, 5, 6>();
-      tile_load<7>(q1 + k * kTileWords, 64);
-      tile_multiply<1, 4, 7>();
-      tile_multiply<3, 5, 7>();
-    }
-    float* const out = scores + h * kAmxCols;
-    float* const second = out + kAmxRows * tiles * kAmxCols;
-    tile_store<0>(out, score_bytes);
-    tile_store<2>(second, score_bytes);
-    if (!has_second) continue;
-    tile_store<1>(out + kAmxCols, score_bytes);
-    tile_store<3>(second + kAmxCols, score_bytes);
+    multiply_two_by_two({rows, rows + kAmxRows * num_k * kAmxK, row_bytes, 64},
+                        {q, q + (has_second ? num_k * kTileWords : 0), 64, kTileBytes}, num_k);
+    SumTiles{scores + h * kAmxCols, score_bytes, true, has_second}.store();
   }
 }
 
@@ -177,29 +160,12 @@ void accumulate(const SparseMla& io, const Scratch& scratch, int64_t count, MlaP
     const uint32_t* const values = scratch.values + c / kAmxCols * kTiles;
     for (int64_t h = 0; h < tiles; h += 2) {
       const bool has_second = h + 1 < tiles;
-      const uint32_t* const p0 = scratch.weights + h * kTiles;
-      const uint32_t* const p1 = has_second ? p0 + kTiles : p0;
-      float* const sum0 = partial.sum_HC.data + h * kAmxRows * stride + c;
-      float* const sum1 = has_second ? sum0 + kAmxRows * stride : sum0;
-      tile_load<0>(sum0, sum_bytes);
-      tile_load<1>(sum0 + kAmxCols, sum_bytes);
-      tile_load<2>(sum1, sum_bytes);
-      tile_load<3>(sum1 + kAmxCols, sum_bytes);
-      for (int64_t k = 0; k < num_k; ++k) {
-        tile_load<4>(p0 + k * kTileWords, 64);
-        tile_load<6>(values + k * kTileWords, 64);
-        tile_multiply<0, 4, 6>();
-        tile_load<7>(values + kTiles + k * kTileWords, 64);
-        tile_multiply<1, 4, 7>();
-        tile_load<5>(p1 + k * kTileWords, 64);
-        tile_multiply<2, 5, 6>();
-        tile_multiply<3, 5, 7>();
-      }
-      tile_store<0>(sum0, sum_bytes);
-      tile_store<1>(sum0 + kAmxCols, sum_bytes);
-      if (!has_second) continue;
-      tile_store<2>(sum1, sum_bytes);
-      tile_store<3>(sum1 + kAmxCols, sum_bytes);
+      const uint32_t* const weights = scratch.weights + h * kTiles;
+      const SumTiles sums{partial.sum_HC.data + h * kAmxRows * stride + c, sum_bytes, has_second};
+      sums.load();
+      multiply_two_by_two({weights, weights + (has_second ? kTiles : 0), 64, kTileBytes},
+                          {values, values + kTiles, 64, kTileBytes}, num_k);
+      sums.store();
     }
   }
 }
