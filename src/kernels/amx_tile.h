@@ -41,7 +41,7 @@ bool has_amx();
 
 // Lays out the calling thread's tiles: 0 to 3 as C, 4 and 5 as A, 6 and 7 as B, of `columns` <= 16.
 // Their contents are undefined until loaded or cleared; they are given back at the end. Shapes do
-// not nest. Costs some fifty cycles, so kernels make one for many tiles where they can.
+// not nest. Costs some two hundred cycles, so kernels make one for many tiles where they can.
 class TileShape {
  public:
   explicit TileShape(int64_t columns);

@@ -4,7 +4,7 @@
 
 #include "kernels/amx_tile.h"
 #include "kernels/bf16_tile.h"
-#include "kernels/gemm_items.h"
+#include "kernels/gemm_ranges.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -165,10 +165,10 @@ struct Scratch {
   LineBuffer a, b;
 };
 
-// for_each: ParallelItems or SerialItems.
-template <typename ForEach>
+// for_each_range: ParallelRanges or SerialRanges.
+template <typename ForEachRange>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
-                  bool accumulate, const ForEach& for_each) {
+                  bool accumulate, const ForEachRange& for_each_range) {
   static thread_local Scratch scratch;
   const Operand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
   const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};
@@ -176,35 +176,38 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
   auto* const a_tiles = scratch.a.reserve<uint32_t>(num_m * num_k * kTileWords);
   auto* const b_tiles = scratch.b.reserve<uint32_t>(num_n * num_k * kTileWords);
   const int64_t a_items = ceil_div(num_m, kPackTiles), b_items = ceil_div(num_n, kPackTiles);
-  for_each(a_items + b_items, kPackTiles * num_k * 64, [&](int64_t item) {
-    if (item < a_items)
-      pack_tiles<true>(a, item * kPackTiles, std::min((item + 1) * kPackTiles, num_m), a_tiles);
-    else
-      pack_tiles<false>(b, (item - a_items) * kPackTiles,
-                        std::min((item - a_items + 1) * kPackTiles, num_n), b_tiles);
+  for_each_range(a_items + b_items, kPackTiles * num_k * 64, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item)
+      if (item < a_items)
+        pack_tiles<true>(a, item * kPackTiles, std::min((item + 1) * kPackTiles, num_m), a_tiles);
+      else
+        pack_tiles<false>(b, (item - a_items) * kPackTiles,
+                          std::min((item - a_items + 1) * kPackTiles, num_n), b_tiles);
   });
   const Packed packed_a{a_tiles, num_k}, packed_b{b_tiles, num_k};
   const int64_t m_blocks = ceil_div(num_m, kBlockM), n_pairs = ceil_div(num_n, 2);
   const int64_t work = std::min(num_m, kBlockM) * 2 * num_k * 16;
-  for_each(m_blocks * n_pairs, work, [&](int64_t item) {
+  for_each_range(m_blocks * n_pairs, work, [&](int64_t first, int64_t last) {
     const TileShape tiles(kAmxCols);
-    const int64_t begin = item / n_pairs * kBlockM, end = std::min(begin + kBlockM, num_m);
-    for (int64_t k = 0; k < num_k; k += kBlockK)
-      for (int64_t m = begin; m < end; m += 2)
-        multiply(packed_a, packed_b, m, item % n_pairs * 2, k, std::min(k + kBlockK, num_k), c_MN,
-                 accumulate || k > 0);
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t begin = item / n_pairs * kBlockM, end = std::min(begin + kBlockM, num_m);
+      for (int64_t k = 0; k < num_k; k += kBlockK)
+        for (int64_t m = begin; m < end; m += 2)
+          multiply(packed_a, packed_b, m, item % n_pairs * 2, k, std::min(k + kBlockK, num_k), c_MN,
+                   accumulate || k > 0);
+    }
   });
 }
 
 }  // namespace
 
 void gemm_amx(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
-  multiply_all(shape, a, b, c_MN, accumulate, ParallelItems{kLeastWork});
+  multiply_all(shape, a, b, c_MN, accumulate, ParallelRanges{kLeastWork});
 }
 
 void gemm_amx_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN,
                      bool accumulate) {
-  multiply_all(shape, a, b, c_MN, accumulate, SerialItems{});
+  multiply_all(shape, a, b, c_MN, accumulate, SerialRanges{});
 }
 
 #else

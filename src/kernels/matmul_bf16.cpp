@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "kernels/bf16_tile.h"
-#include "kernels/gemm_items.h"
+#include "kernels/gemm_ranges.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -194,10 +194,10 @@ struct Scratch {
   LineBuffer a, b;
 };
 
-// for_each: ParallelItems or SerialItems.
-template <typename ForEach>
+// for_each_range: ParallelRanges or SerialRanges.
+template <typename ForEachRange>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
-                  bool accumulate, const ForEach& for_each) {
+                  bool accumulate, const ForEachRange& for_each_range) {
   static thread_local Scratch scratch;
   const Operand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
   const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};
@@ -205,31 +205,34 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
   uint32_t* const packed_a = scratch.a.reserve<uint32_t>(shape.m * pairs);
   uint32_t* const packed_b = scratch.b.reserve<uint32_t>(round_up(shape.n, kVector) * pairs);
   const int64_t num_blocks = ceil_div(shape.m, kBlockM);
-  for_each(num_blocks + num_panels, kBlockM * shape.k * 4, [&](int64_t item) {
-    if (item < num_blocks)
-      pack_lines(a, item * kBlockM, std::min((item + 1) * kBlockM, shape.m), packed_a);
-    else
-      pack_panel(b, item - num_blocks, packed_b + (item - num_blocks) * kPanel * pairs);
+  for_each_range(num_blocks + num_panels, kBlockM * shape.k * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item)
+      if (item < num_blocks)
+        pack_lines(a, item * kBlockM, std::min((item + 1) * kBlockM, shape.m), packed_a);
+      else
+        pack_panel(b, item - num_blocks, packed_b + (item - num_blocks) * kPanel * pairs);
   });
   const PackedB packed{packed_b, shape.n, pairs};
   const Pairs lines = packed_lines(a, packed_a);
   const int64_t work = std::min(shape.m, kBlockM) * std::min(shape.n, kPanel) * shape.k;
-  for_each(num_blocks * num_panels, work, [&](int64_t item) {
-    const int64_t m = item / num_panels * kBlockM;
-    multiply_panel(lines, packed, item % num_panels, c_MN, m, std::min(m + kBlockM, shape.m),
-                   accumulate);
+  for_each_range(num_blocks * num_panels, work, [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t m = item / num_panels * kBlockM;
+      multiply_panel(lines, packed, item % num_panels, c_MN, m, std::min(m + kBlockM, shape.m),
+                     accumulate);
+    }
   });
 }
 
 }  // namespace
 
 void gemm_bf16(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN, bool accumulate) {
-  multiply_all(shape, a, b, c_MN, accumulate, ParallelItems{kLeastWork});
+  multiply_all(shape, a, b, c_MN, accumulate, ParallelRanges{kLeastWork});
 }
 
 void gemm_bf16_serial(const GemmShape& shape, Strided a, Strided b, View2<float> c_MN,
                       bool accumulate) {
-  multiply_all(shape, a, b, c_MN, accumulate, SerialItems{});
+  multiply_all(shape, a, b, c_MN, accumulate, SerialRanges{});
 }
 
 #else
