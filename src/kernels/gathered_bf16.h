@@ -1,7 +1,8 @@
 // gathered_rows in bf16: what the bf16 paths of training's sparse attention and of the indexer's
 // loss are made of. A query's own keys are read where they lie: neighbouring queries' selections
-// have too little in common to share a dense product (LOG.md). One head at a time, for many queries
-// before the next: what they select of one head stays in the second cache.
+// have too little in common for a dense product that they share, unless tiles do it (LOG.md). One
+// head at a time, for many queries before the next: what they select of one head stays in the
+// second cache.
 #pragma once
 
 #include <algorithm>

@@ -264,7 +264,7 @@ class SelectedLoss {
         scratch.dz_rows.reserve<uint16_t>(num_heads() * kUnionChunk * kUnionQueries);
     auto* const dz_tiles = scratch.dz_tiles.reserve<uint32_t>(kUnionChunk * kUnionQueries / 2);
     auto* const k_tiles = scratch.k_tiles.reserve<uint32_t>(kUnionChunk * k_.words());
-    const int64_t tiles_stride = count / 2 * kAmxCols;
+    const int64_t tiles_stride = count / kAmxK * kTileWords;
     pack_as_rows({k_rows, count, k_.words(), k_.words()}, tiles_stride, k_tiles);
     for (int64_t j = 0; j < num_heads(); ++j) {
       multiply(k_rows, count, j, heads, z);

@@ -104,7 +104,7 @@ TEST_P(KeyUnionAmx, ProductsEqualLoopsOverRoundedNumbers) {
     auto* const key_sums = buffer<float>(num_keys * stride);
     copy_key_rows(y_heads, 1, keys.padded_keys(), rows);
     const PairRows pair_rows{rows, num_keys, words, words};
-    pack_as_rows(pair_rows, num_keys / 2 * kAmxCols, row_tiles);
+    pack_as_rows(pair_rows, num_keys / kAmxK * kTileWords, row_tiles);
     for (int64_t h = 0; h < 2; ++h) {
       copy_query_rows(x_heads, h, keys, query_rows);
       pack_as_rows({query_rows, kUnionQueries, words, words}, kTileWords,
@@ -117,7 +117,7 @@ TEST_P(KeyUnionAmx, ProductsEqualLoopsOverRoundedNumbers) {
     {
       const TileShape tiles(kAmxCols);
       multiply_keys_and_queries(pair_rows, query_columns, dots);
-      add_sums_by_query(weight_tiles, row_tiles, num_keys / 2 * kAmxCols, num_keys, dim,
+      add_sums_by_query(weight_tiles, row_tiles, num_keys / kAmxK * kTileWords, num_keys, dim,
                         query_sums);
       sum_by_key(by_key, query_tiles, 2, num_keys, words, dim, stride, key_sums);
     }

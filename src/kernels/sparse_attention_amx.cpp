@@ -139,8 +139,8 @@ class Forward {
       const int64_t count = std::min(kUnionChunk, num_keys - i);
       softmax_weights(keys.selectors() + i, count, shape_.scale, maximum_Q,
                       scores + i * kUnionQueries, sum_Q, weight_tiles);
-      add_sums_by_query(weight_tiles, v_tiles + i / kAmxK * kTileWords, num_keys / 2 * kAmxCols,
-                        count, shape_.v_dim, sums);
+      add_sums_by_query(weight_tiles, v_tiles + i / kAmxK * kTileWords,
+                        num_keys / kAmxK * kTileWords, count, shape_.v_dim, sums);
     }
     finish(keys, h, maximum_Q, sum_Q, sums);
     if (!io_.mean_probabilities) return;
@@ -166,7 +166,7 @@ class Forward {
       copy_key_rows(kv_, h, keys.padded_keys().subspan(i, count), rows);
       multiply_keys_and_queries({rows, count, k_words, kv_.words()}, query_columns,
                                 scores + i * kUnionQueries);
-      pack_as_rows({rows + k_words, count, v_words(), kv_.words()}, num_keys / 2 * kAmxCols,
+      pack_as_rows({rows + k_words, count, v_words(), kv_.words()}, num_keys / kAmxK * kTileWords,
                    v_tiles + i / kAmxK * kTileWords);
       update_maximum(keys.selectors() + i, count, scores + i * kUnionQueries, maximum_Q);
     }
@@ -325,7 +325,7 @@ class Backward {
                  const HeadOfQueries& head, BackwardScratch& scratch, View2<float> dkv) const {
     constexpr int64_t kPairs = kUnionChunk * kUnionQueries;
     const int64_t k_words = q_.words(), v_words = dout_.words(),
-                  tiles_stride = count / 2 * kAmxCols;
+                  tiles_stride = count / kAmxK * kTileWords;
     auto* const rows = scratch.kv_rows.reserve<uint32_t>(kUnionChunk * kv_.words());
     auto* const k_tiles = scratch.k_tiles.reserve<uint32_t>(kUnionChunk * k_words);
     auto* const scores = scratch.scores.reserve<float>(kPairs);
