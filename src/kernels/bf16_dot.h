@@ -205,6 +205,16 @@ BF16_INLINE __m512 exp_negative(__m512 x) {
   return _mm512_scalef_ps(e, n);
 }
 
+// score * scale - lse, never above 0. The product is rounded, as lse's was: fused with the
+// difference it would keep what lse has lost, which for large scores is more than an exponential
+// takes.
+BF16_INLINE __m512 log_probability(__m512 score, __m512 scale, __m512 lse) {
+  __m512 scaled = _mm512_mul_ps(score, scale);
+  asm("" : "+v"(scaled));
+  // In this order the minimum of NaN is NaN.
+  return _mm512_min_ps(_mm512_setzero_ps(), _mm512_sub_ps(scaled, lse));
+}
+
 #endif
 
 }  // namespace fathom::kernels

@@ -99,11 +99,31 @@ BF16_KERNEL void sum_of_rows(const uint32_t* weights, float factor, const uint32
     add_line(weights, factor, rows + x / 2, words, keys, padded, dim - x, out + x);
 }
 
+BF16_KERNEL float dot_with_rounded(const float* a, const float* b, int64_t count) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 lanes = first_lanes(count - i);
+    const auto rounded =
+        reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(lanes, b + i)));
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16);
+    sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(lanes, a + i), _mm512_castsi512_ps(wide), sum);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// Words, two elements each, of a row of so many: whole cache lines.
+int64_t num_row_words(int64_t dim) { return round_up(dim, kPairTileCols) / 2; }
+
 }  // namespace
+
+float dot_of_rounded(const float* a, const float* b, int64_t count) {
+  return dot_with_rounded(a, b, count);
+}
 
 void HeadRows::assign(View2<const float> rows, View2<const float> more, int64_t num_heads) {
   CHECK_EQ(rows.cols % num_heads, 0);
   CHECK_EQ(more.cols % num_heads, 0);
+  CHECK(more.cols == 0 || more.rows == rows.rows, "{} rows and {}", rows.rows, more.rows);
   num_rows_ = rows.rows;
   num_heads_ = num_heads;
   dim_ = rows.cols / num_heads;
@@ -147,6 +167,10 @@ void add_gathered_sum(const uint32_t* weights, float factor, const HeadRows& row
 
 #else
 
+float dot_of_rounded(const float*, const float*, int64_t) {
+  CHECK(false, "no bf16 kernels here");
+  return 0;
+}
 void HeadRows::assign(View2<const float>, View2<const float>, int64_t) {
   CHECK(false, "no bf16 kernels here");
 }

@@ -15,9 +15,6 @@
 
 namespace fathom::kernels {
 
-// Words, two elements each, of a row of so many: whole cache lines.
-inline int64_t num_row_words(int64_t dim) { return (dim + 31) / 32 * 16; }
-
 // Rows of f32 heads rounded to bf16, one head's rows behind another's, each padded with zeros to
 // whole cache lines.
 class HeadRows {
@@ -74,5 +71,9 @@ void gathered_dots(const HeadRows& x, int64_t t, const HeadRows& rows, int64_t h
 // that fill up zero.
 void add_gathered_sum(const uint32_t* weights, float factor, const HeadRows& rows, int64_t h,
                       std::span<const int32_t> keys, float* out);
+
+// The sum of a[i] * b[i], b rounded: with out and dout, what a row of dout . v sums to by its
+// probabilities. Serial, in one fixed order; has_bf16_dot() processors only.
+float dot_of_rounded(const float* a, const float* b, int64_t count);
 
 }  // namespace fathom::kernels

@@ -20,8 +20,7 @@ namespace fathom::kernels {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr int64_t kBlockUnions = 2;  // between sums by queries and sums by keys
-constexpr int64_t kTileWeights = 2 * kTileWords;
+constexpr int64_t kBlockUnions = 8;  // between sums by queries and sums by keys
 
 // scores[i][q] += w_Q[q] relu(dots[i][q]): one head of eq. (1).
 AMX_KERNEL void add_head_scores(const float* dots, const float* w_Q, int64_t num_keys,
@@ -42,17 +41,6 @@ struct SoftmaxSums {
   alignas(64) float mass_Q[kUnionQueries] = {};   // of p
   alignas(64) float cross_Q[kUnionQueries] = {};  // of p * (score - maximum)
 };
-
-AMX_KERNEL void find_maximum(const uint32_t* selectors, int64_t num_keys, const float* scores,
-                             float* maximum_Q) {
-  for (int q = 0; q < kUnionQueries; q += kAmxCols) {
-    __m512 most = _mm512_set1_ps(kMinusInfinity);
-    for (int64_t i = 0; i < num_keys; ++i)
-      most = _mm512_mask_max_ps(most, static_cast<__mmask16>(selectors[i] >> q), most,
-                                _mm512_load_ps(scores + i * kUnionQueries + q));
-    _mm512_store_ps(maximum_Q + q, most);
-  }
-}
 
 // Scores become exponentials, zero where a query did not select the key.
 AMX_KERNEL void exponentiate(const uint32_t* selectors, int64_t num_keys, const float* p,
@@ -242,7 +230,8 @@ class SelectedLoss {
   void take_losses(const KeyUnion& keys, const float* p, float* scores) {
     const int64_t num_keys = std::ssize(keys.padded_keys());
     SoftmaxSums sums;
-    find_maximum(keys.selectors(), num_keys, scores, sums.maximum_Q);
+    std::fill_n(sums.maximum_Q, kUnionQueries, kMinusInfinity);
+    update_maximum(keys.selectors(), num_keys, scores, sums.maximum_Q);
     exponentiate(keys.selectors(), num_keys, p, scores, sums);
     alignas(64) float factor_Q[kUnionQueries] = {};
     for (int64_t q = 0; q < keys.size(); ++q) {

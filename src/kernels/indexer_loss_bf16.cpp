@@ -46,7 +46,8 @@ BF16_KERNEL void mean_probabilities(const float* dots, const float* lse_H, int64
   for (int64_t i = 0; i < padded; i += 16) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t h = 0; h < num_heads; ++h)
-      sum += exp(_mm512_load_ps(dots + h * padded + i) * scale - lse_H[h * lse_stride]);
+      sum += exp(log_probability(_mm512_load_ps(dots + h * padded + i), _mm512_set1_ps(scale),
+                                 _mm512_set1_ps(lse_H[h * lse_stride])));
     _mm512_store_ps(p + i, sum * share);
   }
 }

@@ -3,9 +3,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "base/check.h"
-#include "kernels/tile.h"
-
 #if FATHOM_HAS_AMX_KERNELS
 
 namespace fathom::kernels {
@@ -72,6 +69,19 @@ void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_colum
     multiply_two_by_two({rows[i], rows[i + kAmxRows], rows.stride * 4, 64}, queries, num_k);
     SumTiles{dots + i * kUnionQueries, kUnionQueries * 4}.store();
   }
+}
+
+AMX_KERNEL void update_maximum(const uint32_t* selectors, int64_t num_keys, const float* scores,
+                               float* maximum_Q) {
+  __m512 most0 = _mm512_load_ps(maximum_Q), most1 = _mm512_load_ps(maximum_Q + 16);
+  for (int64_t i = 0; i < num_keys; ++i, scores += kUnionQueries) {
+    const auto own0 = static_cast<__mmask16>(selectors[i]);
+    const auto own1 = static_cast<__mmask16>(selectors[i] >> 16);
+    most0 = _mm512_mask_max_ps(most0, own0, most0, _mm512_load_ps(scores));
+    most1 = _mm512_mask_max_ps(most1, own1, most1, _mm512_load_ps(scores + 16));
+  }
+  _mm512_store_ps(maximum_Q, most0);
+  _mm512_store_ps(maximum_Q + 16, most1);
 }
 
 void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles,

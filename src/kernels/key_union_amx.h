@@ -4,7 +4,8 @@
 // Rows are those of HeadRows: pairs of bf16, zeros behind the head's elements. Numbers for pairs of
 // key and query lie [key][32 queries]. `keys` are all of a union's padded_keys() or a slice of
 // them: always a multiple of 32. Buffers begin with a cache line. Serial, without allocation; only
-// where has_amx(), the products while a TileShape of 16 columns lives.
+// where has_amx(), which also asks the system for tiles; the products while a TileShape of 16
+// columns lives.
 #pragma once
 
 #include <array>
@@ -22,7 +23,9 @@
 namespace fathom::kernels {
 
 // So many keys' rows and what is computed of them stay in the first cache.
-inline constexpr int64_t kUnionChunk = 128;
+inline constexpr int64_t kUnionChunk = kChunkKeys;
+// Words of weights of 32 keys: a tile for each sixteen queries.
+inline constexpr int64_t kTileWeights = kUnionQueries / kAmxRows * kTileWords;
 static_assert(kUnionQueries == 2 * kAmxCols && kUnionQueries == kAmxK);
 
 // How many columns of sums a head of so many elements has.
@@ -48,6 +51,10 @@ void pack_as_rows(const PairRows& rows, int64_t tiles_stride, uint32_t* tiles);
 
 // dots[i][q] = rows[i] . queries[q]; query_columns by pack_as_columns.
 void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_columns, float* dots);
+
+// maximum_Q = the greatest of each query's scores of keys that it selected, and of what it was.
+void update_maximum(const uint32_t* selectors, int64_t num_keys, const float* scores,
+                    float* maximum_Q);
 
 // Sixteen queries' weights for 32 keys, as a tile of A along the keys. weight(i) gives sixteen f32
 // of key i, i ascending.

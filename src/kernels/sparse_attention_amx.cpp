@@ -19,21 +19,6 @@ namespace fathom::kernels {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-constexpr int64_t kTileWeights = 2 * kTileWords;  // of 32 keys, both tiles of queries
-
-// maximum_Q = the greatest of each query's own scores, and of what it was.
-AMX_KERNEL void update_maximum(const uint32_t* selectors, int64_t num_keys, const float* scores,
-                               float* maximum_Q) {
-  __m512 most0 = _mm512_load_ps(maximum_Q), most1 = _mm512_load_ps(maximum_Q + 16);
-  for (int64_t i = 0; i < num_keys; ++i, scores += kUnionQueries) {
-    const auto own0 = static_cast<__mmask16>(selectors[i]);
-    const auto own1 = static_cast<__mmask16>(selectors[i] >> 16);
-    most0 = _mm512_mask_max_ps(most0, own0, most0, _mm512_load_ps(scores));
-    most1 = _mm512_mask_max_ps(most1, own1, most1, _mm512_load_ps(scores + 16));
-  }
-  _mm512_store_ps(maximum_Q, most0);
-  _mm512_store_ps(maximum_Q + 16, most1);
-}
 
 // Sixteen queries' scores of 32 keys become exponentials, of which `sum` takes the sum.
 struct SoftmaxWeights {
@@ -209,7 +194,7 @@ struct ScoreGradients {
     const int64_t at = i * kUnionQueries;
     const auto is_own = static_cast<__mmask16>(selectors[i] >> shift);
     const __m512 p = _mm512_maskz_mov_ps(
-        is_own, exp_negative(_mm512_fmsub_ps(_mm512_load_ps(scores + at), scale, lse)));
+        is_own, exp_negative(log_probability(_mm512_load_ps(scores + at), scale, lse)));
     const __m512 ds = _mm512_maskz_mul_ps(is_own, _mm512_sub_ps(_mm512_load_ps(dp + at), delta),
                                           _mm512_mul_ps(p, scale));
     store_rounded(p, p_rows + at);
@@ -313,7 +298,8 @@ class Backward {
     for (int64_t q = 0; q < keys.size(); ++q) {
       const int64_t t = keys.begin() + q;
       head.statistics.lse_Q[q] = io_.lse_HT[h][t];
-      head.statistics.delta_Q[q] = head_dot(io_.out[t], io_.dout[t], h);
+      head.statistics.delta_Q[q] = dot_of_rounded(io_.out[t] + h * shape_.v_dim,
+                                                  io_.dout[t] + h * shape_.v_dim, shape_.v_dim);
     }
     head.dq = scratch.dq.reserve<float>(kUnionQueries * dk_columns());
     std::fill_n(head.dq, kUnionQueries * dk_columns(), 0.0f);
@@ -347,12 +333,6 @@ class Backward {
                sums + dk_columns());
     add_to_rows(sums, keys.keys().subspan(begin, std::min(count, std::ssize(keys.keys()) - begin)),
                 dkv);
-  }
-
-  float head_dot(const float* a, const float* b, int64_t h) const {
-    float sum = 0;
-    for (int64_t x = h * shape_.v_dim; x < (h + 1) * shape_.v_dim; ++x) sum += a[x] * b[x];
-    return sum;
   }
 
   const AttentionShape& shape_;

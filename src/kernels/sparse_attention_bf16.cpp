@@ -118,8 +118,9 @@ class Forward {
 BF16_KERNEL void score_gradients(int64_t count, int64_t padded, float scale, float lse, float delta,
                                  float* scores, float* dp, uint32_t* weights) {
   for (int64_t i = 0; i < padded; i += 16) {
-    const __m512 p =
-        _mm512_maskz_mov_ps(first_lanes(count - i), exp(_mm512_load_ps(scores + i) * scale - lse));
+    const __m512 x =
+        log_probability(_mm512_load_ps(scores + i), _mm512_set1_ps(scale), _mm512_set1_ps(lse));
+    const __m512 p = _mm512_maskz_mov_ps(first_lanes(count - i), exp(x));
     const __m512 ds = p * (_mm512_load_ps(dp + i) - delta) * scale;
     _mm512_store_ps(scores + i, p);
     _mm512_store_ps(dp + i, ds);
@@ -197,7 +198,9 @@ class Backward {
     const PaddedKeys& keys = keys_[t - begin_];
     float* const dq = io_.dq[t] + h * shape_.qk_dim;
     std::fill_n(dq, shape_.qk_dim, 0.0f);
-    const float lse = io_.lse_HT[h][t], delta = head_dot(io_.out[t], io_.dout[t], h);
+    const float lse = io_.lse_HT[h][t];
+    const float delta =
+        dot_of_rounded(io_.out[t] + h * shape_.v_dim, io_.dout[t] + h * shape_.v_dim, shape_.v_dim);
     alignas(64) uint32_t weights[kChunkKeys / 2];
     for (int64_t i = 0; i < keys.padded(); i += kChunkKeys) {
       const auto chunk = keys.slice(i, kChunkKeys);
@@ -207,12 +210,6 @@ class Backward {
                       dp + i, weights);
       add_gathered_sum(weights, 1.0f, k_, h, chunk, dq);
     }
-  }
-
-  float head_dot(const float* a, const float* b, int64_t h) const {
-    float sum = 0;
-    for (int64_t x = h * shape_.v_dim; x < (h + 1) * shape_.v_dim; ++x) sum += a[x] * b[x];
-    return sum;
   }
 
   // out += weights * x, for head h.
