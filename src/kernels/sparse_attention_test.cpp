@@ -2,10 +2,16 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <set>
+#include <tuple>
 
 #include "base/parallel.h"
+#include "kernels/amx_tile.h"
 #include "kernels/bf16_dot.h"
+#include "kernels/fp8.h"
+#include "kernels/sparse_attention_amx.h"
 #include "kernels/test_data.h"
 
 namespace fathom::kernels {
@@ -147,6 +153,176 @@ TEST(SparseAttention, BF16ProductsStayWithinTheirRounding) {
   }
 }
 
+// Operands that are exact in bf16, every view padded, more keys than queries, lists that begin
+// within a longer array, queries without keys; against loops in double precision.
+struct ExactCase {
+  int64_t num_queries, num_keys;
+  AttentionShape shape;
+  TestMatrix q, k, v, dout, out, lse, dq, dk, dv;
+  std::vector<std::vector<int32_t>> lists_T;
+  TestSelection selection;  // with a query before the first
+  std::vector<float> mean;
+
+  ExactCase(int64_t num_queries, int64_t num_keys, int64_t heads, int64_t qk, int64_t v_dim)
+      : num_queries(num_queries),
+        num_keys(num_keys),
+        shape{heads, qk, v_dim, 0.2f, Precision::kBF16},
+        q(num_queries, heads * qk, 1, 1, 2),
+        k(num_keys, heads * qk, 2, 2, 3),
+        v(num_keys, heads * v_dim, 3, 1, 5),
+        dout(num_queries, heads * v_dim, 9, 2, 1),
+        out(num_queries, heads * v_dim, 4, 3, 7),
+        lse(heads, num_queries, 5, 1, 4),
+        dq(num_queries, heads * qk, 6, 3, 1),
+        dk(num_keys, heads * qk, 7, 2, 9),
+        dv(num_keys, heads * v_dim, 8, 1, 6) {
+    for (TestMatrix* x : {&q, &k, &v, &dout}) round_to_bf16(x->storage, x->storage);
+    base::Random random(11);
+    lists_T.push_back({0, 1, 2});
+    for (int64_t t = 0; t < num_queries; ++t) {
+      std::set<int32_t> keys;
+      const int64_t count =
+          t % 9 == 4 ? 0 : 1 + static_cast<int64_t>(random.below(num_keys / 2 + 1));
+      for (int64_t i = 0; i < count; ++i) keys.insert(static_cast<int32_t>(random.below(num_keys)));
+      lists_T.emplace_back(keys.begin(), keys.end());
+    }
+    selection = TestSelection(lists_T);
+    mean.assign(selection.keys.size(), -1.0f);
+  }
+
+  SelectedKeys keys_T() const { return selection.view().slice(1, num_queries); }
+
+  void run() {
+    sparse_attention_forward(shape,
+                             {q.view, k.view, v.view, out.view, lse.view, keys_T(), mean.data()});
+    sparse_attention_backward(shape, {q.view, k.view, v.view, out.view, dout.view, lse.view,
+                                      dq.view, dk.view, dv.view, keys_T()});
+  }
+
+  double dot(const float* a, const float* b, int64_t h, int64_t dim) const {
+    double sum = 0;
+    for (int64_t x = h * dim; x < (h + 1) * dim; ++x) sum += static_cast<double>(a[x]) * b[x];
+    return sum;
+  }
+};
+
+// What a case should have given.
+struct Expected {
+  TestMatrix out, lse, dq, dk, dv;
+  std::vector<float> mean;
+
+  explicit Expected(const ExactCase& c)
+      : out(c.num_queries, c.out.view.cols, 0),
+        lse(c.lse.view.rows, c.num_queries, 0),
+        dq(c.num_queries, c.dq.view.cols, 0),
+        dk(c.num_keys, c.dk.view.cols, 0),
+        dv(c.num_keys, c.dv.view.cols, 0),
+        mean(c.mean.size(), 0.0f) {
+    for (TestMatrix* x : {&out, &lse, &dq, &dk, &dv})
+      std::fill(x->storage.begin(), x->storage.end(), 0.0f);
+    for (int64_t h = 0; h < c.shape.num_heads; ++h)
+      for (int64_t t = 0; t < c.num_queries; ++t) add_query(c, h, t);
+  }
+
+  void add_query(const ExactCase& c, int64_t h, int64_t t) {
+    const auto keys = c.keys_T()[t];
+    const int64_t qk = c.shape.qk_dim, v_dim = c.shape.v_dim;
+    std::vector<double> p, dp;
+    double maximum = -INFINITY, sum = 0, delta = 0;
+    for (const int32_t s : keys) {
+      p.push_back(c.shape.scale * c.dot(c.q.view[t], c.k.view[s], h, qk));
+      dp.push_back(c.dot(c.dout.view[t], c.v.view[s], h, v_dim));
+      maximum = std::max(maximum, p.back());
+    }
+    for (double& x : p) sum += x = std::exp(x - maximum);
+    lse.view[h][t] = static_cast<float>(maximum + std::log(sum));
+    for (size_t i = 0; i < p.size(); ++i) delta += (p[i] /= sum) * dp[i];
+    for (size_t i = 0; i < p.size(); ++i) {
+      const double ds = p[i] * (dp[i] - delta) * c.shape.scale;
+      mean[keys.data() - c.selection.keys.data() + i] +=
+          static_cast<float>(p[i] / static_cast<double>(c.shape.num_heads));
+      for (int64_t x = h * qk; x < (h + 1) * qk; ++x) {
+        dq.view[t][x] += static_cast<float>(ds * c.k.view[keys[i]][x]);
+        dk.view[keys[i]][x] += static_cast<float>(ds * c.q.view[t][x]);
+      }
+      for (int64_t x = h * v_dim; x < (h + 1) * v_dim; ++x) {
+        out.view[t][x] += static_cast<float>(p[i] * c.v.view[keys[i]][x]);
+        dv.view[keys[i]][x] += static_cast<float>(p[i] * c.dout.view[t][x]);
+      }
+    }
+  }
+};
+
+void expect_equal(const ExactCase& c, const Expected& expected) {
+  for (int64_t h = 0; h < c.shape.num_heads; ++h)
+    for (int64_t t = 0; t < c.num_queries; ++t) {
+      if (c.keys_T()[t].empty())
+        EXPECT_EQ(c.lse.view[h][t], -INFINITY);
+      else
+        EXPECT_NEAR(c.lse.view[h][t], expected.lse.view[h][t],
+                    1e-5 * (1 + std::abs(expected.lse.view[h][t])));
+    }
+  EXPECT_LE(relative_error(c.out.view, expected.out.view), 5e-3);
+  EXPECT_LE(relative_error(c.dq.view, expected.dq.view), 6e-3);
+  EXPECT_LE(relative_error(c.dk.view, expected.dk.view), 6e-3);
+  EXPECT_LE(relative_error(c.dv.view, expected.dv.view), 5e-3);
+  for (size_t i = 3; i < c.mean.size(); ++i)
+    ASSERT_NEAR(c.mean[i], expected.mean[i], 1e-5 * (1 + expected.mean[i])) << i;
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(c.mean[i], -1.0f);  // before the slice
+}
+
+TEST(SparseAttention, BF16FormsEqualLoopsOverExactOperands) {
+  if (!has_bf16_dot()) GTEST_SKIP() << "the processor has no bf16 dot products";
+  for (const auto& [queries, keys, heads, qk, v_dim] :
+       {std::tuple(9, 12, 1, 1, 1), std::tuple(33, 40, 3, 17, 16), std::tuple(70, 300, 2, 48, 32),
+        std::tuple(95, 131, 4, 33, 65)}) {
+    ExactCase c(queries, keys, heads, qk, v_dim);
+    const std::vector<float> dk_before = c.dk.storage;
+    c.run();
+    expect_equal(c, Expected(c));
+    for (int64_t s = 0; s + 1 < keys; ++s)  // nothing behind a row
+      for (int64_t x = c.dk.view.cols; x < c.dk.view.stride; ++x)
+        ASSERT_EQ(c.dk.view[s][x], dk_before[c.dk.view[s] + x - c.dk.storage.data()]);
+  }
+}
+
+// Keys that a query did not select count for nothing, however high it would score them: the tiles
+// multiply them all the same.
+TEST(SparseAttention, OthersKeysDoNotCount) {
+  if (!has_bf16_dot()) GTEST_SKIP() << "the processor has no bf16 dot products";
+  ExactCase c(40, 80, 2, 32, 16);
+  c.lists_T.assign(1, {0, 1, 2});
+  for (int32_t t = 0; t < 40; ++t)
+    c.lists_T.push_back(t % 2 ? std::vector<int32_t>{t, t + 1, 79} : std::vector<int32_t>{60, 61});
+  c.selection = TestSelection(c.lists_T);
+  c.mean.assign(c.selection.keys.size(), -1.0f);
+  for (int64_t x = 0; x < c.k.view.cols; ++x) {
+    for (int64_t t = 1; t < 40; t += 2) c.q.view[t][x] = 1.0f;
+    for (const int64_t s : {60, 61}) c.k.view[s][x] = 64.0f;  // 400 above the odd queries' own
+  }
+  c.run();
+  expect_equal(c, Expected(c));
+}
+
+// One key has all the weight, whatever its score: dv is dout.
+TEST(SparseAttention, HugeScoresStayProbabilities) {
+  if (!has_bf16_dot()) GTEST_SKIP() << "the processor has no bf16 dot products";
+  for (const float size : {1e5f, 1e6f, 3e9f, 1e20f}) {
+    ExactCase c(40, 40, 2, 32, 16);
+    c.lists_T.assign(1, {0, 1, 2});
+    for (int32_t t = 0; t < 40; ++t) c.lists_T.push_back({t});
+    c.selection = TestSelection(c.lists_T);
+    c.mean.assign(c.selection.keys.size(), -1.0f);
+    for (int64_t t = 0; t < 40; ++t)
+      for (int64_t x = 0; x < c.q.view.cols; ++x) c.q.view[t][x] *= size;
+    c.run();
+    EXPECT_LE(max_difference(c.dv.view, c.dout.view), 0) << size;
+    EXPECT_TRUE(std::ranges::all_of(c.dk.storage, [](float x) { return std::isfinite(x); }));
+    for (int64_t t = 0; t < 40; ++t)
+      for (int64_t x = 0; x < c.dq.view.cols; ++x) ASSERT_NEAR(c.dq.view[t][x], 0, 1e-6) << size;
+  }
+}
+
 TEST(SparseAttention, MeanProbabilitiesAreTheHeadsMean) {
   const auto lists_T = random_selection(WideCase::kTokens, 2);
   const TestSelection selection(lists_T);
@@ -173,6 +349,20 @@ TEST(SparseAttention, MeanProbabilitiesAreTheHeadsMean) {
       }
     EXPECT_LE(std::sqrt(difference / size), 1e-2);
   }
+}
+
+TEST(SparseAttention, TakesTilesWhereThereAreAny) {
+  if (!has_amx()) GTEST_SKIP() << "the processor has no AMX";
+  ExactCase c(70, 90, 2, 20, 17), tiled(70, 90, 2, 20, 17);
+  c.run();
+  sparse_attention_forward_amx(
+      tiled.shape, {tiled.q.view, tiled.k.view, tiled.v.view, tiled.out.view, tiled.lse.view,
+                    tiled.keys_T(), tiled.mean.data()});
+  sparse_attention_backward_amx(
+      tiled.shape, {tiled.q.view, tiled.k.view, tiled.v.view, tiled.out.view, tiled.dout.view,
+                    tiled.lse.view, tiled.dq.view, tiled.dk.view, tiled.dv.view, tiled.keys_T()});
+  EXPECT_EQ(max_difference(c.out.view, tiled.out.view), 0);
+  EXPECT_EQ(max_difference(c.dk.view, tiled.dk.view), 0);
 }
 
 TEST(SparseAttention, BitsDoNotDependOnTheThreads) {
