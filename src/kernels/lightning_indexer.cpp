@@ -16,7 +16,7 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Queries that share a tile of keys once it is widened: as many as fit into half an L2 cache.
-constexpr int64_t kMostQueries = 16;
+constexpr int64_t kMostQueries = 32;
 constexpr int64_t kHeadBytes = 256 << 10;
 // A thread's share of one query's keys: below this many, waking another costs more.
 constexpr int64_t kFewestKeys = 2048;
