@@ -49,17 +49,14 @@ test-threads: setup
 
 # The engine, and the whole program under the clients' tests, under AddressSanitizer; whatever is
 # still allocated at the end is an error. LibTorch is not instrumented, but its allocations are seen.
-# Little quarantine where a test watches that memory does not grow: what is in it counts as used.
 test-memory: setup
 	@cmake -S . -B build-memory -G Ninja -DCMAKE_CXX_FLAGS=-fsanitize=address --log-level=WARNING
 	cmake --build build-memory -j $(JOBS) --target engine_test server_test fathom
 	build-memory/src/engine/engine_test
 	build-memory/src/server/server_test
 	FATHOM_BINARY=$(CURDIR)/build-memory/fathom ASAN_OPTIONS=quarantine_size_mb=16 \
-	  node --test $(addprefix tests/clients/,errors.test.mjs faults.test.mjs process.test.mjs)
-	FATHOM_BINARY=$(CURDIR)/build-memory/fathom \
-	  ASAN_OPTIONS=quarantine_size_mb=1:thread_local_quarantine_size_kb=16 \
-	  node --test tests/clients/load.test.mjs
+	  node --test $(addprefix tests/clients/,errors.test.mjs faults.test.mjs load.test.mjs \
+	  process.test.mjs)
 
 format:
 	@scripts/setup.sh test

@@ -33,6 +33,7 @@ TEST(Check, NamesValuesFileAndLine) {
 }
 
 TEST(Memory, LiveHeapCountsWhatIsNotFreed) {
+  if (live_heap_bytes() == 0) GTEST_SKIP() << "the C library does not count";
   for (int64_t bytes : {int64_t{100'000}, int64_t{100'000'000}}) {  // an arena's, a mapping's
     const int64_t before = live_heap_bytes();
     auto buffer = std::make_unique<std::vector<char>>(bytes, 'x');

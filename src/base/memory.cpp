@@ -7,6 +7,12 @@
 extern "C" size_t __sanitizer_get_current_allocated_bytes();
 #endif
 
+#if defined(__GLIBC__)
+#define FATHOM_HAS_MALLINFO2 __GLIBC_PREREQ(2, 33)
+#else
+#define FATHOM_HAS_MALLINFO2 0
+#endif
+
 namespace fathom::base {
 
 void keep_freed_memory() {
@@ -19,7 +25,7 @@ void keep_freed_memory() {
 int64_t live_heap_bytes() {
 #if defined(__SANITIZE_ADDRESS__)
   return static_cast<int64_t>(__sanitizer_get_current_allocated_bytes());
-#elif defined(__GLIBC__)
+#elif FATHOM_HAS_MALLINFO2
   const struct mallinfo2 info = mallinfo2();
   return static_cast<int64_t>(info.uordblks + info.hblkhd);
 #else

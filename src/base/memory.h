@@ -12,8 +12,8 @@ void keep_freed_memory();
 
 // Bytes allocated and not yet freed. Unlike the resident size it does not depend on what the
 // allocator keeps for later, so it shows a leak of a few bytes a request. Mapped files are not in
-// it. glibc's count takes in what its threads keep for themselves (less than 100 KB each);
-// AddressSanitizer's is exact. 0 where the C library does not count.
+// it. glibc's count takes in what its threads keep for themselves (up to a quarter of a MB each);
+// AddressSanitizer's is exact. 0 where the C library does not count (glibc does from 2.33 on).
 int64_t live_heap_bytes();
 
 }  // namespace fathom::base

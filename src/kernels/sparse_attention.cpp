@@ -135,6 +135,9 @@ void sparse_attention_forward(const AttentionShape& shape, const SparseAttention
 
 void sparse_attention_backward(const AttentionShape& shape, const SparseAttentionBackward& io) {
   CHECK_EQ(io.keys_T.num_queries, io.q.rows);
+  CHECK_EQ(io.k.rows, io.v.rows);
+  CHECK_EQ(io.dk.rows, io.k.rows);
+  CHECK_EQ(io.dv.rows, io.v.rows);
   if (takes_bf16_dot(shape))
     return has_amx() ? sparse_attention_backward_amx(shape, io)
                      : sparse_attention_backward_bf16(shape, io);
