@@ -2,8 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <set>
+#include <tuple>
 
 #include "base/parallel.h"
 #include "kernels/fp8.h"
@@ -293,6 +296,116 @@ TEST(IndexerLoss, BF16GradientsFromGivenProbabilities) {
     EXPECT_LE(relative_error(rounded.dk.view, exact.dk.view), 3e-3);
     for (int64_t i = 0; i < rounded.dq.view.cols; ++i) EXPECT_EQ(rounded.dq.view[40][i], 0);
     for (int64_t j = 0; j < kIndexHeads; ++j) EXPECT_EQ(rounded.dw.view[40][j], 0);
+  }
+}
+
+// Operands that are exact in bf16, every view padded, more keys than queries, lists that begin
+// within a longer array, teachers that do not sum to one; against loops in double precision.
+struct GivenCase {
+  int64_t num_queries, num_keys, dim;
+  AttentionShape shape{1, 2, 1, 0.3f, Precision::kBF16};
+  TestMatrix q, k, lse, q_TJX, w_TJ, k_SX, dq, dw, dk;
+  TestSelection selection;  // with a query before the first
+  std::vector<float> p;
+
+  GivenCase(int64_t num_queries, int64_t num_keys, int64_t heads, int64_t dim)
+      : num_queries(num_queries),
+        num_keys(num_keys),
+        dim(dim),
+        q(num_queries, 2, 1),
+        k(num_keys, 2, 2),
+        lse(1, num_queries, 3),
+        q_TJX(num_queries, heads * dim, 4, 1, 3),
+        w_TJ(num_queries, heads, 5, 2, 1),
+        k_SX(num_keys, dim, 6, 3, 5),
+        dq(num_queries, heads * dim, 7, 1, 2),
+        dw(num_queries, heads, 8, 3, 4),
+        dk(num_keys, dim, 9, 2, 7) {
+    for (TestMatrix* x : {&q_TJX, &k_SX}) round_to_bf16(x->storage, x->storage);
+    for (float& x : k_SX.storage) x /= 8;
+    base::Random random(13);
+    std::vector<std::vector<int32_t>> lists_T = {{0}};
+    for (int64_t t = 0; t < num_queries; ++t) {
+      std::set<int32_t> keys;
+      const int64_t count = t % 9 == 4 ? 0 : 1 + static_cast<int64_t>(random.below(60));
+      for (int64_t i = 0; i < count; ++i) keys.insert(static_cast<int32_t>(random.below(num_keys)));
+      lists_T.emplace_back(keys.begin(), keys.end());
+    }
+    selection = TestSelection(lists_T);
+    for (size_t i = 0; i < selection.keys.size(); ++i)
+      p.push_back(static_cast<float>(random.below(10)) * 0.01f);
+  }
+
+  SelectedKeys keys_T() const { return selection.view().slice(1, num_queries); }
+
+  double run() {
+    IndexerLossOutput out{0, 7, dq.view, dw.view, dk.view};
+    indexer_loss(
+        {shape, q.view, k.view, lse.view, q_TJX.view, w_TJ.view, k_SX.view, keys_T(), p.data(), 0},
+        out);
+    EXPECT_EQ(out.recall, 0);
+    return out.loss;
+  }
+};
+
+// The same in double precision; returns the loss.
+double expect_given(const GivenCase& c, View2<float> dq, View2<float> dw, View2<float> dk) {
+  double loss = 0;
+  for (int64_t t = 0; t < c.num_queries; ++t) {
+    const auto keys = c.keys_T()[t];
+    const float* const p = c.p.data() + (keys.data() - c.selection.keys.data());
+    std::vector<std::vector<double>> z(keys.size(), std::vector<double>(c.w_TJ.view.cols));
+    std::vector<double> score(keys.size());
+    double maximum = -INFINITY, sum = 0;
+    for (size_t i = 0; i < keys.size(); ++i) {
+      for (int64_t j = 0; j < c.w_TJ.view.cols; ++j) {
+        for (int64_t x = 0; x < c.dim; ++x)
+          z[i][j] += static_cast<double>(c.q_TJX.view[t][j * c.dim + x]) * c.k_SX.view[keys[i]][x];
+        score[i] += c.w_TJ.view[t][j] * std::max(z[i][j], 0.0);
+      }
+      maximum = std::max(maximum, score[i]);
+    }
+    for (const double x : score) sum += std::exp(x - maximum);
+    for (size_t i = 0; i < keys.size(); ++i) {
+      const double log_softmax = score[i] - maximum - std::log(sum);
+      if (p[i] > 0) loss += p[i] * (std::log(p[i]) - log_softmax);
+      const double g = std::exp(log_softmax) - p[i];
+      for (int64_t j = 0; j < c.w_TJ.view.cols; ++j) {
+        if (z[i][j] <= 0) continue;
+        dw[t][j] += static_cast<float>(g * z[i][j]);
+        for (int64_t x = 0; x < c.dim; ++x) {
+          dq[t][j * c.dim + x] +=
+              static_cast<float>(g * c.w_TJ.view[t][j] * c.k_SX.view[keys[i]][x]);
+          dk[keys[i]][x] +=
+              static_cast<float>(g * c.w_TJ.view[t][j] * c.q_TJX.view[t][j * c.dim + x]);
+        }
+      }
+    }
+  }
+  return loss;
+}
+
+TEST(IndexerLoss, BF16FormsEqualLoopsOverExactOperands) {
+  if (!has_bf16_dot()) GTEST_SKIP() << "the processor has no bf16 dot products";
+  const int before = base::num_threads();
+  for (const auto& [queries, keys, heads, dim] :
+       {std::tuple(40, 70, 1, 16), std::tuple(300, 9000, 3, 19), std::tuple(65, 80, 6, 70)}) {
+    GivenCase c(queries, keys, heads, dim), again(queries, keys, heads, dim);
+    base::set_num_threads(1);
+    const double loss = c.run();
+    base::set_num_threads(2);
+    EXPECT_EQ(again.run(), loss);
+    base::set_num_threads(before);
+    EXPECT_EQ(max_difference(again.dq.view, c.dq.view), 0);
+    EXPECT_EQ(max_difference(again.dw.view, c.dw.view), 0);
+    EXPECT_EQ(max_difference(again.dk.view, c.dk.view), 0);
+    TestMatrix dq(queries, heads * dim, 0), dw(queries, heads, 0), dk(keys, dim, 0);
+    for (TestMatrix* x : {&dq, &dw, &dk}) std::fill(x->storage.begin(), x->storage.end(), 0.0f);
+    const double expected = expect_given(c, dq.view, dw.view, dk.view);
+    EXPECT_NEAR(loss, expected, 2e-5 * (1 + std::abs(expected)));
+    EXPECT_LE(relative_error(c.dq.view, dq.view), 4e-3);
+    EXPECT_LE(relative_error(c.dw.view, dw.view), 1e-4);
+    EXPECT_LE(relative_error(c.dk.view, dk.view), 4e-3);
   }
 }
 
