@@ -327,7 +327,7 @@ struct GivenCase {
     std::vector<std::vector<int32_t>> lists_T = {{0}};
     for (int64_t t = 0; t < num_queries; ++t) {
       std::set<int32_t> keys;
-      const int64_t count = t % 9 == 4 ? 0 : 1 + static_cast<int64_t>(random.below(60));
+      const int64_t count = t % 9 == 4 ? 0 : 1 + static_cast<int64_t>(random.below(300));
       for (int64_t i = 0; i < count; ++i) keys.insert(static_cast<int32_t>(random.below(num_keys)));
       lists_T.emplace_back(keys.begin(), keys.end());
     }
