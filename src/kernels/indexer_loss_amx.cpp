@@ -161,7 +161,7 @@ class SelectedLoss {
     auto* const p = scratch.teacher.reserve<float>(num_keys * kUnionQueries);
     auto* const scores = scratch.scores.reserve<float>(num_keys * kUnionQueries);
     copy_key_rows(k_, 0, keys.padded_keys(), k_rows);
-    spread_lists(keys, probabilities_Q(keys), p);
+    spread_lists(keys, in_.keys_T, in_.probabilities, p);
     score_keys(num_keys, k_rows, heads, scratch, scores);
     take_losses(keys, p, scores);
     auto* const dk = dk_buffer.reserve<float>(num_keys * sum_columns(dim()));
@@ -177,13 +177,6 @@ class SelectedLoss {
       }
   }
 
-  std::array<const float*, kUnionQueries> probabilities_Q(const KeyUnion& keys) const {
-    std::array<const float*, kUnionQueries> list_Q{};
-    for (int64_t q = 0; q < keys.size(); ++q)
-      list_Q[q] = in_.probabilities + in_.keys_T.begins_T1[keys.begin() + q];
-    return list_Q;
-  }
-
   Heads prepare(const KeyUnion& keys, Scratch& scratch) const {
     const int64_t size = kUnionQueries * q_.words();
     const int64_t dq_size = num_heads() * kUnionQueries * sum_columns(dim());
@@ -197,10 +190,7 @@ class SelectedLoss {
     std::fill_n(heads.w_JQ, num_heads() * kUnionQueries, 0.0f);
     std::fill_n(heads.dw_JQ, num_heads() * kUnionQueries, 0.0f);
     for (int64_t j = 0; j < num_heads(); ++j) {
-      copy_query_rows(q_, j, keys, rows);
-      const PairRows queries{rows, kUnionQueries, q_.words(), q_.words()};
-      pack_as_columns(queries, heads.columns + j * size);
-      pack_as_rows(queries, kTileWords, heads.tiles + j * size);
+      pack_queries(q_, j, keys, rows, heads.columns + j * size, heads.tiles + j * size);
       for (int64_t q = 0; q < keys.size(); ++q)
         heads.w_JQ[j * kUnionQueries + q] = in_.w_TJ[keys.begin() + q][j];
     }
@@ -285,9 +275,7 @@ class SelectedLoss {
 
 void indexer_loss_of_selected_amx(const IndexerLossInput& in, IndexerLossOutput& out) {
   const int64_t tokens = in.q_TJX.rows;
-  base::parallel_for(out.dk_SX.rows, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) std::fill_n(out.dk_SX[s], out.dk_SX.cols, 0.0f);
-  });
+  clear_rows(out.dk_SX);
   SelectedLoss selected(in, out);
   constexpr int64_t kBlock = kBlockUnions * kUnionQueries;
   for (int64_t t = 0; t < tokens; t += kBlock) selected.add_block(t, std::min(t + kBlock, tokens));

@@ -228,9 +228,7 @@ class SelectedLoss {
 
 void indexer_loss_of_selected_bf16(const IndexerLossInput& in, IndexerLossOutput& out) {
   const int64_t tokens = in.q_TJX.rows;
-  base::parallel_for(out.dk_SX.rows, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) std::fill_n(out.dk_SX[s], out.dk_SX.cols, 0.0f);
-  });
+  clear_rows(out.dk_SX);
   SelectedLoss selected(in, out);
   for (int64_t t = 0; t < tokens; t += kBlockQueries)
     selected.add_block(t, std::min(t + kBlockQueries, tokens));

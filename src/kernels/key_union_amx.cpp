@@ -1,6 +1,7 @@
 #include "kernels/key_union_amx.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 
 #if FATHOM_HAS_AMX_KERNELS
@@ -14,6 +15,15 @@ constexpr size_t kAhead = 16;  // keys whose rows are fetched before their turn
 AMX_INLINE __mmask16 keys_of(const uint32_t* selectors, int64_t q) {
   return _mm512_test_epi32_mask(_mm512_loadu_si512(selectors),
                                 _mm512_set1_epi32(static_cast<int>(uint32_t{1} << q)));
+}
+
+// Where each query's own numbers begin; null for missing queries, which have no bits.
+template <typename T>
+std::array<T*, kUnionQueries> lists_of(const KeyUnion& keys, SelectedKeys keys_T, T* numbers) {
+  std::array<T*, kUnionQueries> list_Q{};
+  for (int64_t q = 0; q < keys.size(); ++q)
+    list_Q[q] = numbers + keys_T.begins_T1[keys.begin() + q];
+  return list_Q;
 }
 
 }  // namespace
@@ -30,13 +40,6 @@ AMX_KERNEL void copy_key_rows(const HeadRows& rows, int64_t h, std::span<const i
       _mm512_store_si512(out + i * words + word, _mm512_load_si512(row + word));
     }
   }
-}
-
-void copy_query_rows(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* out) {
-  const int64_t words = rows.words();
-  const uint32_t* const first = rows.head(h) + keys.begin() * words;
-  std::copy_n(first, keys.size() * words, out);
-  std::fill(out + keys.size() * words, out + kUnionQueries * words, 0u);
 }
 
 AMX_KERNEL void pack_as_columns(const PairRows& rows, uint32_t* tiles) {
@@ -59,6 +62,16 @@ AMX_KERNEL void pack_as_rows(const PairRows& rows, int64_t tiles_stride, uint32_
       _mm512_store_si512(out, _mm512_permutex2var_epi16(even, low, odd));
       _mm512_store_si512(out + tiles_stride, _mm512_permutex2var_epi16(even, high, odd));
     }
+}
+
+void pack_queries(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* rows_scratch,
+                  uint32_t* query_columns, uint32_t* query_tiles) {
+  const int64_t words = rows.words();
+  std::copy_n(rows.head(h) + keys.begin() * words, keys.size() * words, rows_scratch);
+  std::fill(rows_scratch + keys.size() * words, rows_scratch + kUnionQueries * words, 0u);
+  const PairRows queries{rows_scratch, kUnionQueries, words, words};
+  pack_as_columns(queries, query_columns);
+  if (query_tiles) pack_as_rows(queries, kTileWords, query_tiles);
 }
 
 void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_columns, float* dots) {
@@ -131,8 +144,9 @@ AMX_KERNEL void add_to_rows(const float* sums, std::span<const int32_t> keys, Vi
   }
 }
 
-AMX_KERNEL void spread_lists(const KeyUnion& keys, std::array<const float*, kUnionQueries> list_Q,
+AMX_KERNEL void spread_lists(const KeyUnion& keys, SelectedKeys keys_T, const float* numbers,
                              float* spread) {
+  auto list_Q = lists_of(keys, keys_T, numbers);
   for (int64_t i = 0; i < std::ssize(keys.padded_keys()); i += 16)
     for (int64_t q = 0; q < kUnionQueries; q += kAmxCols) {
       __m512i query[16];
@@ -149,8 +163,9 @@ AMX_KERNEL void spread_lists(const KeyUnion& keys, std::array<const float*, kUni
     }
 }
 
-AMX_KERNEL void collect_lists(const KeyUnion& keys, const float* spread,
-                              std::array<float*, kUnionQueries> list_Q) {
+AMX_KERNEL void collect_lists(const KeyUnion& keys, SelectedKeys keys_T, const float* spread,
+                              float* numbers) {
+  auto list_Q = lists_of(keys, keys_T, numbers);
   for (int64_t i = 0; i < std::ssize(keys.padded_keys()); i += 16)
     for (int64_t q = 0; q < kUnionQueries; q += kAmxCols) {
       __m512i query[16];

@@ -8,7 +8,6 @@
 // columns lives.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
@@ -33,9 +32,6 @@ inline int64_t sum_columns(int64_t dim) { return round_up(dim, kAmxCols); }
 
 // One head's rows of the keys, one behind another.
 void copy_key_rows(const HeadRows& rows, int64_t h, std::span<const int32_t> keys, uint32_t* out);
-// Of all 32 queries; missing ones are zero.
-void copy_query_rows(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* out);
-
 // `words` of each of num_rows rows, multiples of 16 and of 32.
 struct PairRows {
   const uint32_t* data;
@@ -49,7 +45,12 @@ void pack_as_columns(const PairRows& rows, uint32_t* tiles);
 // As rows of B, along the rows: [words / 8] times num_rows / 32 tiles, tiles_stride words apart.
 void pack_as_rows(const PairRows& rows, int64_t tiles_stride, uint32_t* tiles);
 
-// dots[i][q] = rows[i] . queries[q]; query_columns by pack_as_columns.
+// The rows of a union's queries, those missing zero, as columns and, where query_tiles is there, as
+// rows of B; 32 rows.words() words each. `rows_scratch` is as large.
+void pack_queries(const HeadRows& rows, int64_t h, const KeyUnion& keys, uint32_t* rows_scratch,
+                  uint32_t* query_columns, uint32_t* query_tiles);
+
+// dots[i][q] = rows[i] . queries[q]; query_columns by pack_queries.
 void multiply_keys_and_queries(const PairRows& rows, const uint32_t* query_columns, float* dots);
 
 // maximum_Q = the greatest of each query's scores of keys that it selected, and of what it was.
@@ -75,7 +76,7 @@ void add_sums_by_query(const uint32_t* weight_tiles, const uint32_t* row_tiles,
                        int64_t tiles_stride, int64_t num_rows, int64_t dim, float* sums);
 
 // sums[i][d] = sum over heads and queries of weights[head][i][q] rows[head][q][d], d < dim: weights
-// are bf16, [num_heads][num_rows][32]; query_tiles [num_heads][words / 8] by pack_as_rows; sums
+// are bf16, [num_heads][num_rows][32]; query_tiles [num_heads][words / 8] by pack_queries; sums
 // [num_rows], a multiple of 16 apart.
 void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t num_heads,
                 int64_t num_rows, int64_t words, int64_t dim, int64_t sums_stride, float* sums);
@@ -83,12 +84,10 @@ void sum_by_key(const uint16_t* weights, const uint32_t* query_tiles, int64_t nu
 // rows[keys[i]] += sums[i], which are sum_columns(rows.cols) apart.
 void add_to_rows(const float* sums, std::span<const int32_t> keys, View2<float> rows);
 
-// Lists of numbers beside each query's own keys, to and from [key][32 queries]. list_Q[q]: query
-// q's; of missing queries never touched. What a query did not select is zero in `spread`.
-void spread_lists(const KeyUnion& keys, std::array<const float*, kUnionQueries> list_Q,
-                  float* spread);
-void collect_lists(const KeyUnion& keys, const float* spread,
-                   std::array<float*, kUnionQueries> list_Q);
+// Numbers beside keys_T.keys, of which `keys` has some queries, to and from [key][32 queries]. What
+// a query did not select is zero in `spread`.
+void spread_lists(const KeyUnion& keys, SelectedKeys keys_T, const float* numbers, float* spread);
+void collect_lists(const KeyUnion& keys, SelectedKeys keys_T, const float* spread, float* numbers);
 
 }  // namespace fathom::kernels
 

@@ -106,12 +106,9 @@ TEST_P(KeyUnionAmx, ProductsEqualLoopsOverRoundedNumbers) {
     const PairRows pair_rows{rows, num_keys, words, words};
     pack_as_rows(pair_rows, num_keys / kAmxK * kTileWords, row_tiles);
     for (int64_t h = 0; h < 2; ++h) {
-      copy_query_rows(x_heads, h, keys, query_rows);
-      pack_as_rows({query_rows, kUnionQueries, words, words}, kTileWords,
-                   query_tiles + h * query_size);
+      pack_queries(x_heads, h, keys, query_rows, query_columns, query_tiles + h * query_size);
       fill_weights(num_keys, by_key + h * num_keys * kUnionQueries, weight_tiles);
     }
-    pack_as_columns({query_rows, kUnionQueries, words, words}, query_columns);
     std::fill_n(query_sums, kUnionQueries * columns, 1.0f);
     std::fill_n(key_sums, num_keys * stride, 7.0f);
     {
@@ -170,18 +167,12 @@ TEST_P(KeyUnionAmx, ListsComeBackAsTheyWent) {
     KeyUnion keys;
     keys.assign(selection.view(), begin, end);
     const int64_t num_keys = std::ssize(keys.padded_keys());
-    std::array<const float*, kUnionQueries> from{};
-    std::array<float*, kUnionQueries> to{};
-    for (int64_t q = 0; q < keys.size(); ++q) {
-      from[q] = numbers.data() + selection.begins[begin + q];
-      to[q] = again.data() + selection.begins[begin + q];
-    }
     auto* const spread = buffer<float>(num_keys * kUnionQueries);
-    spread_lists(keys, from, spread);
+    spread_lists(keys, selection.view(), numbers.data(), spread);
     for (int64_t i = 0; i < num_keys; ++i)
       for (int64_t q = 0; q < kUnionQueries; ++q)
         ASSERT_EQ(spread[i * kUnionQueries + q] != 0, keys.selectors()[i] >> q & 1);
-    collect_lists(keys, spread, to);
+    collect_lists(keys, selection.view(), spread, again.data());
   }
   EXPECT_EQ(again, numbers);
 }

@@ -98,13 +98,9 @@ class Forward {
       for (size_t i = 0; i < scratch.unions.size(); ++i)
         add_head(scratch.unions[i], h, scratch, scratch.means[i].data<float>());
     if (!io_.mean_probabilities) return;
-    for (size_t i = 0; i < scratch.unions.size(); ++i) {
-      const KeyUnion& keys = scratch.unions[i];
-      std::array<float*, kUnionQueries> list_Q{};
-      for (int64_t q = 0; q < keys.size(); ++q)
-        list_Q[q] = io_.mean_probabilities + io_.keys_T.begins_T1[keys.begin() + q];
-      collect_lists(keys, scratch.means[i].data<float>(), list_Q);
-    }
+    for (size_t i = 0; i < scratch.unions.size(); ++i)
+      collect_lists(scratch.unions[i], io_.keys_T, scratch.means[i].data<float>(),
+                    io_.mean_probabilities);
   }
 
  private:
@@ -144,8 +140,7 @@ class Forward {
     auto* const query_rows = scratch.query_rows.reserve<uint32_t>(kUnionQueries * k_words);
     auto* const query_columns = scratch.query_columns.reserve<uint32_t>(kUnionQueries * k_words);
     auto* const rows = scratch.rows.reserve<uint32_t>(kUnionChunk * kv_.words());
-    copy_query_rows(q_, h, keys, query_rows);
-    pack_as_columns({query_rows, kUnionQueries, k_words, k_words}, query_columns);
+    pack_queries(q_, h, keys, query_rows, query_columns, nullptr);
     for (int64_t i = 0; i < num_keys; i += kUnionChunk) {
       const int64_t count = std::min(kUnionChunk, num_keys - i);
       copy_key_rows(kv_, h, keys.padded_keys().subspan(i, count), rows);
@@ -281,13 +276,11 @@ class Backward {
   HeadOfQueries prepare(const KeyUnion& keys, int64_t h, BackwardScratch& scratch) const {
     const auto pack = [&](const HeadRows& x, LineBuffer& rows_buffer, LineBuffer& columns_buffer,
                           LineBuffer& tiles_buffer) {
-      const int64_t words = x.words(), size = kUnionQueries * words;
+      const int64_t size = kUnionQueries * x.words();
       auto* const rows = rows_buffer.reserve<uint32_t>(size);
       auto* const columns = columns_buffer.reserve<uint32_t>(size);
       auto* const tiles = tiles_buffer.reserve<uint32_t>(size);
-      copy_query_rows(x, h, keys, rows);
-      pack_as_columns({rows, kUnionQueries, words, words}, columns);
-      pack_as_rows({rows, kUnionQueries, words, words}, kTileWords, tiles);
+      pack_queries(x, h, keys, rows, columns, tiles);
       return std::pair(columns, tiles);
     };
     HeadOfQueries head{};

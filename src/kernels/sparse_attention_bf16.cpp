@@ -248,12 +248,8 @@ void sparse_attention_forward_bf16(const AttentionShape& shape, const SparseAtte
 
 void sparse_attention_backward_bf16(const AttentionShape& shape,
                                     const SparseAttentionBackward& io) {
-  base::parallel_for(io.k.rows, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      std::fill_n(io.dk[s], io.dk.cols, 0.0f);
-      std::fill_n(io.dv[s], io.dv.cols, 0.0f);
-    }
-  });
+  clear_rows(io.dk);
+  clear_rows(io.dv);
   Backward backward(shape, io);
   for (int64_t t = 0; t < io.q.rows; t += kBlockQueries)
     backward.add_block(t, std::min(t + kBlockQueries, io.q.rows));

@@ -43,8 +43,9 @@ async function askMany(count, first) {
   await Promise.all(Array.from({length: kConnections}, work));
 }
 
-// A leak grows in every quarter: what is allocated and not freed is counted when no request runs. The resident size also holds what the allocator keeps. AddressSanitizer's keeps
-// freed pieces of each size for each of the server's threads, so that it is no measure there.
+// A leak grows in every quarter: what is allocated and not freed is counted when no request runs.
+// The resident size also holds what the allocator keeps. AddressSanitizer's keeps freed pieces of
+// each size for each of the server's threads, so that it is no measure there.
 test('10,000 short requests', {timeout: 300000}, async () => {
   const quarter = kRequests / 4, resident = [], heap = [];
   for (let first = 0; first < kRequests; first += quarter) {
