@@ -9,12 +9,6 @@
 
 namespace fathom::kernels {
 
-void clear_rows(View2<float> rows) {
-  base::parallel_for(rows.rows, 256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) std::fill_n(rows[i], rows.cols, 0.0f);
-  });
-}
-
 #if FATHOM_HAS_BF16_KERNELS
 
 namespace {

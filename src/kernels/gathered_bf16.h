@@ -72,9 +72,6 @@ void gathered_dots(const HeadRows& x, int64_t t, const HeadRows& rows, int64_t h
 void add_gathered_sum(const uint32_t* weights, float factor, const HeadRows& rows, int64_t h,
                       std::span<const int32_t> keys, float* out);
 
-// All of them zero. Parallel over rows; any processor.
-void clear_rows(View2<float> rows);
-
 // The sum of a[i] * b[i], b rounded: with out and dout, what a row of dout . v sums to by its
 // probabilities. Serial, in one fixed order; has_bf16_dot() processors only.
 float dot_of_rounded(const float* a, const float* b, int64_t count);

@@ -1,5 +1,8 @@
 #include "kernels/gathered_rows.h"
 
+#include <algorithm>
+
+#include "base/parallel.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -101,6 +104,12 @@ void gathered_sum(const float* weight, View2<const float> rows, std::span<const 
 void scatter_add(const float* weight, const float* x, std::span<const int32_t> index,
                  View2<float> rows) {
   add_multiples(weight, x, rows.cols, index.data(), std::ssize(index), rows.data, rows.stride);
+}
+
+void clear_rows(View2<float> rows) {
+  base::parallel_for(rows.rows, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) std::fill_n(rows[i], rows.cols, 0.0f);
+  });
 }
 
 }  // namespace fathom::kernels

@@ -22,4 +22,7 @@ void gathered_sum(const float* weight, View2<const float> rows, std::span<const 
 void scatter_add(const float* weight, const float* x, std::span<const int32_t> index,
                  View2<float> rows);
 
+// All of them zero: what sums by keys begin with. Parallel over rows.
+void clear_rows(View2<float> rows);
+
 }  // namespace fathom::kernels

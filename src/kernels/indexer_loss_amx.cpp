@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/parallel.h"
+#include "kernels/gathered_rows.h"
 #include "kernels/key_union_amx.h"
 #include "kernels/softmax_row.h"
 #include "kernels/tile.h"

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/gathered_bf16.h"
+#include "kernels/gathered_rows.h"
 #include "kernels/scattered_bf16.h"
 #include "kernels/softmax_row.h"
 #include "kernels/tile.h"

@@ -113,10 +113,6 @@ void backward_block(const AttentionShape& shape, const SparseAttentionBackward& 
   add_rows(dv_block, block.keys, head_columns(io.dv, h, shape.v_dim));
 }
 
-void clear(View2<float> x) {
-  for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x[i], x.cols, 0.0f);
-}
-
 }  // namespace
 
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io) {
@@ -144,8 +140,8 @@ void sparse_attention_backward(const AttentionShape& shape, const SparseAttentio
   const auto blocks = blocks_of(io.keys_T, io.k.rows);
   base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t h = begin; h < end; ++h) {
-      clear(head_columns(io.dk, h, shape.qk_dim));
-      clear(head_columns(io.dv, h, shape.v_dim));
+      clear_rows(head_columns(io.dk, h, shape.qk_dim));
+      clear_rows(head_columns(io.dv, h, shape.v_dim));
       for (const Block& block : blocks) backward_block(shape, io, block, h);
     }
   });

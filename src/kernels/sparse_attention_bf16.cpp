@@ -8,6 +8,7 @@
 
 #include "base/parallel.h"
 #include "kernels/gathered_bf16.h"
+#include "kernels/gathered_rows.h"
 #include "kernels/scattered_bf16.h"
 #include "kernels/tile.h"
 
