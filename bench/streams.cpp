@@ -4,10 +4,12 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "base/file.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "bench/machine.h"
 #include "model/checkpoint.h"
+#include "text/tokenizer.h"
 
 namespace fathom::bench {
 namespace {
@@ -44,16 +46,38 @@ class Counter {
   std::string error_;
 };
 
-double run(engine::Engine& engine, const model::Config& config, const StreamsOptions& options,
-           int num_streams, int seed) {
-  Counter counter(num_streams);
+// A prompt for each stream: parts of the text that lie evenly apart, or random tokens.
+std::vector<std::vector<int32_t>> prompts(const StreamsOptions& options, int64_t vocab_size,
+                                          int num_streams, int seed) {
+  std::vector<int32_t> text;
+  if (!options.text.empty()) {
+    text = text::Tokenizer::load(options.model / "tokenizer.json")
+               .encode(base::read_file(options.text));
+    if (std::ssize(text) < options.prompt_tokens)
+      fail("{} has {} tokens; a prompt needs {}", options.text.string(), text.size(),
+           options.prompt_tokens);
+  }
+  const int64_t num_begins = std::ssize(text) - options.prompt_tokens + 1;
+  std::vector<std::vector<int32_t>> result(num_streams);
   for (int i = 0; i < num_streams; ++i) {
-    engine::Request request;
     base::Random random(seed, i);
+    const int64_t begin = text.empty() ? 0 : static_cast<int64_t>(random.below(num_begins));
     for (int64_t t = 0; t < options.prompt_tokens; ++t)
-      request.prompt.push_back(static_cast<int32_t>(random.below(config.vocab_size)));
+      result[i].push_back(text.empty() ? static_cast<int32_t>(random.below(vocab_size))
+                                       : text[begin + t]);
+  }
+  return result;
+}
+
+double run(engine::Engine& engine, const StreamsOptions& options,
+           const std::vector<std::vector<int32_t>>& prompts) {
+  Counter counter(static_cast<int>(prompts.size()));
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    engine::Request request;
+    request.prompt = prompts[i];
     request.max_tokens = static_cast<int>(options.tokens);
-    request.sampling.seed = static_cast<uint64_t>(i);
+    request.sampling.temperature = options.temperature;
+    request.sampling.seed = i;
     engine.submit(std::move(request), [&, is_first = true](const auto& event) mutable {
       counter.take(event, is_first);
       is_first = false;
@@ -62,36 +86,75 @@ double run(engine::Engine& engine, const model::Config& config, const StreamsOpt
   return counter.tokens_per_second();
 }
 
-}  // namespace
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
-Json measure_streams(const StreamsOptions& options) {
-  if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+// The model in as many engines as are compared: drafting, or not.
+struct Engines {
+  std::shared_ptr<const model::Model> model;
+  std::unique_ptr<engine::Engine> plain, speculating;
+};
+
+Engines start_engines(const StreamsOptions& options) {
   model::Model loaded = model::load_checkpoint(options.model);
   // Positions beyond the trained ones cost the same.
   loaded.config.max_position_embeddings =
       std::max(loaded.config.max_position_embeddings, options.prompt_tokens + options.tokens + 1);
-  const auto model = std::make_shared<const model::Model>(std::move(loaded));
-  engine::EngineOptions engine_options = options.engine;
-  engine_options.max_running_requests =
-      *std::max_element(options.streams.begin(), options.streams.end());
-  engine_options.keep_prefixes = false;
-  engine::Engine engine(model, engine_options);
-  Json result = {{"model", options.model.filename().string()},
-                 {"threads", base::num_threads()},
-                 {"prompt_tokens", options.prompt_tokens},
-                 {"tokens", options.tokens},
-                 {"streams", Json::object()}};
+  Engines engines{std::make_shared<const model::Model>(std::move(loaded)), nullptr, nullptr};
+  engine::EngineOptions how = options.engine;
+  how.max_running_requests = *std::max_element(options.streams.begin(), options.streams.end());
+  how.keep_prefixes = false;
+  if (how.speculate) engines.speculating = std::make_unique<engine::Engine>(engines.model, how);
+  how.speculate = false;
+  engines.plain = std::make_unique<engine::Engine>(engines.model, how);
+  return engines;
+}
+
+struct Rates {
+  double plain = 0, speculating = 0;  // tokens/s, medians of runs by turns
+};
+
+Rates measure(const Engines& engines, const StreamsOptions& options, int num_streams) {
+  std::vector<double> plain, speculating;
+  for (int i = 0; i < options.repeats; ++i) {
+    const auto all = prompts(options, engines.model->config.vocab_size, num_streams, i);
+    plain.push_back(run(*engines.plain, options, all));
+    if (engines.speculating) speculating.push_back(run(*engines.speculating, options, all));
+  }
+  return {median(plain), speculating.empty() ? 0 : median(speculating)};
+}
+
+double accepted_share(const engine::Engine::Statistics& before,
+                      const engine::Engine::Statistics& after) {
+  return static_cast<double>(after.num_accepted_tokens - before.num_accepted_tokens) /
+         static_cast<double>(after.num_drafted_tokens - before.num_drafted_tokens);
+}
+
+}  // namespace
+
+Json measure_streams(const StreamsOptions& options) {
+  if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  const Engines engines = start_engines(options);
+  Json result = {{"model", options.model.filename().string()}, {"threads", base::num_threads()},
+                 {"prompt_tokens", options.prompt_tokens},     {"tokens", options.tokens},
+                 {"temperature", options.temperature},         {"streams", Json::object()}};
   double one = 0;
   for (const int num_streams : options.streams) {
-    std::vector<double> rates;
-    for (int i = 0; i < options.repeats; ++i)
-      rates.push_back(run(engine, model->config, options, num_streams, i));
-    std::sort(rates.begin(), rates.end());
-    const double rate = rates[rates.size() / 2];
-    if (num_streams == 1) one = rate;
+    const auto statistics = [&] {
+      return engines.speculating ? engines.speculating->statistics() : engine::Engine::Statistics();
+    };
+    const engine::Engine::Statistics before = statistics();
+    const Rates rates = measure(engines, options, num_streams);
+    if (num_streams == 1) one = rates.plain;
     Json& row = result["streams"][std::to_string(num_streams)];
-    row["tokens_per_s"] = rate;
-    if (one > 0) row["times_one_stream"] = rate / one;
+    row["tokens_per_s"] = rates.plain;
+    if (one > 0) row["times_one_stream"] = rates.plain / one;
+    if (!engines.speculating) continue;
+    row["speculating_tokens_per_s"] = rates.speculating;
+    row["speculating_times_plain"] = rates.speculating / rates.plain;
+    row["accepted_share"] = accepted_share(before, statistics());
   }
   const MachinePeaks peaks = measure_machine();
   result["machine"] = {{"f32_gflop_per_s", peaks.f32_gflop_per_s},

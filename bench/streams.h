@@ -14,6 +14,8 @@ struct StreamsOptions {
   std::filesystem::path model;
   std::vector<int> streams = {1, 8, 64};
   int64_t prompt_tokens = 32;
+  std::filesystem::path text = {};  // a file whose parts are the prompts; empty: random tokens
+  double temperature = 1;
   int64_t tokens = 256;  // that each stream generates
   int num_threads = 0;
   int repeats = 3;
@@ -22,7 +24,8 @@ struct StreamsOptions {
 
 // For each number of streams: tokens a second of all together from the first token on (prompts are
 // not in it), the median of the runs, and how many times one stream's that is. Prompts differ, no
-// token ends a stream.
+// token ends a stream. Where engine.speculate is set: the same without it as well, run by turns,
+// and the share of the drafts that were right.
 Json measure_streams(const StreamsOptions& options);
 
 }  // namespace fathom::bench

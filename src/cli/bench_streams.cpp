@@ -23,13 +23,21 @@ void add_bench_streams_command(CLI::App& bench) {
   command->add_option("--prompt-tokens", options->prompt_tokens, "Tokens of each prompt")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
+  command
+      ->add_option("--text", options->text,
+                   "Text file to cut prompts from (default: random tokens)")
+      ->check(CLI::ExistingFile);
+  command->add_option("--temperature", options->temperature, "Sampling temperature, 0 is greedy")
+      ->check(CLI::Range(0.0, 2.0))
+      ->capture_default_str();
   command->add_option("--tokens", options->tokens, "Tokens that each stream generates")
       ->check(CLI::Range(2, 1 << 20))
       ->capture_default_str();
   command->add_option("--repeats", options->repeats, "Runs of each, the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_flag("--speculate", options->engine.speculate, "Draft with the MTP layer");
+  command->add_flag("--speculate", options->engine.speculate,
+                    "Draft with the MTP layer as well, by turns with plain decoding");
   add_cache_option(*command, options->engine.cache_format);
   add_threads_option(*command, options->num_threads);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
