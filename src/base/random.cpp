@@ -6,24 +6,11 @@
 #include "base/check.h"
 
 namespace fathom::base {
-namespace {
-
-// Finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection that passes statistical tests when
-// fed a counter.
-uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
-
-constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
-
-}  // namespace
 
 Random::Random(uint64_t seed, uint64_t stream)
-    : key_(mix(mix(seed + kGolden) + stream * kGolden)) {}
+    : key_(mix_bits(mix_bits(seed + kRandomStep) + stream * kRandomStep)) {}
 
-uint64_t Random::next() { return mix(key_ + ++position_ * kGolden); }
+uint64_t Random::next() { return mix_bits(key_ + ++position_ * kRandomStep); }
 
 double Random::uniform() { return static_cast<double>(next() >> 11) * 0x1.0p-53; }
 

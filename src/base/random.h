@@ -6,6 +6,16 @@
 
 namespace fathom::base {
 
+inline constexpr uint64_t kRandomStep = 0x9e3779b97f4a7c15ULL;
+
+// Finaliser of splitmix64 (Steele, Lea, Flood 2014): a bijection that passes statistical tests when
+// fed a counter. Number n of the stream `key` is mix_bits(key + n * kRandomStep).
+inline uint64_t mix_bits(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
+  return x ^ (x >> 31);
+}
+
 class Random {
  public:
   explicit Random(uint64_t seed, uint64_t stream = 0);

@@ -78,17 +78,17 @@ void keep_routing(const model::ForwardStatistics& experts, int64_t first, int64_
   }
 }
 
-Draw draw_token(Sequence& sequence, std::span<const float> logits) {
+// The sequence's next token by these logits, which its constraint has not accepted yet.
+Draw draw_token(const Sequence& sequence, std::span<const float> logits, base::Random& random,
+                bool with_mask) {
   const Request& request = sequence.request;
   if (!adjusts_logits(request.sampling) && !request.constraint)
-    return draw(logits, request.sampling, sequence.random, request.record);
+    return draw(logits, request.sampling, random, with_mask);
   std::vector<float> adjusted(logits.begin(), logits.end());
   if (adjusts_logits(request.sampling))
     adjust_logits(request.sampling, sequence.generated(), adjusted);
   if (request.constraint) keep_allowed(request.constraint->allowed(), adjusted);
-  Draw drawn = draw(adjusted, request.sampling, sequence.random, request.record);
-  if (request.constraint) request.constraint->accept(drawn.id);
-  return drawn;
+  return draw(adjusted, request.sampling, random, with_mask);
 }
 
 // A sequence's next token, or why it must fail.
@@ -103,10 +103,31 @@ Choice choose_token(Sequence& sequence, std::span<const float> logits) {
                 fmt::format("the logits of position {} are not finite; the weights are damaged",
                             sequence.tokens.size() - 1)};
   try {
-    return {.drawn = draw_token(sequence, logits)};
+    Draw drawn = draw_token(sequence, logits, sequence.random, sequence.request.record);
+    if (sequence.request.constraint) sequence.request.constraint->accept(drawn.id);
+    return {.drawn = std::move(drawn)};
   } catch (const std::exception& error) {  // of the request's own constraint
     return {.error = error.what()};
   }
+}
+
+// What the token after the next will be if MTP's logits are right: drawn as that token will be,
+// with the same random number, which is left for it. Two draws from distributions that differ
+// little then mostly agree, where the likeliest token alone is right no more often than it is
+// drawn. None where nothing can be drawn: the pass that draws the token itself will say why.
+std::optional<int32_t> guess_token(const Sequence& sequence, std::span<const float> logits) {
+  if (!kernels::are_finite(logits.data(), std::ssize(logits))) return {};
+  base::Random random = sequence.random;
+  try {
+    return draw_token(sequence, logits, random, false).id;
+  } catch (const std::exception&) {
+    return {};
+  }
+}
+
+std::span<const float> row_of(const Tensor& logits_RV, int64_t row) {
+  return {logits_RV.data_ptr<float>() + row * logits_RV.size(1),
+          static_cast<size_t>(logits_RV.size(1))};
 }
 
 // Of each sequence the row of logits that its next token is drawn from; nothing while its prompt
@@ -116,8 +137,7 @@ std::vector<std::span<const float>> first_logits(const Batch& batch, const Tenso
   int64_t row = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     if (batch.sequences[i]->is_prefilling()) continue;
-    rows[i] = {logits_RV.data_ptr<float>() + row * logits_RV.size(1),
-               static_cast<size_t>(logits_RV.size(1))};
+    rows[i] = row_of(logits_RV, row);
     row += batch.has_draft(i) ? 2 : 1;
   }
   return rows;
@@ -303,9 +323,9 @@ void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV,
   }
 }
 
-// Runs the MTP layer over the rows that counted, each with the token that came next, and takes the
-// best guess of the last row of each sequence that is decoding. Rows that another request left in
-// the prefix cache may have seen another next token: that costs a wrong guess, never a wrong token.
+// Runs the MTP layer over the rows that counted, each with the token that came next, and guesses
+// from the last row of each sequence that is decoding. Rows that another request left in the prefix
+// cache may have seen another next token: that costs a wrong guess, never a wrong token.
 void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
   std::vector<int64_t> rows, next_tokens, last_rows;
   std::vector<model::Segment> segments;
@@ -333,10 +353,12 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
   const Tensor hidden = model::forward_mtp(*model, hidden_ND.index_select(0, index_tensor(rows)),
                                            index_tensor(next_tokens), segments, forward);
   if (drafting.empty()) return;
-  const Tensor best =
-      model::logits(*model, hidden.index_select(0, index_tensor(last_rows)), forward).argmax(1);
-  for (size_t i = 0; i < drafting.size(); ++i)
-    drafting[i]->draft = static_cast<int32_t>(best[static_cast<int64_t>(i)].item<int64_t>());
+  const Tensor logits_RV =
+      model::logits(*model, hidden.index_select(0, index_tensor(last_rows)), forward);
+  base::parallel_for(std::ssize(drafting), kFewestChoices, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      drafting[i]->draft = guess_token(*drafting[i], row_of(logits_RV, i));
+  });
 }
 
 // Reports the sequence's next token and ends the sequence where it must end. Returns whether there

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "base/check.h"
+#include "kernels/exponential_race.h"
 #include "kernels/softmax_row.h"
 
 namespace fathom::engine {
@@ -27,6 +28,7 @@ class Weights {
 
   double mass() const { return mass_; }
   float operator[](int32_t id) const { return weights_[id]; }
+  const float* data() const { return weights_.get(); }
   int64_t size() const { return std::ssize(logits_); }
 
   // The best tokens in rank order, ties to the lower id: at least `count` of them and a mass of at
@@ -75,6 +77,18 @@ struct Cut {
   std::vector<int32_t> ids;
   double mass = 0;
 };
+
+// -1 if no token has weight.
+int32_t draw_from_all(const Weights& weights, uint64_t key) {
+  return static_cast<int32_t>(kernels::first_to_ring(weights.data(), nullptr, weights.size(), key));
+}
+
+int32_t draw_from(const Weights& weights, const std::vector<int32_t>& ids, uint64_t key) {
+  std::vector<float> of_ids;
+  for (const int32_t id : ids) of_ids.push_back(weights[id]);
+  const int64_t place = kernels::first_to_ring(of_ids.data(), ids.data(), std::ssize(ids), key);
+  return place < 0 ? -1 : ids[place];
+}
 
 // Ids that could be drawn, empty if that is the whole vocabulary.
 std::vector<int32_t> mask_of(const Weights& weights, std::vector<int32_t> ids, bool is_cut) {
@@ -185,15 +199,8 @@ Draw draw(std::span<const float> logits, const SamplingOptions& options, base::R
   Cut cut;
   if (is_cut) cut = cut_off(weights, options);
   const double mass = is_cut ? cut.mass : weights.mass();
-  const int64_t count = is_cut ? std::ssize(cut.ids) : weights.size();
-  double left = random.uniform() * mass;
-  int32_t drawn = -1;
-  for (int64_t i = 0; i < count && left >= 0; ++i) {
-    const int32_t id = is_cut ? cut.ids[i] : static_cast<int32_t>(i);
-    if (weights[id] == 0) continue;
-    drawn = id;
-    left -= weights[id];
-  }
+  const uint64_t key = random.next();
+  const int32_t drawn = is_cut ? draw_from(weights, cut.ids, key) : draw_from_all(weights, key);
   CHECK(drawn >= 0, "no token can be drawn");
   Draw result{drawn, static_cast<float>(std::log(weights[drawn] / mass)), {}};
   if (with_mask) result.mask = mask_of(weights, std::move(cut.ids), is_cut);

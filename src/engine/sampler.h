@@ -57,7 +57,8 @@ struct Draw {
 // Draws from softmax(logits / temperature), cut first to the top_k best, then to the smallest set
 // of most probable tokens whose mass reaches top_p, then by min_p. Ties in rank go to the lower id.
 // A token at minus infinity is never drawn; at least one must be finite. The mask is filled
-// `with_mask` alone.
+// `with_mask` alone. Takes one number of `random`, and none where it is greedy. Draws with the same
+// number from rows that differ little mostly give the same token (kernels/exponential_race.h).
 Draw draw(std::span<const float> logits, const SamplingOptions& options, base::Random& random,
           bool with_mask = false);
 
