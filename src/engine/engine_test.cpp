@@ -376,6 +376,51 @@ TEST(Engine, SpeculationChangesNoBit) {
   EXPECT_THROW(Engine(tiny_model(), {.speculate = true}), Error);
 }
 
+// Rows of logits of untrained weights differ little, so the same random number mostly draws the
+// same token of 60 from two of them; the likeliest would seldom be right.
+TEST(Engine, DraftsAreDrawnAsTheTokenWillBe) {
+  model::Config config = long_config();
+  config.num_nextn_predict_layers = 1;
+  Engine engine(std::make_shared<const model::Model>(model::initialise(config, 3)),
+                {.speculate = true});
+  Request request = request_of(1, 9);
+  request.max_tokens = 200;
+  request.sampling.temperature = 2;
+  request.sampling.top_p = 0.98;
+  EXPECT_EQ(start(engine, request).get().ids.size(), 200u);
+  const auto statistics = engine.statistics();
+  EXPECT_GT(statistics.num_drafted_tokens, 100);
+  EXPECT_GT(statistics.num_accepted_tokens, statistics.num_drafted_tokens / 3);
+}
+
+TEST(Engine, DraftsFollowPenaltiesBiasAndConstraint) {
+  model::Config config = long_config();
+  config.num_nextn_predict_layers = 1;
+  const auto model = std::make_shared<const model::Model>(model::initialise(config, 3));
+  const auto all_drafts_are_right = [&](const Request& request) {
+    Engine engine(model, {.speculate = true});
+    EXPECT_EQ(start(engine, request).get().ids.size(), 40u);
+    EXPECT_GT(engine.statistics().num_drafted_tokens, 15);
+    return engine.statistics().num_drafted_tokens == engine.statistics().num_accepted_tokens;
+  };
+  Request request = request_of(1, 9);
+  request.max_tokens = 40;
+  EXPECT_FALSE(all_drafts_are_right(request));
+  Request constrained = request;  // to the one id that comes next
+  auto next = std::make_shared<int32_t>(7);
+  auto mask = std::make_shared<std::vector<uint64_t>>(1);
+  constrained.constraint = TokenConstraint{[next, mask] {
+                                             (*mask)[0] = uint64_t{1} << *next;
+                                             return std::span<const uint64_t>(*mask);
+                                           },
+                                           [next](int32_t id) { *next = (id + 11) % 60; }};
+  EXPECT_TRUE(all_drafts_are_right(constrained));
+  request.sampling.temperature = 0;  // the bias holds until its tokens' penalties have grown
+  for (int32_t id = 0; id < 60; ++id) request.sampling.logit_bias[id] = 50 - id;
+  request.sampling.frequency_penalty = 2;
+  EXPECT_TRUE(all_drafts_are_right(request));
+}
+
 TEST(Engine, RequestsWaitForRoomInTheCachesAndTooLargeOnesAreRefused) {
   const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
   const model::CacheLayout layout(long_config(), model::CacheFormat::kBF16);

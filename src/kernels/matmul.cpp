@@ -587,13 +587,18 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Pre
   });
 }
 
+// So many rows of x are faster one after the other than with W widened first.
+constexpr int64_t kFewRows = 2;
+
 void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float> y_MK,
                        Precision precision) {
   CHECK_EQ(x_MN.cols, w.rows);
   CHECK_EQ(y_MK.cols, w.cols);
   const bool is_stored_short = w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3;
-  if (x_MN.rows == 1 && is_stored_short && precision == Precision::kF32 && has_bf16_dot())
-    return linear_transposed_row(x_MN[0], w, y_MK[0]);
+  if (x_MN.rows <= kFewRows && is_stored_short && precision == Precision::kF32 && has_bf16_dot()) {
+    for (int64_t m = 0; m < x_MN.rows; ++m) linear_transposed_row(x_MN[m], w, y_MK[m]);
+    return;
+  }
   static thread_local std::vector<float> widened;
   const float* rows = static_cast<const float*>(w.data) + w.first_row * w.cols;
   if (w.format != WeightFormat::kF32) {

@@ -255,19 +255,23 @@ Tensor mqa_means(const AttentionInput& in, const std::vector<QueryTile>& tiles,
   const Config& c = in.config;
   const int64_t heads = c.num_attention_heads, width = c.kv_lora_rank + c.qk_rope_head_dim;
   Tensor mean_NHC = torch::empty({absorbed.size(0), heads * c.kv_lora_rank});
-  base::parallel_for(std::ssize(tiles), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const QueryTile& tile = tiles[i];
-      for (int64_t t = 0; t < tile.count; ++t) {
-        const int64_t n = tile.first + t, num_visible = tile.position + t + 1;
-        const auto* keys = keys_N.empty() || keys_N[n].empty() ? nullptr : &keys_N[n];
-        kernels::sparse_mla(
-            {View2<const float>(absorbed.data_ptr<float>() + n * heads * width, heads, width),
-             tile.cache->latent(in.layer, num_visible), keys ? keys->data() : nullptr,
-             keys ? std::ssize(*keys) : num_visible, static_cast<float>(c.softmax_scale()),
-             View2<float>(mean_NHC.data_ptr<float>() + n * heads * c.kv_lora_rank, heads,
-                          c.kv_lora_rank)});
-      }
+  const auto attend = [&](int64_t n, const QueryTile& tile) {
+    const int64_t num_visible = tile.position + n - tile.first + 1;
+    const auto* keys = keys_N.empty() || keys_N[n].empty() ? nullptr : &keys_N[n];
+    kernels::sparse_mla(
+        {View2<const float>(absorbed.data_ptr<float>() + n * heads * width, heads, width),
+         tile.cache->latent(in.layer, num_visible), keys ? keys->data() : nullptr,
+         keys ? std::ssize(*keys) : num_visible, static_cast<float>(c.softmax_scale()),
+         View2<float>(mean_NHC.data_ptr<float>() + n * heads * c.kv_lora_rank, heads,
+                      c.kv_lora_rank)});
+  };
+  // By queries, not tiles: a token and its draft are one tile.
+  base::parallel_for(absorbed.size(0), 1, [&](int64_t begin, int64_t end) {
+    auto tile = std::find_if(tiles.begin(), tiles.end(),
+                             [&](const QueryTile& of) { return begin < of.first + of.count; });
+    for (int64_t n = begin; n < end; ++n) {
+      if (n == tile->first + tile->count) ++tile;
+      attend(n, *tile);
     }
   });
   return mean_NHC;
