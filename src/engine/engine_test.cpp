@@ -400,8 +400,10 @@ TEST(Engine, DraftsFollowPenaltiesBiasAndConstraint) {
   const auto all_drafts_are_right = [&](const Request& request) {
     Engine engine(model, {.speculate = true});
     EXPECT_EQ(start(engine, request).get().ids.size(), 40u);
-    EXPECT_GT(engine.statistics().num_drafted_tokens, 15);
-    return engine.statistics().num_drafted_tokens == engine.statistics().num_accepted_tokens;
+    const auto statistics = engine.statistics();
+    EXPECT_GT(statistics.num_drafted_tokens, 15);
+    // The answer may end before its last draft's place.
+    return statistics.num_drafted_tokens - statistics.num_accepted_tokens <= 1;
   };
   Request request = request_of(1, 9);
   request.max_tokens = 40;
@@ -415,8 +417,8 @@ TEST(Engine, DraftsFollowPenaltiesBiasAndConstraint) {
                                            },
                                            [next](int32_t id) { *next = (id + 11) % 60; }};
   EXPECT_TRUE(all_drafts_are_right(constrained));
-  request.sampling.temperature = 0;  // the bias holds until its tokens' penalties have grown
-  for (int32_t id = 0; id < 60; ++id) request.sampling.logit_bias[id] = 50 - id;
+  request.sampling.temperature = 0;  // 3 and 5 by turns, each drawn down by its own penalty
+  request.sampling.logit_bias = {{3, 60}, {5, 59}};
   request.sampling.frequency_penalty = 2;
   EXPECT_TRUE(all_drafts_are_right(request));
 }
