@@ -6,7 +6,6 @@
 
 #include "base/parallel.h"
 #include "kernels/simd.h"
-#include "kernels/softmax_row.h"
 
 namespace fathom::kernels {
 namespace {
@@ -118,14 +117,6 @@ void rope_head(const Rope& options, const float* cos, const float* sin, float* x
   }
 }
 
-// Returns log(sum(exp(x - maximum))) with the sum in double; leaves exp(x - maximum) in x.
-double exp_shifted(float* x, int64_t count, float maximum) {
-  double total = 0;
-  for (int64_t i = 0; i < count; i += 1024)
-    total += exp_scaled_row(x + i, std::min<int64_t>(1024, count - i), 1.0f, maximum);
-  return total;
-}
-
 KERNEL void add_scaled(const float* x, float factor, int64_t count, float* out) {
   for (int64_t i = 0; i < count; ++i) out[i] += factor * x[i];
 }
@@ -194,26 +185,6 @@ void rope(const Rope& options, View2<const float> cos, View2<const float> sin, V
     for (int64_t m = begin; m < end; ++m)
       for (int64_t h = 0; h < options.num_heads; ++h)
         rope_head(options, cos[m], sin[m], x[m] + h * options.head_dim + options.rope_begin);
-  });
-}
-
-void cross_entropy(View2<float> logits, const int64_t* target, float gradient_scale, double* loss) {
-  base::parallel_for(logits.rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) {
-      float* row = logits[m];
-      loss[m] = 0;
-      if (target[m] < 0) {
-        std::fill_n(row, logits.cols, 0.0f);
-        continue;
-      }
-      CHECK_LT(target[m], logits.cols);
-      const float maximum = max_row(row, logits.cols);
-      const double chosen = row[target[m]];
-      const double sum = exp_shifted(row, logits.cols, maximum);
-      loss[m] = std::log(sum) + maximum - chosen;
-      scale_row(row, logits.cols, static_cast<float>(gradient_scale / sum));
-      row[target[m]] -= gradient_scale;
-    }
   });
 }
 

@@ -41,11 +41,6 @@ struct Rope {
 void rope(const Rope& options, View2<const float> cos_MR2, View2<const float> sin_MR2,
           View2<float> x_MHD);
 
-// Cross-entropy of each row's logits against target_M (-1: ignored, loss 0), natural log.
-// loss_M receives the losses; logits are overwritten by gradient_scale * d loss / d logits.
-void cross_entropy(View2<float> logits_MV, const int64_t* target_M, float gradient_scale,
-                   double* loss_M);
-
 // out[m] = x[index_M[m]].
 void gather_rows(View2<const float> x_ND, const int64_t* index_M, View2<float> out_MD);
 // out[n] = sum_j weight[n,j] * x[slot_NK[n,j]], j ascending. weight may be empty: all ones.

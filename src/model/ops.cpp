@@ -6,6 +6,7 @@
 
 #include "base/parallel.h"
 #include "kernels/fp8.h"
+#include "kernels/linear_cross_entropy.h"
 
 namespace fathom::model::ops {
 namespace {
@@ -185,32 +186,26 @@ struct CombineFunction : Function<CombineFunction> {
   }
 };
 
-constexpr int64_t kHeadBlock = 512;
-
 struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const Tensor& targets, bool bf16, bool with_gradients) {
-    const int64_t rows = x.size(0), vocab = weight.size(0), dim = x.size(1);
-    const auto precision = precision_of(bf16);
     const int64_t num_targets = (targets >= 0).sum().item<int64_t>();
     const float scale = num_targets > 0 ? 1.0f / static_cast<float>(num_targets) : 0.0f;
-    std::vector<double> losses(rows);
-    Tensor logits = torch::empty({std::min(rows, kHeadBlock), vocab});
-    Tensor dx = torch::empty({with_gradients ? rows : 0, dim});
-    Tensor dw = torch::zeros({with_gradients ? vocab : 0, dim});
-    for (int64_t begin = 0; begin < rows; begin += kHeadBlock) {
-      const int64_t count = std::min(kHeadBlock, rows - begin);
-      const auto block = view2(logits).slice_rows(0, count);
-      const kernels::Strided x_block{view2(x)[begin], dim, 1};
-      kernels::gemm({count, vocab, dim}, x_block, transpose_of(weight), block, false, precision);
-      kernels::cross_entropy(block, targets.data_ptr<int64_t>() + begin, scale,
-                             losses.data() + begin);
-      if (!with_gradients) continue;
-      kernels::gemm({count, dim, vocab}, {block.data, vocab, 1}, rows_of(weight),
-                    view2(dx).slice_rows(begin, begin + count), false, precision);
-      kernels::gemm({vocab, dim, count}, {block.data, 1, vocab}, x_block, view2(dw), true,
-                    precision);
+    std::vector<double> losses(x.size(0));
+    kernels::LinearCrossEntropy io{.x_MD = view2(x),
+                                   .head_VD = view2(weight),
+                                   .target_M = targets.data_ptr<int64_t>(),
+                                   .loss_M = losses.data(),
+                                   .gradient_scale = scale,
+                                   .precision = precision_of(bf16)};
+    Tensor dx, dw;
+    if (with_gradients) {
+      dx = torch::empty_like(x);
+      dw = torch::empty_like(weight);
+      io.dx_MD = view2(dx);
+      io.dhead_VD = view2(dw);
     }
+    kernels::linear_cross_entropy(io);
     ctx->save_for_backward({dx, dw});
     const double total = std::accumulate(losses.begin(), losses.end(), 0.0);
     return torch::tensor(static_cast<float>(total * scale));

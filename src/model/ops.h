@@ -42,8 +42,8 @@ torch::Tensor gather_to_experts(const torch::Tensor& x_ND, const ExpertPlan& pla
 torch::Tensor combine_from_experts(const torch::Tensor& y_MD, const torch::Tensor& weight_NK,
                                    const ExpertPlan& plan);
 
-// Mean cross-entropy (nats) of x W^T against targets_M (i64, -1 ignored), logits in blocks of 512
-// rows; both gradients are computed on the way.
+// Mean cross-entropy (nats) of x W^T against targets_M (i64, -1 ignored); both gradients are
+// computed on the way (kernels/linear_cross_entropy.h).
 torch::Tensor linear_cross_entropy(const torch::Tensor& x_MD, const Linear& head_VD,
                                    const torch::Tensor& targets_M, const LinearOptions& options);
 

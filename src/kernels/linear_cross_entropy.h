@@ -1,0 +1,35 @@
+// The head and the cross-entropy of its logits in one, so that logits never exist as a whole.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/matmul.h"
+
+namespace fathom::kernels {
+
+struct LinearCrossEntropy {
+  View2<const float> x_MD;
+  View2<const float> head_VD;
+  const int64_t* target_M = nullptr;  // -1: ignored, loss and gradients 0
+  double* loss_M = nullptr;
+  // d (sum of the losses) times gradient_scale. No data: not wanted, and then half the work.
+  float gradient_scale = 1;
+  View2<float> dx_MD = {};
+  View2<float> dhead_VD = {};  // with dx_MD or not at all
+  Precision precision = Precision::kF32;
+};
+
+// loss_M[m] = log(sum_v exp(logits[m, v])) - logits[m, target_M[m]] with logits = x head^T, natural
+// logarithms; report of V3, eq. (24). Gradients are written, not added.
+//
+// Logits are computed by blocks of 256 rows and 256 columns, which stay in a core's second cache,
+// once for their sum and once more for their gradients: what memory would take to keep them costs
+// more than the product. precision: of all products' operands, as in gemm, the gradients of logits
+// among them; sums are f32, losses double.
+// CHECKs shapes and targets. In parallel over at most sixteen ranges of the vocabulary, the same
+// bits on any number of threads. Scratch: dx of up to 1,024 rows for each range; a block a thread.
+// A logit that is not finite makes its row's loss and gradients not finite (-inf alone is a
+// probability of 0). Oracle: the formula in double; relative tolerance 1e-5 in f32.
+void linear_cross_entropy(const LinearCrossEntropy& io);
+
+}  // namespace fathom::kernels
