@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kernels/amx_tile.h"
+#include "kernels/amx_packed.h"
 #include "kernels/bf16_tile.h"
 #include "kernels/gemm_ranges.h"
 #include "kernels/tile.h"
@@ -13,150 +13,9 @@ namespace fathom::kernels {
 
 namespace {
 
-constexpr int64_t kTile = kAmxRows;  // lines of either operand
-constexpr int64_t kRowBytes = kAmxPairs * static_cast<int64_t>(sizeof(uint32_t));
 constexpr int64_t kBlockK = 8;     // tiles: two columns of them, of B, stay in L1
 constexpr int64_t kBlockM = 8;     // tiles that share them
 constexpr int64_t kPackTiles = 4;  // lines' tiles that are packed as one item
-
-// An operand's lines (rows of A, columns of B) as f32.
-struct Operand {
-  const float* data;
-  int64_t num_lines;
-  int64_t line_stride;
-  int64_t k_stride;
-  int64_t k_size;
-
-  int64_t num_tiles() const { return ceil_div(num_lines, kTile); }
-  int64_t num_k() const { return ceil_div(k_size, kAmxK); }
-};
-
-// Sixteen f32 of which `count` are there; the rest are zero.
-BF16_INLINE __m512 load_some(const float* p, int64_t count) {
-  return _mm512_maskz_loadu_ps(first_lanes(count), p);
-}
-
-// block[i] = line i's sixteen pairs, for lines that are contiguous along k.
-BF16_INLINE void load_by_line(const float* x, int64_t stride, int64_t num_lines, int64_t num_k,
-                              __m512i (&block)[kTile]) {
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < kTile; ++i) {
-    const int64_t count = i < num_lines ? num_k : 0;
-    const float* const line = x + std::min(i, num_lines - 1) * stride;
-    block[i] = round_to_pairs(load_some(line, count), load_some(line + 16, count - 16));
-  }
-}
-
-// block[p] = pair p of sixteen lines, for lines that lie side by side.
-BF16_INLINE void load_by_pair(const float* x, int64_t stride, int64_t num_lines, int64_t num_k,
-                              __m512i (&block)[kTile]) {
-#pragma GCC unroll 16
-  for (int64_t p = 0; p < kAmxPairs; ++p) {
-    const float* const even = x + std::min(2 * p, num_k - 1) * stride;
-    const float* const odd = x + std::min(2 * p + 1, num_k - 1) * stride;
-    block[p] = round_to_pairs_of_rows(load_some(even, 2 * p < num_k ? num_lines : 0),
-                                      load_some(odd, 2 * p + 1 < num_k ? num_lines : 0));
-  }
-}
-
-// One tile of 16 lines by 32 k: [line][pair] as A has it, [pair][line] as B does.
-template <bool kIsA>
-BF16_KERNEL void pack_tile(const Operand& x, int64_t tile, int64_t k, uint32_t* out) {
-  const int64_t line = tile * kTile, first_k = k * kAmxK;
-  const float* const from = x.data + line * x.line_stride + first_k * x.k_stride;
-  const int64_t num_lines = std::min(kTile, x.num_lines - line);
-  const int64_t num_k = std::min(kAmxK, x.k_size - first_k);
-  __m512i block[kTile];
-  if (x.k_stride == 1) {
-    load_by_line(from, x.line_stride, num_lines, num_k, block);
-    if (!kIsA) transpose_lanes(block);
-  } else {
-    load_by_pair(from, x.k_stride, num_lines, num_k, block);
-    if (kIsA) transpose_lanes(block);
-  }
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < kTile; ++i) _mm512_store_si512(out + i * kAmxPairs, block[i]);
-}
-
-// Tiles [num_tiles][num_k] of one operand.
-struct Packed {
-  const uint32_t* data;
-  int64_t num_k;
-  const uint32_t* tile(int64_t i, int64_t k) const { return data + (i * num_k + k) * kTileWords; }
-};
-
-template <bool kIsA>
-void pack_tiles(const Operand& x, int64_t begin, int64_t end, uint32_t* out) {
-  for (int64_t i = begin; i < end; ++i)
-    for (int64_t k = 0; k < x.num_k(); ++k)
-      pack_tile<kIsA>(x, i, k, out + (i * x.num_k() + k) * kTileWords);
-}
-
-// A tile of C where the products go: C itself, or a copy where C ends within it.
-class OutputTile {
- public:
-  OutputTile(View2<float> c_MN, int64_t row, int64_t column)
-      : c_(c_MN[std::min(row, c_MN.rows - 1)] + std::min(column, c_MN.cols - 1),
-           std::clamp<int64_t>(c_MN.rows - row, 0, kTile),
-           std::clamp<int64_t>(c_MN.cols - column, 0, kTile), c_MN.stride) {}
-
-  bool is_there() const { return c_.rows > 0 && c_.cols > 0; }
-
-  template <int kC>
-  FATHOM_INLINE void load(bool accumulate) {
-    if (!accumulate || !is_there()) return tile_clear<kC>();
-    if (!is_whole())
-      for (int64_t i = 0; i < c_.rows; ++i) std::copy_n(c_[i], c_.cols, copy_ + i * kTile);
-    tile_load<kC>(data(), row_bytes());
-  }
-
-  template <int kC>
-  FATHOM_INLINE void store() {
-    if (!is_there()) return;
-    tile_store<kC>(data(), row_bytes());
-    if (!is_whole())
-      for (int64_t i = 0; i < c_.rows; ++i) std::copy_n(copy_ + i * kTile, c_.cols, c_[i]);
-  }
-
- private:
-  bool is_whole() const { return c_.rows == kTile && c_.cols == kTile; }
-  float* data() { return is_whole() ? c_.data : copy_; }
-  int64_t row_bytes() const {
-    return (is_whole() ? c_.stride : kTile) * static_cast<int64_t>(sizeof(float));
-  }
-
-  View2<float> c_;
-  alignas(64) float copy_[kTile * kTile];
-};
-
-// Two by two tiles of C (+)= the products of tiles [k, k_end).
-void multiply(const Packed& a, const Packed& b, int64_t m, int64_t n, int64_t k, int64_t k_end,
-              View2<float> c_MN, bool accumulate) {
-  OutputTile c00(c_MN, m * kTile, n * kTile), c01(c_MN, m * kTile, (n + 1) * kTile);
-  OutputTile c10(c_MN, (m + 1) * kTile, n * kTile), c11(c_MN, (m + 1) * kTile, (n + 1) * kTile);
-  const bool has_m = c10.is_there(), has_n = c01.is_there();
-  c00.load<0>(accumulate);
-  c01.load<1>(accumulate);
-  c10.load<2>(accumulate);
-  c11.load<3>(accumulate);
-  for (; k < k_end; ++k) {
-    tile_load<4>(a.tile(m, k), kRowBytes);
-    tile_load<6>(b.tile(n, k), kRowBytes);
-    tile_multiply<0, 4, 6>();
-    if (has_n) {
-      tile_load<7>(b.tile(n + 1, k), kRowBytes);
-      tile_multiply<1, 4, 7>();
-    }
-    if (!has_m) continue;
-    tile_load<5>(a.tile(m + 1, k), kRowBytes);
-    tile_multiply<2, 5, 6>();
-    if (has_n) tile_multiply<3, 5, 7>();
-  }
-  c00.store<0>();
-  c01.store<1>();
-  c10.store<2>();
-  c11.store<3>();
-}
 
 // Thirty thousand cycles: some ten microseconds.
 constexpr int64_t kLeastWork = 30000;
@@ -170,8 +29,8 @@ template <typename ForEachRange>
 void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<float> c_MN,
                   bool accumulate, const ForEachRange& for_each_range) {
   static thread_local Scratch scratch;
-  const Operand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
-  const Operand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};
+  const TileOperand a{a_MK.data, shape.m, a_MK.row_stride, a_MK.col_stride, shape.k};
+  const TileOperand b{b_KN.data, shape.n, b_KN.col_stride, b_KN.row_stride, shape.k};
   const int64_t num_k = a.num_k(), num_m = a.num_tiles(), num_n = b.num_tiles();
   auto* const a_tiles = scratch.a.reserve<uint32_t>(num_m * num_k * kTileWords);
   auto* const b_tiles = scratch.b.reserve<uint32_t>(num_n * num_k * kTileWords);
@@ -184,7 +43,7 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
         pack_tiles<false>(b, (item - a_items) * kPackTiles,
                           std::min((item - a_items + 1) * kPackTiles, num_n), b_tiles);
   });
-  const Packed packed_a{a_tiles, num_k}, packed_b{b_tiles, num_k};
+  const PackedTiles packed_a{a_tiles, num_k}, packed_b{b_tiles, num_k};
   const int64_t m_blocks = ceil_div(num_m, kBlockM), n_pairs = ceil_div(num_n, 2);
   const int64_t work = std::min(num_m, kBlockM) * 2 * num_k * 16;
   for_each_range(m_blocks * n_pairs, work, [&](int64_t first, int64_t last) {
@@ -193,8 +52,8 @@ void multiply_all(const GemmShape& shape, Strided a_MK, Strided b_KN, View2<floa
       const int64_t begin = item / n_pairs * kBlockM, end = std::min(begin + kBlockM, num_m);
       for (int64_t k = 0; k < num_k; k += kBlockK)
         for (int64_t m = begin; m < end; m += 2)
-          multiply(packed_a, packed_b, m, item % n_pairs * 2, k, std::min(k + kBlockK, num_k), c_MN,
-                   accumulate || k > 0);
+          multiply_packed_tiles(packed_a, packed_b, m, item % n_pairs * 2, k,
+                                std::min(k + kBlockK, num_k), c_MN, accumulate || k > 0);
     }
   });
 }
