@@ -29,7 +29,7 @@ struct SparseMla {
 // An F32 cache is read in f32: oracle reference::sparse_mla, 2e-5. BF16 and FP8 caches are too
 // where the processor lacks AVX512-BF16. Where it has it, their rows widen to bf16 (exactly), and q
 // and the softmax's weights are rounded to bf16, as in the published reference, which multiplies in
-// bf16; sums are f32, and with more than six heads in an order of their own where it has AMX.
+// bf16; sums are f32, in an order of their own where it has AMX.
 // Oracle: the reference on the rounded q, within 2^-8 of the mean of |value|
 // under the same softmax, plus 2e-5.
 void sparse_mla(const SparseMla& io);

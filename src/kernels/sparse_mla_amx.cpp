@@ -14,7 +14,7 @@ int64_t num_k_tiles(const SparseMla& io) { return ceil_div(io.q_HD.cols, kAmxK);
 }  // namespace
 
 bool can_tile_latents(const SparseMla& io) {
-  return has_amx() && io.latent_SD.layout.format != RowFormat::kF32 && io.q_HD.rows > kFewMlaHeads;
+  return has_amx() && io.latent_SD.layout.format != RowFormat::kF32;
 }
 
 int64_t tiled_queries_size(const SparseMla& io) {

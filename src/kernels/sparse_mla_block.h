@@ -31,7 +31,7 @@ void attend_paired(const SparseMla& io, const uint32_t* queries, int64_t begin, 
 // products, and most of a tile would stay empty.
 inline constexpr int64_t kFewMlaHeads = 6;
 
-// The same on AMX, for more heads than that.
+// The same on AMX, few heads too: its tiles take keys as they lie.
 bool can_tile_latents(const SparseMla& io);
 int64_t tiled_queries_size(const SparseMla& io);
 void tile_queries(const SparseMla& io, uint32_t* packed);
