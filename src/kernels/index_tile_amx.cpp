@@ -143,9 +143,9 @@ AMX_INLINE void add_four_columns(const float* c, const float* weights, const flo
   _mm512_storeu_ps(scores, _mm512_mul_ps(sums, _mm512_loadu_ps(scales)));
 }
 
-// scores[4 queries][32] of sixteen keys: each query's sum over four columns of its products.
+// Sixteen keys' scores of four queries: each one's sum over four columns of its products.
 AMX_INLINE void add_columns(const float* c, const float* weights, const float* scales,
-                            float* scores) {
+                            int64_t stride, float* scores) {
   const __m512 weight = _mm512_load_ps(weights), zero = _mm512_setzero_ps();
   __m512i sums[4];
 #pragma GCC unroll 4
@@ -160,7 +160,7 @@ AMX_INLINE void add_columns(const float* c, const float* weights, const float* s
   transpose_parts(sums);
 #pragma GCC unroll 4
   for (int64_t query = 0; query < kColumnQueries; ++query)
-    _mm512_storeu_ps(scores + query * kIndexTileKeys,
+    _mm512_storeu_ps(scores + query * stride,
                      _mm512_mul_ps(_mm512_castsi512_ps(sums[query]), _mm512_loadu_ps(scales)));
 }
 
@@ -238,7 +238,7 @@ IndexKeyRows load_key_rows(const PagedRows& k_SX, int64_t first, int64_t count, 
 
 AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries,
                               int64_t dim, const IndexKeyRows& keys, const float* scales,
-                              float* scores) {
+                              int64_t stride, float* scores) {
   const int64_t num_k = num_row_tiles(dim), columns = score_columns_width(num_queries);
   Products products;
   if (columns == kColumnHeads) {
@@ -255,7 +255,7 @@ AMX_KERNEL void score_columns(const uint32_t* heads, const float* weights, int64
       const int64_t query = i + part / 2 * kColumnQueries, key = part % 2 * kAmxRows;
       if (query < num_queries)
         add_columns(products.c + part * kTileFloats, weights + query * kColumnHeads, scales + key,
-                    scores + query * kIndexTileKeys + key);
+                    stride, scores + query * stride + key);
     }
   }
 }
@@ -272,7 +272,7 @@ IndexKeyRows load_key_rows(const PagedRows&, int64_t, int64_t, uint16_t*,
   return {};
 }
 void score_columns(const uint32_t*, const float*, int64_t, int64_t, const IndexKeyRows&,
-                   const float*, float*) {}
+                   const float*, int64_t, float*) {}
 
 #endif
 

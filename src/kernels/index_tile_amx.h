@@ -50,9 +50,10 @@ constexpr int64_t score_columns_width(int64_t num_queries) {
   return num_queries == 1 ? kColumnHeads : kAmxCols;
 }
 
-// scores[query][32] of all queries: score_amx_tile's formula, the heads' sum in another order. A
-// TileShape of score_columns_width(num_queries) columns is alive.
+// Scores of 32 keys for all queries, up to whole tiles of them, a query's `stride` behind the one
+// before: score_amx_tile's formula, the heads' sum in another order. A TileShape of
+// score_columns_width(num_queries) columns is alive.
 void score_columns(const uint32_t* heads, const float* weights, int64_t num_queries, int64_t dim,
-                   const IndexKeyRows& keys, const float* scales, float* scores);
+                   const IndexKeyRows& keys, const float* scales, int64_t stride, float* scores);
 
 }  // namespace fathom::kernels

@@ -16,7 +16,7 @@ namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Queries that share a tile of keys once it is widened: as many as fit into half an L2 cache.
-constexpr int64_t kMostQueries = 32;
+constexpr int64_t kMostQueries = 64;
 constexpr int64_t kHeadBytes = 256 << 10;
 // A thread's share of one query's keys: below this many, waking another costs more.
 constexpr int64_t kFewestKeys = 2048;
@@ -92,10 +92,11 @@ class F32Tile {
     pack_keys(rows_.data(), count, dim_, keys_.data());
   }
 
-  // Of the i-th query, which is query t.
-  void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
+  // Of the i-th query, which is query t; they lie there or in `scratch`.
+  const float* score(int64_t i, int64_t t, float (&scratch)[kKeys]) const {
     score_tile(heads_.data() + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_,
-               keys_.data(), scores);
+               keys_.data(), scratch);
+    return scratch;
   }
 
  private:
@@ -154,9 +155,10 @@ class BF16Tile {
     Form::load_keys(input_->k_SX, first, count, keys_, scales_);
   }
 
-  void score(int64_t i, int64_t t, float (&scores)[kKeys]) const {
+  const float* score(int64_t i, int64_t t, float (&scratch)[kKeys]) const {
     Form::score({heads_ + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_}, keys_,
-                scales_, scores);
+                scales_, scratch);
+    return scratch;
   }
 
  private:
@@ -169,11 +171,12 @@ class BF16Tile {
   float scales_[kKeys] = {};
 };
 
-// For few heads on AMX: all queries at once, four to a tile.
+// For few heads on AMX: all queries at once, four to a tile. Four times 32 keys, since a query
+// takes its scores of many keys faster than those of few.
 class ColumnTile {
  public:
   using Scope = TileScope;
-  static constexpr int64_t kKeys = kIndexTileKeys;
+  static constexpr int64_t kKeys = 4 * kIndexTileKeys;
   int64_t columns() const { return score_columns_width(num_queries_); }
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
@@ -195,13 +198,14 @@ class ColumnTile {
   }
 
   void set_keys(int64_t first, int64_t count) {
-    const IndexKeyRows rows = load_key_rows(input_->k_SX, first, count, keys_, scales_);
-    score_columns(heads_, weights_, num_queries_, dim_, rows, scales_, scores_);
+    for (int64_t i = 0; i < count; i += kIndexTileKeys) {
+      const IndexKeyRows rows = load_key_rows(input_->k_SX, first + i,
+                                              std::min(kIndexTileKeys, count - i), keys_, scales_);
+      score_columns(heads_, weights_, num_queries_, dim_, rows, scales_, kKeys, scores_ + i);
+    }
   }
 
-  void score(int64_t i, int64_t, float (&scores)[kKeys]) const {
-    std::copy_n(scores_ + i * kKeys, kKeys, scores);
-  }
+  const float* score(int64_t i, int64_t, float (&)[kKeys]) const { return scores_ + i * kKeys; }
 
  private:
   const IndexerInput* input_ = nullptr;
@@ -210,7 +214,7 @@ class ColumnTile {
   uint32_t* heads_ = nullptr;
   uint16_t* keys_ = nullptr;
   float *weights_ = nullptr, *scores_ = nullptr;
-  float scales_[kKeys] = {};
+  float scales_[kIndexTileKeys] = {};
 };
 
 // Calls take(t, first key, its visible scores) for queries (ascending) x keys, tile by tile, keys
@@ -229,8 +233,8 @@ void for_each_tile(const IndexerInput& input, std::span<const int64_t> queries, 
     for (int64_t i = 0; i < std::ssize(queries); ++i) {
       const int64_t visible = std::min(count, visible_end(input, queries[i]) - s);
       if (visible <= 0) continue;
-      float scores[Tile::kKeys];
-      tile.score(i, queries[i], scores);
+      float scratch[Tile::kKeys];
+      const float* const scores = tile.score(i, queries[i], scratch);
       take(queries[i], s, std::span<const float>(scores, visible));
     }
   }

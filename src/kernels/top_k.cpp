@@ -13,7 +13,7 @@ namespace fathom::kernels {
 namespace {
 
 // Scores that a stream takes before it looks whether it is full.
-constexpr int64_t kPieceScores = 64;
+constexpr int64_t kPieceScores = 128;
 // Room behind what is held, where whole registers are stored.
 constexpr int64_t kLanesBehind = 15;
 
