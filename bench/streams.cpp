@@ -46,17 +46,21 @@ class Counter {
   std::string error_;
 };
 
-// A prompt for each stream: parts of the text that lie evenly apart, or random tokens.
-std::vector<std::vector<int32_t>> prompts(const StreamsOptions& options, int64_t vocab_size,
+// Empty where prompts are random tokens.
+std::vector<int32_t> load_text(const StreamsOptions& options) {
+  if (options.text.empty()) return {};
+  std::vector<int32_t> text =
+      text::Tokenizer::load(options.model / "tokenizer.json").encode(base::read_file(options.text));
+  if (std::ssize(text) < options.prompt_tokens)
+    fail("{} has {} tokens; a prompt needs {}", options.text.string(), text.size(),
+         options.prompt_tokens);
+  return text;
+}
+
+// A prompt for each stream: parts of the text, or random tokens.
+std::vector<std::vector<int32_t>> prompts(const StreamsOptions& options,
+                                          const std::vector<int32_t>& text, int64_t vocab_size,
                                           int num_streams, int seed) {
-  std::vector<int32_t> text;
-  if (!options.text.empty()) {
-    text = text::Tokenizer::load(options.model / "tokenizer.json")
-               .encode(base::read_file(options.text));
-    if (std::ssize(text) < options.prompt_tokens)
-      fail("{} has {} tokens; a prompt needs {}", options.text.string(), text.size(),
-           options.prompt_tokens);
-  }
   const int64_t num_begins = std::ssize(text) - options.prompt_tokens + 1;
   std::vector<std::vector<int32_t>> result(num_streams);
   for (int i = 0; i < num_streams; ++i) {
@@ -91,10 +95,11 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// The model in as many engines as are compared: drafting, or not.
+// The model in as many engines as are compared: drafting, or not; and what they are asked.
 struct Engines {
   std::shared_ptr<const model::Model> model;
-  std::unique_ptr<engine::Engine> plain, speculating;
+  std::vector<int32_t> text;
+  std::unique_ptr<engine::Engine> plain = nullptr, speculating = nullptr;
 };
 
 Engines start_engines(const StreamsOptions& options) {
@@ -102,7 +107,7 @@ Engines start_engines(const StreamsOptions& options) {
   // Positions beyond the trained ones cost the same.
   loaded.config.max_position_embeddings =
       std::max(loaded.config.max_position_embeddings, options.prompt_tokens + options.tokens + 1);
-  Engines engines{std::make_shared<const model::Model>(std::move(loaded)), nullptr, nullptr};
+  Engines engines{std::make_shared<const model::Model>(std::move(loaded)), load_text(options)};
   engine::EngineOptions how = options.engine;
   how.max_running_requests = *std::max_element(options.streams.begin(), options.streams.end());
   how.keep_prefixes = false;
@@ -119,17 +124,20 @@ struct Rates {
 Rates measure(const Engines& engines, const StreamsOptions& options, int num_streams) {
   std::vector<double> plain, speculating;
   for (int i = 0; i < options.repeats; ++i) {
-    const auto all = prompts(options, engines.model->config.vocab_size, num_streams, i);
+    const auto all =
+        prompts(options, engines.text, engines.model->config.vocab_size, num_streams, i);
     plain.push_back(run(*engines.plain, options, all));
     if (engines.speculating) speculating.push_back(run(*engines.speculating, options, all));
   }
   return {median(plain), speculating.empty() ? 0 : median(speculating)};
 }
 
+// 0 where nothing was drafted.
 double accepted_share(const engine::Engine::Statistics& before,
                       const engine::Engine::Statistics& after) {
+  const int64_t num_drafted = after.num_drafted_tokens - before.num_drafted_tokens;
   return static_cast<double>(after.num_accepted_tokens - before.num_accepted_tokens) /
-         static_cast<double>(after.num_drafted_tokens - before.num_drafted_tokens);
+         static_cast<double>(std::max<int64_t>(num_drafted, 1));
 }
 
 }  // namespace

@@ -116,7 +116,6 @@ Choice choose_token(Sequence& sequence, std::span<const float> logits) {
 // little then mostly agree, where the likeliest token alone is right no more often than it is
 // drawn. None where nothing can be drawn: the pass that draws the token itself will say why.
 std::optional<int32_t> guess_token(const Sequence& sequence, std::span<const float> logits) {
-  if (!kernels::are_finite(logits.data(), std::ssize(logits))) return {};
   base::Random random = sequence.random;
   try {
     return draw_token(sequence, logits, random, false).id;

@@ -48,6 +48,23 @@ TEST(ExponentialRace, TheFirstClockWinsInRacesOfAllLengths) {
   }
 }
 
+// Near-equal weights: the block's filter decides often, and close to where it must not.
+TEST(ExponentialRace, NoWinnerIsPassedOver) {
+  base::Random random(6);
+  for (int trial = 0; trial < 20'000; ++trial) {
+    std::vector<float> weight(520);
+    for (float& w : weight) w = 1 + static_cast<float>(random.uniform());
+    const uint64_t key = random.next();
+    ASSERT_EQ(first_to_ring(weight.data(), nullptr, 520, key), reference_winner(weight, {}, key));
+  }
+}
+
+TEST(ExponentialRace, TiesGoToTheFirst) {
+  const std::vector<float> weight(600, 1.0f);
+  const std::vector<int32_t> ids(600, 7);
+  EXPECT_EQ(first_to_ring(weight.data(), ids.data(), 600, 1), 0);
+}
+
 TEST(ExponentialRace, NothingRingsWithoutWeight) {
   const std::vector<float> weight(300, 0.0f);
   EXPECT_EQ(first_to_ring(weight.data(), nullptr, 300, 1), -1);

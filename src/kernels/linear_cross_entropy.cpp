@@ -175,7 +175,7 @@ int64_t band_rows(int64_t dim) {
 template <typename Blocks>
 void for_each_band(const LinearCrossEntropy& io, Blocks blocks) {
   const int64_t most_rows = band_rows(io.x_MD.cols);
-  LineBuffer parts;
+  static thread_local LineBuffer parts;
   for (int64_t m = 0; m < io.x_MD.rows; m += most_rows) {
     Band<Blocks> band(io, {m, std::min(m + most_rows, io.x_MD.rows)}, blocks);
     band.find_losses();
@@ -186,8 +186,13 @@ void for_each_band(const LinearCrossEntropy& io, Blocks blocks) {
 void check(const LinearCrossEntropy& io) {
   CHECK_EQ(io.x_MD.cols, io.head_VD.cols);
   CHECK(io.head_VD.rows >= 1 && io.head_VD.cols >= 1, "an empty head");
-  for (int64_t m = 0; m < io.x_MD.rows; ++m) CHECK_LT(io.target_M[m], io.head_VD.rows);
-  if (!io.dhead_VD.data) return;
+  for (int64_t m = 0; m < io.x_MD.rows; ++m)
+    CHECK(-1 <= io.target_M[m] && io.target_M[m] < io.head_VD.rows, "target {} of {}",
+          io.target_M[m], io.head_VD.rows);
+  if (!io.dhead_VD.data) {
+    CHECK(!io.dx_MD.data, "dx without dhead");
+    return;
+  }
   CHECK(io.dx_MD.rows == io.x_MD.rows && io.dx_MD.cols == io.x_MD.cols, "dx is as x");
   CHECK(io.dhead_VD.rows == io.head_VD.rows && io.dhead_VD.cols == io.head_VD.cols,
         "dhead is as the head");
@@ -197,9 +202,11 @@ void check(const LinearCrossEntropy& io) {
 
 void linear_cross_entropy(const LinearCrossEntropy& io) {
   check(io);
-  if (io.dhead_VD.data && io.x_MD.rows == 0)
+  if (io.x_MD.rows == 0) {
     for (int64_t v = 0; v < io.dhead_VD.rows; ++v)
       std::fill_n(io.dhead_VD[v], io.dhead_VD.cols, 0.0f);
+    return;
+  }
   if (io.precision == Precision::kBF16 && has_amx())
     for_each_band(io, LogitBlocksAmx(io));
   else

@@ -136,26 +136,29 @@ AMX_KERNEL void pack_gradients(const float* strip, int64_t num_columns, int64_t 
 
 }  // namespace
 
-LogitBlocksAmx::LogitBlocksAmx(const LinearCrossEntropy& io) : io_(io) {
+LogitBlocksAmx::LogitBlocksAmx(const LinearCrossEntropy& io)
+    : io_(io), packed_(packed_of_thread()) {
   const View2<const float> head = io.head_VD;
-  pack_in_parallel<true>({head.data, head.rows, head.stride, 1, head.cols}, head_rows_);
+  pack_in_parallel<true>({head.data, head.rows, head.stride, 1, head.cols}, packed_.head_rows);
   if (io.dhead_VD.data)
-    pack_in_parallel<true>({head.data, head.cols, 1, head.stride, head.rows}, head_transposed_);
+    pack_in_parallel<true>({head.data, head.cols, 1, head.stride, head.rows},
+                           packed_.head_transposed);
 }
 
 void LogitBlocksAmx::begin_band(Span rows) {
   band_ = rows;
   const View2<const float> x = io_.x_MD.slice_rows(rows.begin, rows.end);
-  pack_in_parallel<false>({x.data, x.rows, x.stride, 1, x.cols}, x_columns_);
-  if (io_.dhead_VD.data) pack_in_parallel<false>({x.data, x.cols, 1, x.stride, x.rows}, x_rows_);
+  pack_in_parallel<false>({x.data, x.rows, x.stride, 1, x.cols}, packed_.x_columns);
+  if (io_.dhead_VD.data)
+    pack_in_parallel<false>({x.data, x.cols, 1, x.stride, x.rows}, packed_.x_rows);
 }
 
 // Logits of the strip of 32 rows from `row` on.
 void LogitBlocksAmx::multiply_strip(int64_t row, Span columns, float* strip) const {
   const int64_t num_k = ceil_div(io_.x_MD.cols, kAmxK);
   const int64_t num_rows = std::min(kStripRows, round_up(band_.end - row, kAmxCols));
-  multiply_tiles(tiles_from(head_rows_, num_k, columns.begin / kAmxRows, 0),
-                 tiles_from(x_columns_, num_k, (row - band_.begin) / kAmxCols, 0), num_k,
+  multiply_tiles(tiles_from(packed_.head_rows, num_k, columns.begin / kAmxRows, 0),
+                 tiles_from(packed_.x_columns, num_k, (row - band_.begin) / kAmxCols, 0), num_k,
                  {strip, round_up(columns.size(), kAmxRows), num_rows, kStripRows}, false);
 }
 
@@ -179,8 +182,8 @@ void LogitBlocksAmx::add_gradients(Span rows, Span columns, const ExpSum* sums,
   const TileShape tiles(kAmxCols);
   Scratch& mine = scratch();
   const int64_t dim = io_.x_MD.cols, num_columns = round_up(columns.size(), kAmxK);
-  const PackedTiles transposed =
-      tiles_from(head_transposed_, ceil_div(io_.head_VD.rows, kAmxK), 0, columns.begin / kAmxK);
+  const PackedTiles transposed = tiles_from(
+      packed_.head_transposed, ceil_div(io_.head_VD.rows, kAmxK), 0, columns.begin / kAmxK);
   for (int64_t row = rows.begin; row < rows.end; row += kStripRows) {
     multiply_strip(row, columns, mine.strip);
     differentiate_strip(row, std::min(kStripRows, rows.end - row), columns, sums + row - rows.begin,
@@ -195,7 +198,7 @@ void LogitBlocksAmx::add_gradients(Span rows, Span columns, const ExpSum* sums,
   }
   const int64_t num_k = ceil_div(band_.size(), kAmxK);
   multiply_tiles({mine.d_columns, kBlockK},
-                 tiles_from(x_rows_, num_k, 0, (rows.begin - band_.begin) / kAmxK),
+                 tiles_from(packed_.x_rows, num_k, 0, (rows.begin - band_.begin) / kAmxK),
                  ceil_div(rows.size(), kAmxK), io_.dhead_VD.slice_rows(columns.begin, columns.end),
                  rows.begin > 0);
 }
@@ -241,7 +244,8 @@ void LogitBlocksAmx::join(Span rows, const float* parts, int64_t num_parts,
 
 #else
 
-LogitBlocksAmx::LogitBlocksAmx(const LinearCrossEntropy& io) : io_(io) {
+LogitBlocksAmx::LogitBlocksAmx(const LinearCrossEntropy& io)
+    : io_(io), packed_(packed_of_thread()) {
   CHECK(false, "no AMX: ask has_amx() first");
 }
 void LogitBlocksAmx::begin_band(Span) {}
@@ -251,5 +255,10 @@ int64_t LogitBlocksAmx::part_floats(int64_t) const { return 0; }
 void LogitBlocksAmx::join(Span, const float*, int64_t, int64_t) const {}
 
 #endif
+
+LogitBlocksAmx::Packed& LogitBlocksAmx::packed_of_thread() {
+  static thread_local Packed packed;
+  return packed;
+}
 
 }  // namespace fathom::kernels

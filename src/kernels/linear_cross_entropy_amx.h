@@ -37,9 +37,14 @@ class LogitBlocksAmx {
   void differentiate_strip(int64_t row, int64_t num_rows, Span columns, const ExpSum* sums,
                            float* strip) const;
 
+  struct Packed {
+    LineBuffer head_rows, head_transposed, x_columns, x_rows;
+  };
+  static Packed& packed_of_thread();
+
   const LinearCrossEntropy& io_;
   Span band_ = {0, 0};
-  LineBuffer head_rows_, head_transposed_, x_columns_, x_rows_;
+  Packed& packed_;  // the constructing thread's, kept for the next call
 };
 
 }  // namespace fathom::kernels

@@ -265,8 +265,11 @@ Tensor mqa_means(const AttentionInput& in, const std::vector<QueryTile>& tiles,
          View2<float>(mean_NHC.data_ptr<float>() + n * heads * c.kv_lora_rank, heads,
                       c.kv_lora_rank)});
   };
-  // By queries, not tiles: a token and its draft are one tile.
-  base::parallel_for(absorbed.size(0), 1, [&](int64_t begin, int64_t end) {
+  // By queries, not tiles: a token and its draft are one tile. Fewer queries than threads have
+  // their keys shared out instead.
+  const int64_t num_queries = absorbed.size(0);
+  const int64_t grain = num_queries < base::num_threads() ? num_queries : 1;
+  base::parallel_for(num_queries, grain, [&](int64_t begin, int64_t end) {
     auto tile = std::find_if(tiles.begin(), tiles.end(),
                              [&](const QueryTile& of) { return begin < of.first + of.count; });
     for (int64_t n = begin; n < end; ++n) {
