@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <numeric>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -63,16 +64,22 @@ struct Expected {
 Expected reference_of(const Problem& problem) {
   const auto& io = problem.io;
   const int64_t dim = io.x_MD.cols, vocab = io.head_VD.rows;
-  const auto x = [&](int64_t m, int64_t d) { return problem.operand(io.x_MD[m][d]); };
-  const auto head = [&](int64_t v, int64_t d) { return problem.operand(io.head_VD[v][d]); };
+  const auto operands = [&](View2<const float> matrix) {
+    std::vector<double> values;
+    for (int64_t i = 0; i < matrix.rows; ++i)
+      for (int64_t d = 0; d < dim; ++d) values.push_back(problem.operand(matrix[i][d]));
+    return values;
+  };
+  const std::vector<double> all_x = operands(io.x_MD), all_heads = operands(io.head_VD);
   Expected out{{}, std::vector<double>(io.x_MD.rows * dim), std::vector<double>(vocab * dim)};
   for (int64_t m = 0; m < io.x_MD.rows; ++m) {
     out.losses.push_back(0);
     if (problem.targets[m] < 0) continue;
+    const double* const x = all_x.data() + m * dim;
     std::vector<double> logits(vocab);
     double sum = 0;
     for (int64_t v = 0; v < vocab; ++v) {
-      for (int64_t d = 0; d < dim; ++d) logits[v] += x(m, d) * head(v, d);
+      logits[v] = std::inner_product(x, x + dim, all_heads.data() + v * dim, 0.0);
       sum += std::exp(logits[v]);
     }
     out.losses[m] = std::log(sum) - logits[problem.targets[m]];
@@ -80,8 +87,8 @@ Expected reference_of(const Problem& problem) {
       const double p = std::exp(logits[v]) / sum - (v == problem.targets[m] ? 1 : 0);
       const double g = problem.operand(static_cast<float>(io.gradient_scale * p));
       for (int64_t d = 0; d < dim; ++d) {
-        out.dx[m * dim + d] += g * head(v, d);
-        out.dhead[v * dim + d] += g * x(m, d);
+        out.dx[m * dim + d] += g * all_heads[v * dim + d];
+        out.dhead[v * dim + d] += g * x[d];
       }
     }
   }
