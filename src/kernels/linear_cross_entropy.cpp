@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t kMostRanges = 16;  // of the vocabulary: what threads share out
 constexpr int64_t kMostBandRows = 1024;
 constexpr int64_t kMostPartFloats = int64_t{1} << 24;
-constexpr int64_t kJoinedRows = 32;
 
 // Blocks by gemm; linear_cross_entropy_amx.h says what each function does.
 class LogitBlocks {
@@ -150,9 +149,9 @@ class Band {
       blocks_.add_gradients(rows, columns, sums_.data() + rows.begin - rows_.begin,
                             columns.begin == range * ranges_.width, parts + range * stride);
     });
-    base::parallel_for(ceil_div(rows_.size(), kJoinedRows), 1, [&](int64_t first, int64_t last) {
-      const Span rows{rows_.begin + first * kJoinedRows,
-                      std::min(rows_.begin + last * kJoinedRows, rows_.end)};
+    base::parallel_for(ceil_div(rows_.size(), kStripRows), 1, [&](int64_t first, int64_t last) {
+      const Span rows{rows_.begin + first * kStripRows,
+                      std::min(rows_.begin + last * kStripRows, rows_.end)};
       blocks_.join(rows, parts, ranges_.count, stride);
     });
   }

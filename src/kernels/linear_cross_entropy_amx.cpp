@@ -13,7 +13,7 @@ namespace fathom::kernels {
 
 namespace {
 
-constexpr int64_t kStripRows = 2 * kAmxRows;  // of x, side by side in a strip's lanes
+static_assert(kStripRows == 2 * kAmxRows);  // of x, side by side in a strip's lanes
 constexpr int64_t kBlockTiles = kLogitBlock / kAmxRows;
 constexpr int64_t kBlockK = kLogitBlock / kAmxK;
 

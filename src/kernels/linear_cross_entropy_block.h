@@ -9,6 +9,8 @@
 namespace fathom::kernels {
 
 inline constexpr int64_t kLogitBlock = 256;  // rows and columns of logits that are there at once
+inline constexpr int64_t kStripRows = 32;    // whose gradients are joined at a time
+static_assert(kLogitBlock % kStripRows == 0);
 
 // Rows or columns [begin, end).
 struct Span {
