@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <functional>
 #include <future>
+#include <utility>
 
 #include "base/file.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "bench/machine.h"
+#include "bench/timing.h"
 #include "engine/engine.h"
 #include "kernels/matmul.h"
 #include "model/checkpoint.h"
@@ -30,8 +32,7 @@ double median_seconds(const std::function<void()>& run) {
     run();
     seconds.push_back(watch.seconds());
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[1];
+  return median(std::move(seconds));
 }
 
 Tensor random_tokens(int64_t count, int64_t vocab_size) {

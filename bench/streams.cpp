@@ -8,6 +8,7 @@
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "bench/machine.h"
+#include "bench/timing.h"
 #include "model/checkpoint.h"
 #include "text/tokenizer.h"
 
@@ -88,11 +89,6 @@ double run(engine::Engine& engine, const StreamsOptions& options,
     });
   }
   return counter.tokens_per_second();
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 // The model in as many engines as are compared: drafting, or not; and what they are asked.

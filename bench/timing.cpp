@@ -28,4 +28,9 @@ double best_seconds(const Repeats& repeats, const std::function<void(int)>& run)
   return best;
 }
 
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
 }  // namespace fathom::bench

@@ -1,7 +1,8 @@
-// Repeated runs, and the time of the best.
+// Repeated runs: the time of the best, the median of what they gave.
 #pragma once
 
 #include <functional>
+#include <vector>
 
 namespace fathom::bench {
 
@@ -16,5 +17,8 @@ struct Repeats {
 
 // run(i) for i = 0, 1, ...; the time of the shortest, on the wall unless asked otherwise.
 double best_seconds(const Repeats& repeats, const std::function<void(int)>& run);
+
+// The upper one of two in the middle; at least one value.
+double median(std::vector<double> values);
 
 }  // namespace fathom::bench

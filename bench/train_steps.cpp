@@ -2,13 +2,13 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <ctime>
 
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "base/progress.h"
 #include "base/random.h"
+#include "bench/timing.h"
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
 #include "pretrain/token_writer.h"
@@ -55,11 +55,6 @@ void export_beginning(const TrainStepsOptions& options, const pretrain::Recipe& 
                                    {options.steps, t.batch_rows, t.sequence_length + 1},
                                    reinterpret_cast<const std::byte*>(tokens.data())}};
   model::write_safetensors(options.export_folder / "batch.safetensors", {&tensor, 1});
-}
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
 }
 
 }  // namespace
