@@ -27,8 +27,12 @@ constexpr int64_t kItemRows = 66;                       // of x, whose sums and 
 // line of four streams; many take 128 columns of sixteen rows at a time, so that 256 bytes are two
 // blocks.
 constexpr int64_t kDotAhead = 2816;
-constexpr int64_t kRowAhead = 2048;  // the streams of whole panels of e4m3
+// Whole panels are asked for from the second cache on: the first one's few buffers for misses, held
+// for as long as memory takes, would let through 15 GB/s.
+constexpr int64_t kStreamAhead = 4096;
 constexpr int64_t kPackAhead = 256;
+constexpr int64_t kGrainWork = 1 << 20;  // multiplications that are worth a thread
+constexpr int64_t kFewestRows = 8;       // of x: fewer wait for W as long
 constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
 // x in bf16, each row zero behind its end up to whole blocks of 128.
@@ -138,7 +142,7 @@ BF16_KERNEL void pack_block(const Rows& w, int64_t k, int64_t num_octets, uint16
 }
 
 // Vector v's rows of a panel of sixteen: v, v + 4, v + 8 and v + 12. The vectors one after another
-// read four streams, each four rows long, and those of the next panel follow: what lies kRowAhead
+// read four streams, each four rows long, and those of the next panel follow: what lies kStreamAhead
 // further on that way is asked for early. (A prefetch straight ahead misses each panel's
 // beginning.)
 struct E4M3Streams {
@@ -155,20 +159,54 @@ struct E4M3Streams {
 
   // Columns k to k + 64 by octets, two in a part.
   BF16_INLINE void load(int64_t k, __m512i (&octets)[4]) const {
-    const int64_t ahead = k + kRowAhead + (k + kRowAhead < left ? 0 : to_next);
+    const int64_t ahead = k + kStreamAhead + (k + kStreamAhead < left ? 0 : to_next);
 #pragma GCC unroll 4
     for (int p = 0; p < 4; ++p) {
-      _mm_prefetch(row[p] + ahead, _MM_HINT_T0);
+      _mm_prefetch(row[p] + ahead, _MM_HINT_T1);
       octets[p] = _mm512_loadu_si512(row[p] + k);
     }
     transpose_parts(octets);
   }
 };
 
-// How many blocks of columns go by turns: the products of one row of x alone would each wait for
-// the one before.
+// How many of a panel's vectors one row of x takes side by side, and how many blocks of columns:
+// the products of one row alone would each wait for the one before.
+template <int kRows, bool kIsScaled>
+constexpr int kVectorsAtOnce = kIsScaled ? 1 : kRows == 1 ? 4 : kRows == 2 ? 2 : 1;
 template <int kRows>
 constexpr int kBlocksAtOnce = kRows == 1 ? 2 : 1;
+
+// total[j][i] += row i of x times vector v + j's rows of a whole panel, as far as whole registers
+// go; returns the column where they end.
+template <int kRows, int kAtOnce>
+BF16_INLINE int64_t dot_rows(const RoundedRows& x, const BF16Rows& w, const E4M3Widener&,
+                             const float*, int64_t v, __m512 (&total)[kAtOnce][kRows]) {
+  constexpr int64_t kColumns = 4 * kOctet;
+  int64_t k = 0;
+  for (; k + kColumns <= w.cols; k += kColumns) {
+    __m512i octets[kAtOnce][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma GCC unroll 4
+      for (int p = 0; p < 4; ++p) {
+        const uint16_t* const row = w.data + (4 * p + v + j) * w.cols + k;
+        _mm_prefetch(row + kStreamAhead / 2, _MM_HINT_T1);
+        octets[j][p] = _mm512_loadu_si512(row);
+      }
+      transpose_parts(octets[j]);
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < 4; ++o)
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const __m512i input = broadcast_octet(x[i] + k + o * kOctet);
+#pragma GCC unroll 4
+        for (int j = 0; j < kAtOnce; ++j)
+          total[j][i] = dot_pairs(total[j][i], input, octets[j][o]);
+      }
+  }
+  return k;
+}
 
 // sum[b][i] = row i of x times the rows over the block from column k + 128 b on.
 template <int kRows>
@@ -199,11 +237,10 @@ BF16_INLINE void dot_blocks(const RoundedRows& x, const E4M3Streams& rows, const
   }
 }
 
-// total[i] += row i of x times vector v's rows of a whole panel, over whole blocks of columns as
-// far as they go in kBlocksAtOnce; returns the column where they end.
+// The same over whole blocks of columns, as far as they go in kBlocksAtOnce.
 template <int kRows>
 BF16_INLINE int64_t dot_rows(const RoundedRows& x, const E4M3Rows& w, const E4M3Widener& table,
-                             const float* factors, int64_t v, __m512 (&total)[kRows]) {
+                             const float* factors, int64_t v, __m512 (&total)[1][kRows]) {
   constexpr int kBlocks = kBlocksAtOnce<kRows>;
   const E4M3Streams rows(w, v);
   int64_t k = 0;
@@ -214,34 +251,47 @@ BF16_INLINE int64_t dot_rows(const RoundedRows& x, const E4M3Rows& w, const E4M3
     for (int b = 0; b < kBlocks; ++b)
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
-        total[i] =
-            _mm512_fmadd_ps(sum[b][i], _mm512_set1_ps(factors[k / kQuantGroup + b]), total[i]);
+        total[0][i] =
+            _mm512_fmadd_ps(sum[b][i], _mm512_set1_ps(factors[k / kQuantGroup + b]), total[0][i]);
   }
   return k;
 }
 
-// sums [kRows][4][16] for few rows of x: W goes from memory to the products, four rows at a time
-// from beginning to end, as the processor's own prefetching likes it.
+// total[i] += row i of x times vector v's rows from column k on, whatever is missing.
+template <int kRows, typename Rows>
+BF16_INLINE void dot_rest(const RoundedRows& x, const Rows& w, const E4M3Widener& table,
+                          const float* factors, int64_t v, int64_t k, __m512 (&total)[kRows]) {
+  for (; k < w.cols; k += kQuantGroup) {
+    AddOctet<kRows> add{x, k, {}};
+    for (int i = 0; i < kRows; ++i) add.sum[i] = Rows::kIsScaled ? _mm512_setzero_ps() : total[i];
+    for_each_octet(w, table, v, k, octets_from(k, w.cols), add);
+    for (int i = 0; i < kRows; ++i)
+      total[i] =
+          Rows::kIsScaled
+              ? _mm512_fmadd_ps(add.sum[i], _mm512_set1_ps(factors[k / kQuantGroup]), total[i])
+              : add.sum[i];
+  }
+}
+
+// sums [kRows][4][16] for few rows of x: W goes from memory to the products, rows from beginning to
+// end, as the processor's own prefetching likes it.
 template <int kRows, typename Rows>
 BF16_KERNEL void dot_few(const RoundedRows& x, const Rows& w, const float* factors, float* sums) {
+  constexpr int kAtOnce = kVectorsAtOnce<kRows, Rows::kIsScaled>;
   const E4M3Widener table = e4m3_widener();
-  for (int64_t v = 0; v < kVectors; ++v) {
-    __m512 total[kRows];
-    for (__m512& lanes : total) lanes = _mm512_setzero_ps();
+  for (int64_t v = 0; v < kVectors; v += kAtOnce) {
+    __m512 total[kAtOnce][kRows];
+#pragma GCC unroll 4
+    for (int j = 0; j < kAtOnce; ++j)
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) total[j][i] = _mm512_setzero_ps();
     int64_t k = 0;
-    if constexpr (Rows::kIsScaled)
-      if (w.num_rows == kPanelRows) k = dot_rows(x, w, table, factors, v, total);
-    for (; k < w.cols; k += kQuantGroup) {
-      AddOctet<kRows> add{x, k, {}};
-      for (int i = 0; i < kRows; ++i) add.sum[i] = Rows::kIsScaled ? _mm512_setzero_ps() : total[i];
-      for_each_octet(w, table, v, k, octets_from(k, w.cols), add);
+    if (w.num_rows == kPanelRows) k = dot_rows(x, w, table, factors, v, total);
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (k < w.cols) dot_rest(x, w, table, factors, v + j, k, total[j]);
       for (int i = 0; i < kRows; ++i)
-        total[i] =
-            Rows::kIsScaled
-                ? _mm512_fmadd_ps(add.sum[i], _mm512_set1_ps(factors[k / kQuantGroup]), total[i])
-                : add.sum[i];
+        _mm512_storeu_ps(sums + (i * kVectors + v + j) * 16, total[j][i]);
     }
-    for (int i = 0; i < kRows; ++i) _mm512_storeu_ps(sums + (i * kVectors + v) * 16, total[i]);
   }
 }
 
@@ -418,7 +468,7 @@ void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
   if (std::ssize(buffer) < x_MK.rows * stride) buffer.resize(x_MK.rows * stride);
   uint16_t* const rounded = buffer.data();
   const auto grain = [](int64_t work) {
-    return std::max<int64_t>(1, (4 << 20) / std::max<int64_t>(work, 1));
+    return std::max<int64_t>(1, kGrainWork / std::max<int64_t>(work, 1));
   };
   base::parallel_for(x_MK.rows, grain(32 * w.cols), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m)
@@ -428,7 +478,7 @@ void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
   const int64_t num_blocks = stride / kQuantGroup, first = w.first_row / kPanelRows;
   const int64_t num_panels = ceil_div(w.first_row + w.rows, kPanelRows) - first;
   const int64_t num_m_blocks = ceil_div(x_MK.rows, kItemRows);
-  const int64_t work = std::min(x_MK.rows, kItemRows) * kPanelRows * w.cols;
+  const int64_t work = std::clamp(x_MK.rows, kFewestRows, kItemRows) * kPanelRows * w.cols;
   base::parallel_for(num_panels * num_m_blocks, grain(work), [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t m = at / num_panels * kItemRows, panel = first + at % num_panels;
