@@ -461,40 +461,92 @@ void linear_transposed_row(const float* x_N, const WeightView& w, float* y_K) {
   sum(x_N, w, sums, y_K);
 }
 
-void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
-  static thread_local std::vector<uint16_t> buffer;
-  const int64_t stride = round_up(w.cols, kQuantGroup);
-  // Grows only: resize would clear what is written anyway.
-  if (std::ssize(buffer) < x_MK.rows * stride) buffer.resize(x_MK.rows * stride);
-  uint16_t* const rounded = buffer.data();
-  const auto grain = [](int64_t work) {
-    return std::max<int64_t>(1, kGrainWork / std::max<int64_t>(work, 1));
-  };
-  base::parallel_for(x_MK.rows, grain(32 * w.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m)
-      round_x_row(x_MK[m], w.cols, stride, rounded + m * stride);
+namespace {
+
+bool is_same(View2<const float> a, View2<const float> b) {
+  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
+}
+
+// A product, and its items among those of all: blocks of rows of x times panels of W, which are cut
+// at multiples of 16 of the whole matrix, whose rows share their factors.
+struct ItemRange {
+  const LinearProduct* product;
+  RoundedRows x;
+  int64_t first_panel, num_panels;
+  int64_t begin, end;
+
+  void multiply(int64_t at) const {
+    const auto& [x_MK, w, y_MN] = *product;
+    const int64_t m = at / num_panels * kItemRows, panel = first_panel + at % num_panels;
+    const int64_t row = std::max(panel * kPanelRows, w.first_row);
+    const int64_t num_w = std::min((panel + 1) * kPanelRows, w.first_row + w.rows) - row;
+    const View2<float> y(y_MN[m] + (row - w.first_row), std::min(kItemRows, x_MK.rows - m), num_w,
+                         y_MN.stride);
+    const auto rows_of = [&](const auto* data) { return data + row * w.cols; };
+    if (w.format == WeightFormat::kBF16)
+      multiply_panel({x[m], x.stride},
+                     BF16Rows{rows_of(static_cast<const uint16_t*>(w.data)), num_w, w.cols},
+                     nullptr, y);
+    else
+      multiply_panel({x[m], x.stride},
+                     E4M3Rows{rows_of(static_cast<const uint8_t*>(w.data)), num_w, w.cols},
+                     w.scale_inv + row / kQuantGroup * (x.stride / kQuantGroup), y);
+  }
+};
+
+int64_t grain_of(int64_t work) { return std::max<int64_t>(1, kGrainWork / work); }
+
+void round_rows(View2<const float> x_MK, int64_t stride, uint16_t* out) {
+  base::parallel_for(x_MK.rows, grain_of(32 * x_MK.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) round_x_row(x_MK[m], x_MK.cols, stride, out + m * stride);
   });
-  // Panels are cut at multiples of 16 of the whole matrix, whose rows share their factors.
-  const int64_t num_blocks = stride / kQuantGroup, first = w.first_row / kPanelRows;
-  const int64_t num_panels = ceil_div(w.first_row + w.rows, kPanelRows) - first;
-  const int64_t num_m_blocks = ceil_div(x_MK.rows, kItemRows);
-  const int64_t work = std::clamp(x_MK.rows, kFewestRows, kItemRows) * kPanelRows * w.cols;
-  base::parallel_for(num_panels * num_m_blocks, grain(work), [&](int64_t begin, int64_t end) {
+}
+
+// Of all products together, per item.
+int64_t mean_work(std::span<const ItemRange> ranges) {
+  int64_t work = 0;
+  for (const ItemRange& range : ranges)
+    work += std::clamp(range.product->x_MK.rows, kFewestRows, kItemRows) * kPanelRows *
+            range.product->w_NK.cols * (range.end - range.begin);
+  return std::max<int64_t>(1, work / ranges.back().end);
+}
+
+}  // namespace
+
+void linear_bf16(std::span<const LinearProduct> products) {
+  static thread_local LineBuffer buffer;
+  static thread_local std::vector<ItemRange> ranges;
+  const auto stride_of = [](const LinearProduct& of) {
+    return round_up(of.w_NK.cols, kQuantGroup);
+  };
+  int64_t size = 0;
+  for (const LinearProduct& product : products) size += product.x_MK.rows * stride_of(product);
+  auto* rounded = buffer.reserve<uint16_t>(size);
+  ranges.clear();
+  int64_t num_items = 0;
+  for (const LinearProduct& product : products) {
+    const auto& [x_MK, w, y_MN] = product;
+    if (x_MK.rows == 0 || w.rows == 0) continue;
+    RoundedRows x{rounded, stride_of(product)};
+    if (!ranges.empty() && is_same(ranges.back().product->x_MK, x_MK)) {
+      x = ranges.back().x;
+    } else {
+      round_rows(x_MK, x.stride, rounded);
+      rounded += x_MK.rows * x.stride;
+    }
+    const int64_t first = w.first_row / kPanelRows;
+    const int64_t num_panels = ceil_div(w.first_row + w.rows, kPanelRows) - first;
+    const int64_t end = num_items + num_panels * ceil_div(x_MK.rows, kItemRows);
+    ranges.push_back({&product, x, first, num_panels, num_items, end});
+    num_items = end;
+  }
+  if (ranges.empty()) return;
+  const std::span<const ItemRange> all = ranges;
+  base::parallel_for(num_items, grain_of(mean_work(all)), [all](int64_t begin, int64_t end) {
+    const auto* range = &all.front();
     for (int64_t at = begin; at < end; ++at) {
-      const int64_t m = at / num_panels * kItemRows, panel = first + at % num_panels;
-      const int64_t row = std::max(panel * kPanelRows, w.first_row);
-      const int64_t num_w = std::min((panel + 1) * kPanelRows, w.first_row + w.rows) - row;
-      const RoundedRows x{rounded + m * stride, stride};
-      const View2<float> y(y_MN[m] + (row - w.first_row), std::min(kItemRows, x_MK.rows - m), num_w,
-                           y_MN.stride);
-      if (w.format == WeightFormat::kBF16)
-        multiply_panel(x,
-                       BF16Rows{static_cast<const uint16_t*>(w.data) + row * w.cols, num_w, w.cols},
-                       nullptr, y);
-      else
-        multiply_panel(x,
-                       E4M3Rows{static_cast<const uint8_t*>(w.data) + row * w.cols, num_w, w.cols},
-                       w.scale_inv + row / kQuantGroup * num_blocks, y);
+      while (at >= range->end) ++range;
+      range->multiply(at - range->begin);
     }
   });
 }
@@ -504,7 +556,7 @@ void linear_bf16(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
 void linear_transposed_row(const float*, const WeightView&, float*) {
   CHECK(false, "no AVX512-BF16: ask has_bf16_dot() first");
 }
-void linear_bf16(View2<const float>, const WeightView&, View2<float>) {
+void linear_bf16(std::span<const LinearProduct>) {
   CHECK(false, "no AVX512-BF16: ask has_bf16_dot() first");
 }
 

@@ -541,17 +541,28 @@ void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
 
 }  // namespace
 
-void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Precision precision) {
+void check_linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   CHECK_EQ(x_MK.cols, w.cols);
   CHECK_EQ(y_MN.rows, x_MK.rows);
   CHECK_EQ(y_MN.cols, w.rows);
+}
+
+bool is_stored_short(const WeightView& w) {
+  return w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3;
+}
+
+void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Precision precision) {
+  check_linear(x_MK, w, y_MN);
   if (w.cols == 0) {
     for (int64_t m = 0; m < y_MN.rows; ++m) std::fill_n(y_MN[m], y_MN.cols, 0.0f);
     return;
   }
   if (precision == Precision::kBF16) {
-    if (has_bf16_dot() && (w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3))
-      return has_amx() ? linear_amx(x_MK, w, y_MN) : linear_bf16(x_MK, w, y_MN);
+    if (has_bf16_dot() && is_stored_short(w)) {
+      if (has_amx()) return linear_amx(x_MK, w, y_MN);
+      const LinearProduct product{x_MK, w, y_MN};
+      return linear_bf16({&product, 1});
+    }
     static thread_local std::vector<float> rounded;
     rounded.resize(x_MK.rows * x_MK.cols);
     for (int64_t m = 0; m < x_MK.rows; ++m)
@@ -587,6 +598,20 @@ void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Pre
   });
 }
 
+void linear_group(std::span<const LinearProduct> products, Precision precision) {
+  const bool is_one_loop =
+      precision == Precision::kBF16 && has_bf16_dot() && !has_amx() &&
+      std::all_of(products.begin(), products.end(), [](const LinearProduct& product) {
+        return is_stored_short(product.w_NK) && product.w_NK.cols > 0;
+      });
+  if (!is_one_loop) {
+    for (const auto& [x_MK, w_NK, y_MN] : products) linear(x_MK, w_NK, y_MN, precision);
+    return;
+  }
+  for (const auto& [x_MK, w_NK, y_MN] : products) check_linear(x_MK, w_NK, y_MN);
+  linear_bf16(products);
+}
+
 // So many rows of x are faster one after the other than with W widened first.
 constexpr int64_t kFewRows = 2;
 
@@ -594,8 +619,8 @@ void linear_transposed(View2<const float> x_MN, const WeightView& w, View2<float
                        Precision precision) {
   CHECK_EQ(x_MN.cols, w.rows);
   CHECK_EQ(y_MK.cols, w.cols);
-  const bool is_stored_short = w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3;
-  if (x_MN.rows <= kFewRows && is_stored_short && precision == Precision::kF32 && has_bf16_dot()) {
+  if (x_MN.rows <= kFewRows && is_stored_short(w) && precision == Precision::kF32 &&
+      has_bf16_dot()) {
     for (int64_t m = 0; m < x_MN.rows; ++m) linear_transposed_row(x_MN[m], w, y_MK[m]);
     return;
   }

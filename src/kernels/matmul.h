@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "base/array_view.h"
 
@@ -43,6 +44,19 @@ enum class Precision { kF32, kBF16 };
 // reference::linear (of the rounded x), relative tolerance 1e-5.
 void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN,
             Precision precision = Precision::kF32);
+
+// One product of several.
+struct LinearProduct {
+  View2<const float> x_MK;
+  WeightView w_NK;
+  View2<float> y_MN;
+};
+
+// linear of each, the same bits: products too small to be shared out, as those of experts with few
+// tokens, are shared out together. Some x may be the same; no y may be another's x. On AVX512-BF16
+// in kBF16 the work goes to the threads in one loop, elsewhere product by product. Scratch as
+// linear's, of all x.
+void linear_group(std::span<const LinearProduct> products, Precision precision = Precision::kF32);
 
 // An f32 matrix read through strides, so that a transpose costs nothing to say.
 struct Strided {

@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
+#include <deque>
 #include <tuple>
 
 #include "base/parallel.h"
@@ -273,6 +275,65 @@ TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
               << static_cast<int>(format) << " " << k << " " << m << " " << begin;
         }
       }
+}
+
+// Two products of the same x, one of no rows, one with part of a matrix, one that is shared out by
+// itself, and for as many formats as a group may have.
+void expect_bits_of_products(std::span<const TestKind> kinds, Precision precision) {
+  constexpr int64_t kMost = 150, kOutputs = 260;
+  struct Case {
+    int64_t rows, cols, x, begin, end;
+  };
+  std::deque<TestMatrix> inputs;
+  for (const int64_t cols : {200, 384}) inputs.emplace_back(kMost, cols, cols);
+  std::deque<TestWeight> weights;
+  std::deque<TestMatrix> outputs;
+  std::vector<LinearProduct> products;
+  for (const auto [format, factors] : kinds)
+    for (const auto [rows, cols, x, begin, end] : {Case{1, 200, 0, 0, 33},
+                                                   {1, 200, 0, 100, 260},
+                                                   {0, 200, 0, 0, 260},
+                                                   {9, 384, 1, 7, 7},
+                                                   {9, 384, 1, 7, 23},
+                                                   {9, 384, 1, 0, 260},
+                                                   {16, 384, 1, 16, 32},
+                                                   {150, 384, 1, 0, 260}}) {
+      const TestWeight& weight = weights.emplace_back(format, kOutputs, cols, factors);
+      products.push_back({inputs[x].view.slice_rows(0, rows), weight.view.slice_rows(begin, end),
+                          outputs.emplace_back(rows, end - begin, 1).view});
+    }
+  for (const int num_threads : {1, 2}) {
+    base::set_num_threads(num_threads);
+    for (const LinearProduct& product : products)
+      for (int64_t m = 0; m < product.y_MN.rows; ++m)
+        std::fill_n(product.y_MN[m], product.y_MN.cols, std::nanf(""));
+    linear_group(products, precision);
+    for (const auto& [x_MK, w_NK, y_MN] : products) {
+      TestMatrix expected(y_MN.rows, y_MN.cols, 2);
+      linear(x_MK, w_NK, expected.view, precision);
+      for (int64_t m = 0; m < y_MN.rows; ++m)
+        ASSERT_EQ(std::memcmp(y_MN[m], expected.view[m], y_MN.cols * sizeof(float)), 0)
+            << num_threads << " threads, row " << m << " of " << y_MN.rows;
+    }
+  }
+  base::set_num_threads(2);
+}
+
+TEST(Linear, AGroupHasTheBitsOfItsProducts) {
+  for (const auto precision : {Precision::kF32, Precision::kBF16}) {
+    for (const TestKind& kind : kTestKinds) expect_bits_of_products({&kind, 1}, precision);
+    expect_bits_of_products(kTestKinds, precision);
+    const TestKind stored_short[] = {{WeightFormat::kBF16}, {WeightFormat::kE4M3}};
+    expect_bits_of_products(stored_short, precision);
+  }
+  linear_group({});
+  uint8_t none = 0;
+  TestMatrix y(3, 5, 1);
+  const LinearProduct no_columns{View2<const float>(nullptr, 3, 0, 0),
+                                 {WeightFormat::kBF16, &none, 5, 0, nullptr, 0},
+                                 y.view};
+  linear_group({&no_columns, 1}, Precision::kBF16);
+  EXPECT_EQ(y.storage, std::vector<float>(15, 0.0f));
 }
 
 TEST(Gemm, EqualsReferenceInEveryOrientation) {
