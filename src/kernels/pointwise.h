@@ -17,7 +17,7 @@ void rms_norm(View2<const float> x_MD, const float* weight_D, float eps, View2<f
 void rms_norm_backward(View2<const float> x_MD, const float* weight_D, const float* inverse_rms_M,
                        View2<const float> dy_MD, View2<float> dx_MD, float* dweight_D);
 
-// SwiGLU's product: y = silu(gate) * up.
+// SwiGLU's product: y = silu(gate) * up. y may be gate.
 void swiglu(View2<const float> gate_MF, View2<const float> up_MF, View2<float> y_MF);
 void swiglu_backward(View2<const float> gate_MF, View2<const float> up_MF, View2<const float> dy_MF,
                      View2<float> dgate_MF, View2<float> dup_MF);

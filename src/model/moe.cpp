@@ -115,22 +115,38 @@ Tensor balance_of(const Tensor& scores_TE, const Tensor& expert_index_TK) {
   return balance_under_load(scores_TE, loads_of(expert_index_TK, scores_TE.size(1)));
 }
 
+namespace {
+
+// Fills expert_index_NK and counts_E.
+void choose_experts(const Tensor& scores_NE, const Tensor& bias_E, const Config& config,
+                    Routing& routing) {
+  const int64_t tokens = scores_NE.size(0), num_experts = config.n_routed_experts;
+  routing.expert_index_NK = torch::empty({tokens, config.num_experts_per_tok}, torch::kLong);
+  routing.counts_E = torch::zeros({num_experts}, torch::kLong);
+  const View2<const float> scores = ops::view2(scores_NE);
+  const float* const bias = bias_E.data_ptr<float>();
+  int64_t* chosen = routing.expert_index_NK.data_ptr<int64_t>();
+  int64_t* const counts = routing.counts_E.data_ptr<int64_t>();
+  ExpertChooser chooser(config);
+  std::vector<float> biased(num_experts);
+  for (int64_t n = 0; n < tokens; ++n, chosen += config.num_experts_per_tok) {
+    for (int64_t e = 0; e < num_experts; ++e) biased[e] = scores[n][e] + bias[e];
+    chooser.choose(biased.data(), chosen);
+    for (int64_t k = 0; k < config.num_experts_per_tok; ++k) ++counts[chosen[k]];
+  }
+}
+
+}  // namespace
+
 Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND,
               const ForwardOptions& options) {
   // The router stays in f32 whatever the other matmuls do.
   const Tensor scores = ops::sigmoid(ops::linear(x_ND, weights.gate, {}));
-  const Tensor biased = (scores.detach() + weights.e_score_correction_bias).contiguous();
   Routing routing;
-  routing.expert_index_NK = torch::empty({x_ND.size(0), config.num_experts_per_tok}, torch::kLong);
-  ExpertChooser chooser(config);
-  for (int64_t n = 0; n < x_ND.size(0); ++n)
-    chooser.choose(biased.data_ptr<float>() + n * config.n_routed_experts,
-                   routing.expert_index_NK.data_ptr<int64_t>() + n * config.num_experts_per_tok);
+  choose_experts(scores.detach(), weights.e_score_correction_bias, config, routing);
   Tensor chosen = scores.gather(1, routing.expert_index_NK);
   if (config.norm_topk_prob) chosen = chosen / chosen.sum(1, true);
   routing.expert_weight_NK = chosen * config.routed_scaling_factor;
-  routing.counts_E =
-      torch::bincount(routing.expert_index_NK.flatten(), {}, config.n_routed_experts);
   if (torch::GradMode::is_enabled())
     routing.balance = mean_balance(scores, routing.expert_index_NK, options);
   return routing;
@@ -138,9 +154,8 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
 
 Tensor mlp(const MlpWeights& weights, const Tensor& x_ND, const ForwardOptions& options) {
   const ops::LinearOptions linear{options.bf16_matmuls, options.mode == NumericMode::kDeploy};
-  const Tensor gate = ops::linear(x_ND, weights.gate_proj, linear);
-  const Tensor up = ops::linear(x_ND, weights.up_proj, linear);
-  return ops::linear(ops::swiglu(gate, up), weights.down_proj, linear);
+  const auto gate_up = ops::linear_group(x_ND, {&weights.gate_proj, &weights.up_proj}, linear);
+  return ops::linear(ops::swiglu(gate_up[0], gate_up[1]), weights.down_proj, linear);
 }
 
 namespace {
@@ -199,14 +214,46 @@ Tensor run_split_experts(const MoeWeights& weights, const Tensor& x_MD,
   return ops::exchange_rows(y.index_select(0, order.argsort()), ranks, rows);
 }
 
+// Whether run_together may take these experts.
+bool go_together(const MoeWeights& weights, const ops::LinearOptions& linear) {
+  const Linear& shared = weights.shared_experts.gate_proj;
+  return ops::goes_together(shared, linear) &&
+         std::all_of(weights.experts.begin(), weights.experts.end(), [&](const MlpWeights& expert) {
+           return expert.gate_proj.weight.scalar_type() == shared.weight.scalar_type();
+         });
+}
+
+// Rows of experts and shared experts product by product, where expert by expert each would have
+// too few of them to share out.
+Tensor run_together(const MoeWeights& weights, const Tensor& x_ND, const Routing& routing,
+                    const ops::ExpertPlan& plan, const ops::LinearOptions& linear) {
+  const Tensor input = ops::through_fp8(x_ND, weights.shared_experts.gate_proj, linear);
+  const Tensor x_MD = ops::gather_to_experts(input, plan), y_MD = torch::empty_like(x_MD);
+  const Tensor shared = torch::empty_like(input);
+  std::vector<ops::MlpRows> mlps;
+  int64_t begin = 0;
+  for (size_t e = 0; e < weights.experts.size(); begin += plan.counts_E[e++]) {
+    const int64_t end = begin + plan.counts_E[e];
+    if (begin < end)
+      mlps.push_back({&weights.experts[e], ops::view2(x_MD).slice_rows(begin, end),
+                      ops::view2(y_MD).slice_rows(begin, end)});
+  }
+  mlps.push_back({&weights.shared_experts, ops::view2(input), ops::view2(shared)});
+  ops::mlp_group(mlps, linear);
+  return ops::combine_from_experts(y_MD, routing.expert_weight_NK, plan).add_(shared);
+}
+
 }  // namespace
 
 Tensor moe(const MoeWeights& weights, const Tensor& x_ND, const Routing& routing,
            const ForwardOptions& options) {
   const auto plan =
       ops::plan_experts(routing.expert_index_NK, static_cast<int64_t>(weights.experts.size()));
-  const Tensor x = ops::gather_to_experts(x_ND, plan);
+  const ops::LinearOptions linear{options.bf16_matmuls, options.mode == NumericMode::kDeploy};
   const bool is_split = options.distribution && options.distribution->experts.size() > 1;
+  if (!is_split && go_together(weights, linear))
+    return run_together(weights, x_ND, routing, plan, linear);
+  const Tensor x = ops::gather_to_experts(x_ND, plan);
   const Tensor y = is_split ? run_split_experts(weights, x, plan.counts_E, options)
                             : run_experts(weights.experts, x, plan.counts_E, options);
   return ops::combine_from_experts(y, routing.expert_weight_NK, plan) +

@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "base/parallel.h"
@@ -250,20 +251,90 @@ kernels::WeightView weight_view(const Linear& linear) {
   return view;
 }
 
+bool is_quantised(const Linear& w, const LinearOptions& options) {
+  return options.quantise_input && w.weight.scalar_type() == torch::kByte;
+}
+
+// What went through FP8 is exact in bf16.
+kernels::Precision precision_of(const Linear& w, const LinearOptions& options) {
+  return precision_of(options.bf16_matmuls || is_quantised(w, options));
+}
+
+bool takes_gemm(const Linear& w, const LinearOptions& options) {
+  return options.bf16_matmuls && w.weight.scalar_type() == torch::kFloat32;
+}
+
 Tensor linear(const Tensor& x, const Linear& w, const LinearOptions& options) {
   if (needs_gradient({x, w.weight}))
     return LinearFunction::apply(x.contiguous(), w.weight, options.bf16_matmuls);
-  Tensor input = x.contiguous();
-  const bool is_quantised = options.quantise_input && w.weight.scalar_type() == torch::kByte;
-  if (is_quantised) {
-    input = torch::empty_like(input);
-    kernels::round_through_fp8(view2(x.contiguous()), view2(input));
-  }
-  if (options.bf16_matmuls && w.weight.scalar_type() == torch::kFloat32)
+  const Tensor input = through_fp8(x, w, options);
+  if (takes_gemm(w, options))
     return gemm({input.size(0), w.weight.size(0), input.size(1)}, rows_of(input),
                 transpose_of(w.weight), true);
-  // What went through FP8 is exact in bf16.
-  return linear_forward(input, weight_view(w), precision_of(options.bf16_matmuls || is_quantised));
+  return linear_forward(input, weight_view(w), precision_of(w, options));
+}
+
+Tensor through_fp8(const Tensor& x, const Linear& w, const LinearOptions& options) {
+  Tensor input = x.contiguous();
+  if (!is_quantised(w, options)) return input;
+  Tensor rounded = torch::empty_like(input);
+  kernels::round_through_fp8(view2(input), view2(rounded));
+  return rounded;
+}
+
+bool goes_together(const Linear& w, const LinearOptions& options) {
+  return !torch::GradMode::is_enabled() && !takes_gemm(w, options);
+}
+
+std::vector<Tensor> linear_group(const Tensor& x, std::initializer_list<const Linear*> weights,
+                                 const LinearOptions& options) {
+  const Linear& first = **weights.begin();
+  const bool together = std::all_of(weights.begin(), weights.end(), [&](const Linear* w) {
+    return goes_together(*w, options) && w->weight.scalar_type() == first.weight.scalar_type();
+  });
+  std::vector<Tensor> outputs;
+  if (!together) {
+    for (const Linear* w : weights) outputs.push_back(linear(x, *w, options));
+    return outputs;
+  }
+  const Tensor input = through_fp8(x, first, options);
+  std::vector<kernels::LinearProduct> products;
+  for (const Linear* w : weights) {
+    outputs.push_back(torch::empty({input.size(0), w->weight.size(0)}));
+    products.push_back({view2(input), weight_view(*w), view2(outputs.back())});
+  }
+  kernels::linear_group(products, precision_of(first, options));
+  return outputs;
+}
+
+void mlp_group(std::span<const MlpRows> mlps, const LinearOptions& options) {
+  if (mlps.empty()) return;
+  const Linear& first = mlps.front().weights->gate_proj;
+  const auto hidden_size = [](const MlpRows& mlp) {
+    return mlp.x_MD.rows * mlp.weights->gate_proj.weight.size(0);
+  };
+  int64_t size = 0;
+  for (const MlpRows& mlp : mlps) size += hidden_size(mlp);
+  const Tensor hidden = torch::empty({2, size});
+  std::vector<View2<float>> gates, ups;
+  std::vector<kernels::LinearProduct> products;
+  float* next = hidden.data_ptr<float>();
+  for (const MlpRows& mlp : mlps) {
+    const int64_t width = mlp.weights->gate_proj.weight.size(0);
+    gates.emplace_back(next, mlp.x_MD.rows, width);
+    ups.emplace_back(next + size, mlp.x_MD.rows, width);
+    next += hidden_size(mlp);
+    products.push_back({mlp.x_MD, weight_view(mlp.weights->gate_proj), gates.back()});
+    products.push_back({mlp.x_MD, weight_view(mlp.weights->up_proj), ups.back()});
+  }
+  kernels::linear_group(products, precision_of(first, options));
+  products.clear();
+  for (size_t i = 0; i < mlps.size(); ++i) {
+    kernels::swiglu(gates[i], ups[i], gates[i]);
+    if (is_quantised(first, options)) kernels::round_through_fp8(gates[i], gates[i]);
+    products.push_back({gates[i], weight_view(mlps[i].weights->down_proj), mlps[i].y_MD});
+  }
+  kernels::linear_group(products, precision_of(first, options));
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {
@@ -282,7 +353,12 @@ Tensor swiglu(const Tensor& gate, const Tensor& up) {
   return y;
 }
 
-Tensor sigmoid(const Tensor& x) { return SigmoidFunction::apply(x.contiguous()); }
+Tensor sigmoid(const Tensor& x) {
+  if (needs_gradient({x})) return SigmoidFunction::apply(x.contiguous());
+  Tensor y = x.clone(torch::MemoryFormat::Contiguous);
+  kernels::sigmoid(view2(y), view2(y));
+  return y;
+}
 
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
   if (needs_gradient({x})) return RopeFunction::apply(x, cos, sin, options);

@@ -3,6 +3,8 @@
 // backward. Tests: model/ops_test.cpp, central differences in double precision.
 #pragma once
 
+#include <initializer_list>
+#include <span>
 #include <vector>
 
 #include "kernels/matmul.h"
@@ -22,6 +24,28 @@ struct LinearOptions {
 
 // y_MN = x_MK W^T. Gradients for x and an f32 W.
 torch::Tensor linear(const torch::Tensor& x_MK, const Linear& w_NK, const LinearOptions& options);
+
+// Whether the products of such weights may go together below: where no gradients are recorded.
+// (f32 weights whose products are rounded to bf16 are training's, and go through gemm.)
+bool goes_together(const Linear& w_NK, const LinearOptions& options);
+
+// The same of one x and several W, which the threads share out together where they may.
+std::vector<torch::Tensor> linear_group(const torch::Tensor& x_MK,
+                                        std::initializer_list<const Linear*> weights,
+                                        const LinearOptions& options);
+
+// An MLP and the rows that go through it: y = down(silu(gate x) * up x).
+struct MlpRows {
+  const MlpWeights* weights;
+  View2<const float> x_MD;
+  View2<float> y_MD;
+};
+// All of them, each of the three products over all MLPs together. Weights that go together; in
+// deploy mode x has gone through FP8 already (through_fp8).
+void mlp_group(std::span<const MlpRows> mlps, const LinearOptions& options);
+// x as linear takes it: contiguous, through FP8 where the options and W ask for it.
+torch::Tensor through_fp8(const torch::Tensor& x_MK, const Linear& w_NK,
+                          const LinearOptions& options);
 
 torch::Tensor rms_norm(const torch::Tensor& x_MD, const torch::Tensor& weight_D, double eps);
 torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
