@@ -31,8 +31,8 @@ constexpr int64_t kDotAhead = 2816;
 // for as long as memory takes, would let through 15 GB/s.
 constexpr int64_t kStreamAhead = 4096;
 constexpr int64_t kPackAhead = 256;
-constexpr int64_t kGrainWork = 1 << 20;  // multiplications that are worth a thread
-constexpr int64_t kFewestRows = 8;       // of x: fewer wait for W as long
+constexpr int64_t kGrainWork = 1 << 20;   // multiplications that are worth a thread
+constexpr int64_t kFewestRows = 8;        // of x: fewer wait for W as long
 constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
 // x in bf16, each row zero behind its end up to whole blocks of 128.
@@ -142,9 +142,9 @@ BF16_KERNEL void pack_block(const Rows& w, int64_t k, int64_t num_octets, uint16
 }
 
 // Vector v's rows of a panel of sixteen: v, v + 4, v + 8 and v + 12. The vectors one after another
-// read four streams, each four rows long, and those of the next panel follow: what lies kStreamAhead
-// further on that way is asked for early. (A prefetch straight ahead misses each panel's
-// beginning.)
+// read four streams, each four rows long, and those of the next panel follow: what lies
+// kStreamAhead further on that way is asked for early. (A prefetch straight ahead misses each
+// panel's beginning.)
 struct E4M3Streams {
   const uint8_t* row[4];
   int64_t left;     // bytes of each stream in this panel
@@ -172,7 +172,10 @@ struct E4M3Streams {
 // How many of a panel's vectors one row of x takes side by side, and how many blocks of columns:
 // the products of one row alone would each wait for the one before.
 template <int kRows, bool kIsScaled>
-constexpr int kVectorsAtOnce = kIsScaled ? 1 : kRows == 1 ? 4 : kRows == 2 ? 2 : 1;
+constexpr int kVectorsAtOnce = kIsScaled    ? 1
+                               : kRows == 1 ? 4
+                               : kRows == 2 ? 2
+                                            : 1;
 template <int kRows>
 constexpr int kBlocksAtOnce = kRows == 1 ? 2 : 1;
 
@@ -201,8 +204,7 @@ BF16_INLINE int64_t dot_rows(const RoundedRows& x, const BF16Rows& w, const E4M3
       for (int i = 0; i < kRows; ++i) {
         const __m512i input = broadcast_octet(x[i] + k + o * kOctet);
 #pragma GCC unroll 4
-        for (int j = 0; j < kAtOnce; ++j)
-          total[j][i] = dot_pairs(total[j][i], input, octets[j][o]);
+        for (int j = 0; j < kAtOnce; ++j) total[j][i] = dot_pairs(total[j][i], input, octets[j][o]);
       }
   }
   return k;

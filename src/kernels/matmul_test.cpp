@@ -329,9 +329,8 @@ TEST(Linear, AGroupHasTheBitsOfItsProducts) {
   linear_group({});
   uint8_t none = 0;
   TestMatrix y(3, 5, 1);
-  const LinearProduct no_columns{View2<const float>(nullptr, 3, 0, 0),
-                                 {WeightFormat::kBF16, &none, 5, 0, nullptr, 0},
-                                 y.view};
+  const LinearProduct no_columns{
+      View2<const float>(nullptr, 3, 0, 0), {WeightFormat::kBF16, &none, 5, 0, nullptr, 0}, y.view};
   linear_group({&no_columns, 1}, Precision::kBF16);
   EXPECT_EQ(y.storage, std::vector<float>(15, 0.0f));
 }

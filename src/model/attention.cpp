@@ -33,13 +33,13 @@ Projections project(const AttentionInput& in, const Tensor& x_ND) {
   const ops::LinearOptions linear{in.options.bf16_matmuls, is_deploy};
   const int64_t rope_dim = c.qk_rope_head_dim;
   Projections out;
-  out.q_latent_NQ = ops::rms_norm(ops::linear(x_ND, in.weights.q_a_proj, linear),
-                                  in.weights.q_a_layernorm, c.rms_norm_eps);
+  const auto q_and_kv =
+      ops::linear_group(x_ND, {&in.weights.q_a_proj, &in.weights.kv_a_proj_with_mqa}, linear);
+  out.q_latent_NQ = ops::rms_norm(q_and_kv[0], in.weights.q_a_layernorm, c.rms_norm_eps);
   out.q_NHD = ops::rope(ops::linear(out.q_latent_NQ, in.weights.q_b_proj, linear), in.rope.cos_NR2,
                         in.rope.sin_NR2,
                         {c.num_attention_heads, c.qk_head_dim(), c.qk_nope_head_dim, rope_dim});
-  const auto kv = ops::linear(x_ND, in.weights.kv_a_proj_with_mqa, linear)
-                      .split_with_sizes({c.kv_lora_rank, rope_dim}, 1);
+  const auto kv = q_and_kv[1].split_with_sizes({c.kv_lora_rank, rope_dim}, 1);
   out.latent_NC = ops::rms_norm(kv[0], in.weights.kv_a_layernorm, c.rms_norm_eps);
   if (is_deploy) kernels::round_through_fp8(ops::view2(out.latent_NC), ops::view2(out.latent_NC));
   out.k_rope_NR =
@@ -292,19 +292,20 @@ std::vector<QueryTile> query_tiles(std::span<const Segment> segments) {
   return tiles;
 }
 
-// Empty where every query sees every key: up to index_topk keys all are selected, and the dense
-// loop gives the same bits.
+// Up to index_topk keys a query sees all of them. (A trace shows its selection even so.)
+bool selects(const AttentionInput& in, const QueryTile& tile) {
+  return in.options.sparse && (in.trace || tile.position + tile.count > in.config.index_topk);
+}
+
+// Empty where every query sees every key: the dense loop gives the same bits.
 Selections select_all(const AttentionInput& in, const std::vector<QueryTile>& tiles,
                       const IndexerProjections& indexer) {
-  const auto is_sparse = [&](const QueryTile& tile) {
-    return in.options.sparse && (in.trace || tile.position + tile.count > in.config.index_topk);
-  };
-  if (std::none_of(tiles.begin(), tiles.end(), is_sparse)) return {};
+  if (!indexer.q_NJX.defined()) return {};
   Selections keys_N(tiles.back().first + tiles.back().count);
   base::parallel_for(std::ssize(tiles), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const auto keys_T = std::span(keys_N).subspan(tiles[i].first, tiles[i].count);
-      if (is_sparse(tiles[i])) select_keys(indexer, tiles[i], in.layer, in.config, keys_T);
+      if (selects(in, tiles[i])) select_keys(indexer, tiles[i], in.layer, in.config, keys_T);
     }
   });
   return keys_N;
@@ -325,10 +326,14 @@ void keep_selections(const AttentionInput& in, const IndexerProjections& indexer
 
 Tensor cached_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
   const Tensor latent_rows = torch::cat({p.latent_NC, p.k_rope_NR}, 1);
+  const auto tiles = query_tiles(in.segments);
   IndexerProjections indexer;
-  if (in.options.sparse)
-    indexer =
-        project_indexer(in.weights.indexer, in.config, x_ND, p.q_latent_NQ, in.rope, in.options);
+  if (in.options.sparse) {
+    const bool any = std::any_of(tiles.begin(), tiles.end(),
+                                 [&](const QueryTile& tile) { return selects(in, tile); });
+    indexer = project_indexer(in.weights.indexer, in.config, x_ND, any ? p.q_latent_NQ : Tensor(),
+                              in.rope, in.options);
+  }
   int64_t first = 0;
   for (const Segment& segment : in.segments) {
     CHECK(segment.cache != nullptr, "inference needs a cache a segment");
@@ -339,7 +344,6 @@ Tensor cached_attention(const AttentionInput& in, const Projections& p, const Te
     segment.cache->write(in.layer, segment.position, slice(latent_rows), slice(indexer.k_NX));
     first += segment.num_tokens;
   }
-  const auto tiles = query_tiles(in.segments);
   const Selections keys_N = select_all(in, tiles, indexer);
   if (in.trace && in.options.sparse) keep_selections(in, indexer, keys_N);
   if (in.options.form == AttentionForm::kMqa)

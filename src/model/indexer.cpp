@@ -40,32 +40,51 @@ kernels::IndexerInput input_of(const IndexerProjections& projections, const Quer
 
 }  // namespace
 
-IndexerProjections project_indexer(const IndexerWeights& weights, const Config& config,
-                                   const Tensor& x_ND, const Tensor& q_latent_NQ,
-                                   const RopeTable& rope, const ForwardOptions& options) {
+namespace {
+
+// The rotary part comes first here (MLA has it last), in halves (MLA interleaves).
+kernels::Rope rotation(const Config& config, int64_t num_heads) {
+  return {
+      num_heads, config.index_head_dim, 0, config.qk_rope_head_dim, config.indexer_rope_interleave,
+      false};
+}
+
+bool rounds_to_bf16(const ForwardOptions& options) {
+  return options.mode != NumericMode::kDeploy && options.bf16_matmuls &&
+         !torch::GradMode::is_enabled();
+}
+
+void project_queries(const IndexerWeights& weights, const Config& config, const Tensor& x_ND,
+                     const Tensor& q_latent_NQ, const RopeTable& rope,
+                     const ForwardOptions& options, IndexerProjections& out) {
   const int64_t tokens = x_ND.size(0), heads = config.index_n_heads, dim = config.index_head_dim;
   const bool is_deploy = options.mode == NumericMode::kDeploy;
-  const ops::LinearOptions linear{options.bf16_matmuls, is_deploy};
-  // The rotary part comes first here (MLA has it last), in halves (MLA interleaves).
-  kernels::Rope rotation{heads, dim, 0, config.qk_rope_head_dim, config.indexer_rope_interleave,
-                         false};
-  IndexerProjections out;
-  out.q_NJX = ops::rope(ops::linear(q_latent_NQ, weights.wq_b, linear), rope.cos_NR2, rope.sin_NR2,
-                        rotation);
-  rotation.num_heads = 1;
-  const Tensor k = torch::layer_norm(ops::linear(x_ND, weights.wk, linear), {dim},
-                                     weights.k_norm_weight, weights.k_norm_bias, 1e-6);
-  out.k_NX = ops::rope(k, rope.cos_NR2, rope.sin_NR2, rotation);
+  out.q_NJX = ops::rope(ops::linear(q_latent_NQ, weights.wq_b, {options.bf16_matmuls, is_deploy}),
+                        rope.cos_NR2, rope.sin_NR2, rotation(config, heads));
   const double scale = 1 / std::sqrt(static_cast<double>(heads * dim));
   out.w_NJ = ops::linear(x_ND, weights.weights_proj, {}) * scale;
   if (is_deploy) {
     Tensor q = out.q_NJX.view({tokens * heads, dim});
     out.w_NJ = out.w_NJ * quantise_rotated(q).view({tokens, heads});
-    out.k_NX = out.k_NX * quantise_rotated(out.k_NX).unsqueeze(1);
-  } else if (options.bf16_matmuls && !torch::GradMode::is_enabled()) {
-    out.q_NJX = rounded_to_bf16(out.q_NJX);
-    out.k_NX = rounded_to_bf16(out.k_NX);
   }
+  if (rounds_to_bf16(options)) out.q_NJX = rounded_to_bf16(out.q_NJX);
+}
+
+}  // namespace
+
+IndexerProjections project_indexer(const IndexerWeights& weights, const Config& config,
+                                   const Tensor& x_ND, const Tensor& q_latent_NQ,
+                                   const RopeTable& rope, const ForwardOptions& options) {
+  const bool is_deploy = options.mode == NumericMode::kDeploy;
+  IndexerProjections out;
+  if (q_latent_NQ.defined())
+    project_queries(weights, config, x_ND, q_latent_NQ, rope, options, out);
+  out.k_NX = ops::rope(
+      torch::layer_norm(ops::linear(x_ND, weights.wk, {options.bf16_matmuls, is_deploy}),
+                        {config.index_head_dim}, weights.k_norm_weight, weights.k_norm_bias, 1e-6),
+      rope.cos_NR2, rope.sin_NR2, rotation(config, 1));
+  if (is_deploy) out.k_NX = out.k_NX * quantise_rotated(out.k_NX).unsqueeze(1);
+  if (rounds_to_bf16(options)) out.k_NX = rounded_to_bf16(out.k_NX);
   return out;
 }
 

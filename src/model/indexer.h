@@ -17,7 +17,8 @@ struct IndexerProjections {
   torch::Tensor k_NX;
 };
 
-// x_ND is the layer's normed input, q_latent_NQ the normed query latent.
+// x_ND is the layer's normed input, q_latent_NQ the normed query latent; without one the keys are
+// all that is made, where no query selects.
 IndexerProjections project_indexer(const IndexerWeights& weights, const Config& config,
                                    const torch::Tensor& x_ND, const torch::Tensor& q_latent_NQ,
                                    const RopeTable& rope, const ForwardOptions& options);

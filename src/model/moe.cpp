@@ -144,9 +144,8 @@ Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_N
   const Tensor scores = ops::sigmoid(ops::linear(x_ND, weights.gate, {}));
   Routing routing;
   choose_experts(scores.detach(), weights.e_score_correction_bias, config, routing);
-  Tensor chosen = scores.gather(1, routing.expert_index_NK);
-  if (config.norm_topk_prob) chosen = chosen / chosen.sum(1, true);
-  routing.expert_weight_NK = chosen * config.routed_scaling_factor;
+  routing.expert_weight_NK = ops::expert_weights(
+      scores, routing.expert_index_NK, config.norm_topk_prob, config.routed_scaling_factor);
   if (torch::GradMode::is_enabled())
     routing.balance = mean_balance(scores, routing.expert_index_NK, options);
   return routing;

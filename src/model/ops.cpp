@@ -187,6 +187,57 @@ struct CombineFunction : Function<CombineFunction> {
   }
 };
 
+// What a row's weights are multiples of its chosen scores by.
+float weight_scale(const float* scores, const int64_t* index, int64_t count, bool normalises,
+                   float factor) {
+  float sum = 0;
+  for (int64_t j = 0; j < count; ++j) sum += scores[index[j]];
+  return normalises ? factor / sum : factor;
+}
+
+struct ExpertWeightsFunction : Function<ExpertWeightsFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& scores, const Tensor& index,
+                        bool normalises, double factor) {
+    ctx->save_for_backward({scores, index});
+    ctx->saved_data["normalises"] = normalises;
+    ctx->saved_data["factor"] = factor;
+    return chosen_weights(scores, index, normalises, factor);
+  }
+
+  static Tensor chosen_weights(const Tensor& scores, const Tensor& index, bool normalises,
+                               double factor) {
+    Tensor weights = torch::empty(index.sizes());
+    const View2<float> from = view2(scores), to = view2(weights);
+    const int64_t* chosen = index.data_ptr<int64_t>();
+    for (int64_t n = 0; n < to.rows; ++n, chosen += to.cols) {
+      const float scale =
+          weight_scale(from[n], chosen, to.cols, normalises, static_cast<float>(factor));
+      for (int64_t j = 0; j < to.cols; ++j) to[n][j] = from[n][chosen[j]] * scale;
+    }
+    return weights;
+  }
+
+  // d score_j = scale * (dw_j - sum_i dw_i score_i / sum_i score_i), without the sum if it is not
+  // divided by.
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const bool normalises = ctx->saved_data["normalises"].toBool();
+    const auto factor = static_cast<float>(ctx->saved_data["factor"].toDouble());
+    const Tensor dweights = grads[0].contiguous();
+    Tensor dscores = torch::zeros_like(saved[0]);
+    const View2<float> scores = view2(saved[0]), dw = view2(dweights), ds = view2(dscores);
+    const int64_t* chosen = saved[1].data_ptr<int64_t>();
+    for (int64_t n = 0; n < dw.rows; ++n, chosen += dw.cols) {
+      const float scale = weight_scale(scores[n], chosen, dw.cols, normalises, factor);
+      float mean = 0;
+      for (int64_t j = 0; j < dw.cols; ++j) mean += dw[n][j] * scores[n][chosen[j]];
+      mean *= normalises ? scale / factor : 0;
+      for (int64_t j = 0; j < dw.cols; ++j) ds[n][chosen[j]] = scale * (dw[n][j] - mean);
+    }
+    return {dscores, Tensor(), Tensor(), Tensor()};
+  }
+};
+
 struct CrossEntropyFunction : Function<CrossEntropyFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                         const Tensor& targets, bool bf16, bool with_gradients) {
@@ -360,9 +411,12 @@ Tensor sigmoid(const Tensor& x) {
   return y;
 }
 
-Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
+Tensor rope(Tensor x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
   if (needs_gradient({x})) return RopeFunction::apply(x, cos, sin, options);
-  return turned(x, cos, sin, options);
+  const bool is_ours = x.use_count() == 1 && x.storage().use_count() == 1 && x.is_contiguous();
+  if (!is_ours) return turned(x, cos, sin, options);
+  kernels::rope(options, view2(cos), view2(sin), view2(x));
+  return x;
 }
 
 ExpertPlan plan_experts(const Tensor& expert_index, int64_t num_experts) {
@@ -394,6 +448,12 @@ Tensor combine_from_experts(const Tensor& y, const Tensor& weight, const ExpertP
     return CombineFunction::apply(y.contiguous(), weight.contiguous(), plan.token_of_slot_M,
                                   plan.slot_of_pair_NK);
   return combined(y.contiguous(), plan.slot_of_pair_NK, weight.contiguous().data_ptr<float>());
+}
+
+Tensor expert_weights(const Tensor& scores, const Tensor& index, bool normalises, double factor) {
+  if (needs_gradient({scores}))
+    return ExpertWeightsFunction::apply(scores.contiguous(), index, normalises, factor);
+  return ExpertWeightsFunction::chosen_weights(scores.contiguous(), index, normalises, factor);
 }
 
 Tensor linear_cross_entropy(const Tensor& x, const Linear& head, const Tensor& targets,

@@ -50,8 +50,9 @@ torch::Tensor through_fp8(const torch::Tensor& x_MK, const Linear& w_NK,
 torch::Tensor rms_norm(const torch::Tensor& x_MD, const torch::Tensor& weight_D, double eps);
 torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
 torch::Tensor sigmoid(const torch::Tensor& x_ME);
-torch::Tensor rope(const torch::Tensor& x_MHD, const torch::Tensor& cos_MR2,
-                   const torch::Tensor& sin_MR2, const kernels::Rope& options);
+// Turns x in place where no gradient is recorded and nobody else holds it (a moved value).
+torch::Tensor rope(torch::Tensor x_MHD, const torch::Tensor& cos_MR2, const torch::Tensor& sin_MR2,
+                   const kernels::Rope& options);
 
 // Where the tokens of each expert lie when all (token, expert) pairs are sorted by expert.
 struct ExpertPlan {
@@ -65,6 +66,11 @@ torch::Tensor gather_to_experts(const torch::Tensor& x_ND, const ExpertPlan& pla
 // out[n] = sum_j weight[n,j] * y[slot(n,j)]; gradients for y and the weights.
 torch::Tensor combine_from_experts(const torch::Tensor& y_MD, const torch::Tensor& weight_NK,
                                    const ExpertPlan& plan);
+
+// weight[n,j] = factor * scores[n, index[n,j]], divided by their sum over j if asked. Gradient for
+// the scores.
+torch::Tensor expert_weights(const torch::Tensor& scores_NE, const torch::Tensor& index_NK,
+                             bool normalises, double factor);
 
 // Mean cross-entropy (nats) of x W^T against targets_M (i64, -1 ignored); both gradients are
 // computed on the way (kernels/linear_cross_entropy.h).

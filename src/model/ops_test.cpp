@@ -175,6 +175,52 @@ TEST(OpGradients, ExpertGatherAndCombine) {
       {normal({5, 6}, 1), normal({5, 2}, 2)});
 }
 
+TEST(OpGradients, ExpertWeights) {
+  const Tensor index = torch::tensor({0, 3, 4, 1, 2, 3, 0, 1, 4}, torch::kLong).view({3, 3});
+  for (const bool normalises : {false, true}) {
+    const auto op = [&](const auto& in) {
+      return ops::expert_weights(in[0], index, normalises, 2.5);
+    };
+    const auto reference = [&](const auto& in) {
+      const Tensor chosen = in[0].gather(1, index);
+      return 2.5 * (normalises ? chosen / chosen.sum(1, true) : chosen);
+    };
+    const Tensor scores = torch::sigmoid(normal({3, 5}, 1));
+    expect_gradients(op, reference, {scores});
+    const torch::NoGradGuard no_grad;
+    EXPECT_TRUE(op(std::vector{scores}).allclose(reference(std::vector{scores}), 1e-6, 1e-7));
+  }
+}
+
+TEST(Ops, RopeTurnsInPlaceOnlyWhatNobodyElseHolds) {
+  const torch::NoGradGuard no_grad;
+  const Tensor x = normal({4, 24}, 1), cos = normal({4, 4}, 2), sin = normal({4, 4}, 3);
+  const Tensor before = x.clone();
+  const kernels::Rope options{2, 12, 4, 8};
+  const Tensor turned = ops::rope(x, cos, sin, options);
+  EXPECT_TRUE(x.equal(before));
+  EXPECT_TRUE(ops::rope(x.view({8, 12}).view({4, 24}), cos, sin, options).equal(turned));
+  EXPECT_TRUE(x.equal(before)) << "a view of x is held by x";
+  Tensor own = x.clone();
+  const float* const data = own.data_ptr<float>();
+  const Tensor moved = ops::rope(std::move(own), cos, sin, options);
+  EXPECT_EQ(moved.data_ptr<float>(), data);
+  EXPECT_TRUE(moved.equal(turned));
+}
+
+TEST(Ops, AGroupOfLinearsHasTheBitsOfEach) {
+  const Tensor x = normal({5, 40}, 1);
+  const Linear w{normal({7, 40}, 2).to(torch::kBFloat16), {}};
+  const Linear other{normal({9, 40}, 3).to(torch::kBFloat16), {}}, f32{normal({3, 40}, 4), {}};
+  for (const bool bf16 : {false, true})
+    for (const Linear* last : {&other, &f32}) {
+      const torch::NoGradGuard no_grad;
+      const auto together = ops::linear_group(x, {&w, last}, {.bf16_matmuls = bf16});
+      EXPECT_TRUE(together[0].equal(ops::linear(x, w, {.bf16_matmuls = bf16})));
+      EXPECT_TRUE(together[1].equal(ops::linear(x, *last, {.bf16_matmuls = bf16})));
+    }
+}
+
 TEST(OpGradients, LinearCrossEntropyOverSeveralBlocks) {
   const int64_t rows = 700, vocab = 23;
   Tensor targets = torch::arange(rows, torch::kLong) % vocab;
