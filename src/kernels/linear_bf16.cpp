@@ -499,7 +499,7 @@ struct ItemRange {
 int64_t grain_of(int64_t work) { return std::max<int64_t>(1, kGrainWork / work); }
 
 void round_rows(View2<const float> x_MK, int64_t stride, uint16_t* out) {
-  base::parallel_for(x_MK.rows, grain_of(32 * x_MK.cols), [&](int64_t begin, int64_t end) {
+  base::parallel_for(x_MK.rows, grain_of(128 * x_MK.cols), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) round_x_row(x_MK[m], x_MK.cols, stride, out + m * stride);
   });
 }

@@ -324,8 +324,33 @@ void keep_selections(const AttentionInput& in, const IndexerProjections& indexer
       index_scores(indexer, {0, segment.num_tokens, segment.position, segment.cache}, in.layer);
 }
 
+// k_NX may be undefined.
+void write_caches(const AttentionInput& in, const Tensor& latent_rows, const Tensor& k_NX) {
+  std::vector<int64_t> first(in.segments.size());
+  int64_t num_rows = 0;
+  for (size_t i = 0; i < first.size(); ++i) {
+    const Segment& segment = in.segments[i];
+    CHECK(segment.cache != nullptr, "inference needs a cache a segment");
+    segment.cache->make_writable(segment.position, segment.num_tokens);
+    first[i] = num_rows;
+    num_rows += segment.num_tokens;
+  }
+  const auto count = std::ssize(first);
+  base::parallel_for(
+      count, std::max<int64_t>(1, KvCache::kGrainRows * count / std::max<int64_t>(num_rows, 1)),
+      [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const Segment& segment = in.segments[i];
+          const auto slice = [&](const Tensor& x) {
+            return x.defined() ? ops::view2(x).slice_rows(first[i], first[i] + segment.num_tokens)
+                               : View2<float>();
+          };
+          segment.cache->write(in.layer, segment.position, slice(latent_rows), slice(k_NX));
+        }
+      });
+}
+
 Tensor cached_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {
-  const Tensor latent_rows = torch::cat({p.latent_NC, p.k_rope_NR}, 1);
   const auto tiles = query_tiles(in.segments);
   IndexerProjections indexer;
   if (in.options.sparse) {
@@ -334,22 +359,13 @@ Tensor cached_attention(const AttentionInput& in, const Projections& p, const Te
     indexer = project_indexer(in.weights.indexer, in.config, x_ND, any ? p.q_latent_NQ : Tensor(),
                               in.rope, in.options);
   }
-  int64_t first = 0;
-  for (const Segment& segment : in.segments) {
-    CHECK(segment.cache != nullptr, "inference needs a cache a segment");
-    const auto slice = [&](const Tensor& x) {
-      return x.defined() ? ops::view2(x).slice_rows(first, first + segment.num_tokens)
-                         : View2<float>();
-    };
-    segment.cache->write(in.layer, segment.position, slice(latent_rows), slice(indexer.k_NX));
-    first += segment.num_tokens;
-  }
+  write_caches(in, torch::cat({p.latent_NC, p.k_rope_NR}, 1), indexer.k_NX);
   const Selections keys_N = select_all(in, tiles, indexer);
   if (in.trace && in.options.sparse) keep_selections(in, indexer, keys_N);
   if (in.options.form == AttentionForm::kMqa)
     return expand_values(in, mqa_means(in, tiles, keys_N, absorb_queries(in, p.q_NHD)));
   Tensor out = torch::empty({x_ND.size(0), in.config.num_attention_heads * in.config.v_head_dim});
-  first = 0;
+  int64_t first = 0;
   for (const Segment& segment : in.segments) {
     const bool is_sparse = segment.position + segment.num_tokens > in.config.index_topk;
     mha_segment(in, segment, first, is_sparse || in.trace ? keys_N : Selections(), p.q_NHD, out);

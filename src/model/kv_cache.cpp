@@ -1,5 +1,7 @@
 #include "model/kv_cache.h"
 
+#include "base/parallel.h"
+
 namespace fathom::model {
 
 using kernels::kPageRows;
@@ -46,8 +48,8 @@ void KvCache::share(std::span<const std::shared_ptr<CachePage>> pages) {
   num_tokens_ = static_cast<int64_t>(pages_.size()) * kPageRows;
 }
 
-void KvCache::make_writable(int64_t first_row, int64_t end_row) {
-  for (int64_t page = first_row / kPageRows; page * kPageRows < end_row; ++page) {
+void KvCache::make_writable(int64_t position, int64_t num_rows) {
+  for (int64_t page = position / kPageRows; page * kPageRows < position + num_rows; ++page) {
     if (page == static_cast<int64_t>(pages_.size()))
       set_page(page, std::make_shared<CachePage>(layout_.page_bytes()));
     else if (pages_.at(page).use_count() > 1)
@@ -59,20 +61,22 @@ void KvCache::write(int64_t layer, int64_t position, View2<const float> latent,
                     View2<const float> index_key) {
   CHECK_LE(position, num_tokens_);
   CHECK_EQ(latent.cols, layout_.latent().dim());
-  make_writable(position, position + latent.rows);
-  const auto store = [&](const kernels::RowLayout& row_layout, int64_t offset, int64_t i,
-                         const float* values) {
-    std::byte* page = pages_[(position + i) / kPageRows]->data();
-    kernels::store_row(row_layout, values,
-                       page + offset + (position + i) % kPageRows * row_layout.num_bytes());
-  };
-  for (int64_t i = 0; i < latent.rows; ++i)
-    store(layout_.latent(), layout_.latent_offset(layer), i, latent[i]);
-  if (index_key.rows == 0) return;
-  CHECK_EQ(index_key.cols, layout_.index_key().dim());
-  CHECK_EQ(index_key.rows, latent.rows);
-  for (int64_t i = 0; i < index_key.rows; ++i)
-    store(layout_.index_key(), layout_.index_key_offset(layer), i, index_key[i]);
+  CHECK(index_key.rows == 0 || index_key.rows == latent.rows);
+  if (index_key.rows > 0) CHECK_EQ(index_key.cols, layout_.index_key().dim());
+  make_writable(position, latent.rows);
+  base::parallel_for(latent.rows, kGrainRows, [&](int64_t begin, int64_t end) {
+    const auto store = [&](const kernels::RowLayout& row_layout, int64_t offset, int64_t row,
+                           const float* values) {
+      std::byte* const page = pages_[row / kPageRows]->data();
+      kernels::store_row(row_layout, values,
+                         page + offset + row % kPageRows * row_layout.num_bytes());
+    };
+    for (int64_t i = begin; i < end; ++i) {
+      store(layout_.latent(), layout_.latent_offset(layer), position + i, latent[i]);
+      if (index_key.rows > 0)
+        store(layout_.index_key(), layout_.index_key_offset(layer), position + i, index_key[i]);
+    }
+  });
 }
 
 void KvCache::advance(int64_t num_tokens) { num_tokens_ += num_tokens; }

@@ -41,6 +41,8 @@ using CachePage = std::vector<std::byte>;
 
 class KvCache {
  public:
+  static constexpr int64_t kGrainRows = 16;  // that are worth a thread
+
   explicit KvCache(const Config& config, CacheFormat format = CacheFormat::kF32);
 
   const CacheLayout& layout() const { return layout_; }
@@ -52,9 +54,12 @@ class KvCache {
   // The pages so far; the last may be partly filled.
   std::span<const std::shared_ptr<CachePage>> pages() const { return pages_; }
 
+  // Pages for rows [position, position + num_rows): new ones, and copies of those that are shared.
+  void make_writable(int64_t position, int64_t num_rows);
   // Rows of one layer for the tokens from `position` on, at most num_tokens(); advance() makes them
-  // count once all layers have written theirs. A page that is shared is copied before it is
-  // written. index_key_NX may be empty (dense passes).
+  // count once all layers have written theirs. index_key_NX may be empty (dense passes). Parallel.
+  // Makes the rows writable first; where they are already, caches that share pages may be written
+  // at the same time.
   void write(int64_t layer, int64_t position, View2<const float> latent_NC1,
              View2<const float> index_key_NX);
   void advance(int64_t num_tokens);
@@ -67,7 +72,6 @@ class KvCache {
 
  private:
   void set_page(int64_t index, std::shared_ptr<CachePage> page);
-  void make_writable(int64_t first_row, int64_t end_row);
 
   CacheLayout layout_;
   int64_t num_tokens_ = 0;

@@ -358,6 +358,9 @@ std::vector<Tensor> linear_group(const Tensor& x, std::initializer_list<const Li
   return outputs;
 }
 
+// Numbers that pass through SwiGLU on one thread before another is worth waking.
+constexpr int64_t kGrainNumbers = 4096;
+
 void mlp_group(std::span<const MlpRows> mlps, const LinearOptions& options) {
   if (mlps.empty()) return;
   const Linear& first = mlps.front().weights->gate_proj;
@@ -379,12 +382,18 @@ void mlp_group(std::span<const MlpRows> mlps, const LinearOptions& options) {
     products.push_back({mlp.x_MD, weight_view(mlp.weights->up_proj), ups.back()});
   }
   kernels::linear_group(products, precision_of(first, options));
+  const int64_t count = std::ssize(mlps), mean_size = std::max<int64_t>(1, size / count);
+  base::parallel_for(count, std::max<int64_t>(1, kGrainNumbers / mean_size),
+                     [&](int64_t begin, int64_t end) {
+                       for (int64_t i = begin; i < end; ++i) {
+                         kernels::swiglu(gates[i], ups[i], gates[i]);
+                         if (is_quantised(first, options))
+                           kernels::round_through_fp8(gates[i], gates[i]);
+                       }
+                     });
   products.clear();
-  for (size_t i = 0; i < mlps.size(); ++i) {
-    kernels::swiglu(gates[i], ups[i], gates[i]);
-    if (is_quantised(first, options)) kernels::round_through_fp8(gates[i], gates[i]);
+  for (int64_t i = 0; i < count; ++i)
     products.push_back({gates[i], weight_view(mlps[i].weights->down_proj), mlps[i].y_MD});
-  }
   kernels::linear_group(products, precision_of(first, options));
 }
 
