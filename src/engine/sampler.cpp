@@ -72,6 +72,13 @@ class Weights {
   double mass_;
 };
 
+// The lowest id of the greatest logit; 0 if they are not numbers.
+int32_t likeliest(std::span<const float> logits) {
+  const float most = kernels::max_row(logits.data(), std::ssize(logits));
+  const auto at = std::find(logits.begin(), logits.end(), most);
+  return at == logits.end() ? 0 : static_cast<int32_t>(at - logits.begin());
+}
+
 // The tokens to draw from, in rank order, and the sum of their weights.
 struct Cut {
   std::vector<int32_t> ids;
@@ -142,7 +149,7 @@ void validate(const SamplingOptions& options) {
 
 void log_softmax(std::span<const float> logits, std::span<float> out) {
   CHECK_EQ(logits.size(), out.size());
-  const float maximum = *std::max_element(logits.begin(), logits.end());
+  const float maximum = kernels::max_row(logits.data(), std::ssize(logits));
   double sum = 0;
   for (float logit : logits) sum += std::exp(static_cast<double>(logit) - maximum);
   const double log_sum = maximum + std::log(sum);
@@ -190,8 +197,7 @@ void keep_allowed(std::span<const uint64_t> allowed, std::span<float> logits) {
 Draw draw(std::span<const float> logits, const SamplingOptions& options, base::Random& random,
           bool with_mask) {
   if (options.temperature == 0) {
-    const auto best = std::max_element(logits.begin(), logits.end());
-    const auto id = static_cast<int32_t>(best - logits.begin());
+    const auto id = likeliest(logits);
     return {id, 0, with_mask ? std::vector{id} : std::vector<int32_t>()};
   }
   const Weights weights(logits, options.temperature);
