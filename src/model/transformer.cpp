@@ -21,7 +21,15 @@ RopeTable rope_of(const Config& config, std::span<const Segment> segments) {
 Tensor embed(const Model& model, const Tensor& tokens_N) {
   const Tensor& table = model.weights.embed_tokens;
   if (table.scalar_type() == torch::kFloat32) return torch::embedding(table, tokens_N);
-  return table.index_select(0, tokens_N).to(torch::kFloat32);
+  const auto rows = ops::weight_view({table, {}});
+  const Tensor tokens = tokens_N.contiguous();
+  const int64_t* const ids = tokens.data_ptr<int64_t>();
+  Tensor out = torch::empty({tokens.size(0), rows.cols});
+  for (int64_t n = 0; n < out.size(0); ++n) {
+    CHECK(0 <= ids[n] && ids[n] < rows.rows, "token {} of {}", ids[n], rows.rows);
+    kernels::widen_rows(rows, ids[n], ids[n] + 1, out.data_ptr<float>() + n * rows.cols);
+  }
+  return out;
 }
 
 struct LayerCall {
