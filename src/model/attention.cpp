@@ -24,8 +24,29 @@ struct Projections {
   Tensor q_latent_NQ;
   Tensor q_NHD;  // per head [nope | rope], rotated
   Tensor latent_NC;
-  Tensor k_rope_NR;  // rotated
+  Tensor k_rope_NR;   // rotated
+  Tensor cached_NC1;  // with caches both, as rows of them, in the place of the two
 };
+
+bool has_caches(std::span<const Segment> segments) {
+  return !segments.empty() && segments.front().cache != nullptr;
+}
+
+// The normed latent and the rotated key from kv_a's output, row by row.
+Tensor rows_for_caches(const AttentionInput& in, const Tensor& kv_NC1) {
+  const torch::NoGradGuard no_grad;
+  const int64_t rank = in.config.kv_lora_rank, rope_dim = in.config.qk_rope_head_dim;
+  Tensor rows = torch::empty(kv_NC1.sizes());
+  const View2<float> from = ops::view2(kv_NC1), to = ops::view2(rows);
+  const View2<float> latent(to.data, to.rows, rank, to.stride);
+  kernels::rms_norm(View2<const float>(from.data, from.rows, rank, from.stride),
+                    in.weights.kv_a_layernorm.data_ptr<float>(),
+                    static_cast<float>(in.config.rms_norm_eps), latent, nullptr);
+  if (in.options.mode == NumericMode::kDeploy) kernels::round_through_fp8(latent, latent);
+  for (int64_t n = 0; n < to.rows; ++n) std::copy_n(from[n] + rank, rope_dim, to[n] + rank);
+  return ops::rope(std::move(rows), in.rope.cos_NR2, in.rope.sin_NR2,
+                   {1, rank + rope_dim, rank, rope_dim});
+}
 
 Projections project(const AttentionInput& in, const Tensor& x_ND) {
   const Config& c = in.config;
@@ -39,6 +60,10 @@ Projections project(const AttentionInput& in, const Tensor& x_ND) {
   out.q_NHD = ops::rope(ops::linear(out.q_latent_NQ, in.weights.q_b_proj, linear), in.rope.cos_NR2,
                         in.rope.sin_NR2,
                         {c.num_attention_heads, c.qk_head_dim(), c.qk_nope_head_dim, rope_dim});
+  if (has_caches(in.segments)) {
+    out.cached_NC1 = rows_for_caches(in, q_and_kv[1]);
+    return out;
+  }
   const auto kv = q_and_kv[1].split_with_sizes({c.kv_lora_rank, rope_dim}, 1);
   out.latent_NC = ops::rms_norm(kv[0], in.weights.kv_a_layernorm, c.rms_norm_eps);
   if (is_deploy) kernels::round_through_fp8(ops::view2(out.latent_NC), ops::view2(out.latent_NC));
@@ -359,7 +384,7 @@ Tensor cached_attention(const AttentionInput& in, const Projections& p, const Te
     indexer = project_indexer(in.weights.indexer, in.config, x_ND, any ? p.q_latent_NQ : Tensor(),
                               in.rope, in.options);
   }
-  write_caches(in, torch::cat({p.latent_NC, p.k_rope_NR}, 1), indexer.k_NX);
+  write_caches(in, p.cached_NC1, indexer.k_NX);
   const Selections keys_N = select_all(in, tiles, indexer);
   if (in.trace && in.options.sparse) keep_selections(in, indexer, keys_N);
   if (in.options.form == AttentionForm::kMqa)
@@ -372,10 +397,6 @@ Tensor cached_attention(const AttentionInput& in, const Projections& p, const Te
     first += segment.num_tokens;
   }
   return out;
-}
-
-bool has_caches(std::span<const Segment> segments) {
-  return !segments.empty() && segments.front().cache != nullptr;
 }
 
 }  // namespace

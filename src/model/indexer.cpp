@@ -22,11 +22,9 @@ Tensor quantise_rotated(Tensor& x_MX) {
   return scale.squeeze(1);
 }
 
-Tensor rounded_to_bf16(const Tensor& x) {
-  Tensor y = torch::empty_like(x);
+void round_to_bf16(Tensor& x) {
   const auto count = static_cast<size_t>(x.numel());
-  kernels::round_to_bf16({x.data_ptr<float>(), count}, {y.data_ptr<float>(), count});
-  return y;
+  kernels::round_to_bf16({x.data_ptr<float>(), count}, {x.data_ptr<float>(), count});
 }
 
 kernels::IndexerInput input_of(const IndexerProjections& projections, const QueryTile& tile,
@@ -67,7 +65,7 @@ void project_queries(const IndexerWeights& weights, const Config& config, const 
     Tensor q = out.q_NJX.view({tokens * heads, dim});
     out.w_NJ = out.w_NJ * quantise_rotated(q).view({tokens, heads});
   }
-  if (rounds_to_bf16(options)) out.q_NJX = rounded_to_bf16(out.q_NJX);
+  if (rounds_to_bf16(options)) round_to_bf16(out.q_NJX);
 }
 
 }  // namespace
@@ -84,7 +82,7 @@ IndexerProjections project_indexer(const IndexerWeights& weights, const Config& 
                         {config.index_head_dim}, weights.k_norm_weight, weights.k_norm_bias, 1e-6),
       rope.cos_NR2, rope.sin_NR2, rotation(config, 1));
   if (is_deploy) out.k_NX = out.k_NX * quantise_rotated(out.k_NX).unsqueeze(1);
-  if (rounds_to_bf16(options)) out.k_NX = rounded_to_bf16(out.k_NX);
+  if (rounds_to_bf16(options)) round_to_bf16(out.k_NX);
   return out;
 }
 
@@ -103,7 +101,8 @@ ops::KeySelection select_in_segments(const IndexerProjections& projections,
   // As in serving, which keeps keys in bf16.
   const bool is_bf16 = options.bf16_matmuls;
   if (is_bf16) {
-    q = rounded_to_bf16(q);
+    q = q.clone();
+    round_to_bf16(q);
     k = k.to(torch::kBFloat16);
   }
   std::vector<std::vector<int32_t>> keys_N(q.size(0));

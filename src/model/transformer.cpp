@@ -57,14 +57,19 @@ Tensor feed_forward(const LayerWeights& weights, const LayerCall& call, const Te
   return moe(*weights.moe, x_ND, routing, call.options);
 }
 
+// x + residual, in x's place where no gradient is recorded.
+Tensor add_residual(Tensor x, const Tensor& residual) {
+  return torch::GradMode::is_enabled() ? residual + x : x.add_(residual);
+}
+
 Tensor run_layer(const LayerWeights& weights, const LayerCall& call, const Tensor& hidden_ND) {
   const double eps = call.config.rms_norm_eps;
   const AttentionInput attention{weights.self_attn, call.config,  call.layer, call.segments,
                                  call.rope,         call.options, call.trace, call.statistics};
-  const Tensor after_attention =
-      hidden_ND + mla_attention(attention, ops::rms_norm(hidden_ND, weights.input_layernorm, eps));
+  const Tensor after_attention = add_residual(
+      mla_attention(attention, ops::rms_norm(hidden_ND, weights.input_layernorm, eps)), hidden_ND);
   const Tensor normed = ops::rms_norm(after_attention, weights.post_attention_layernorm, eps);
-  const Tensor out = after_attention + feed_forward(weights, call, normed);
+  const Tensor out = add_residual(feed_forward(weights, call, normed), after_attention);
   if (call.trace) call.trace->hidden_ND = out;
   return out;
 }
