@@ -72,7 +72,7 @@ class Weights {
   double mass_;
 };
 
-// The lowest id of the greatest logit; 0 if they are not numbers.
+// The lowest id of the greatest logit; some id if they are not all numbers.
 int32_t likeliest(std::span<const float> logits) {
   const float most = kernels::max_row(logits.data(), std::ssize(logits));
   const auto at = std::find(logits.begin(), logits.end(), most);

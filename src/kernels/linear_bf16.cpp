@@ -169,32 +169,49 @@ struct E4M3Streams {
   }
 };
 
-// How many of a panel's vectors one row of x takes side by side, and how many blocks of columns:
-// the products of one row alone would each wait for the one before.
+// How many of a panel's vectors few rows of x take side by side, and how many blocks of columns:
+// the products of one row alone would each wait for the one before. (Four vectors read sixteen rows
+// at once, which fall on one set of the first cache where they are 4,096 bytes long.)
 template <int kRows, bool kIsScaled>
-constexpr int kVectorsAtOnce = kIsScaled    ? 1
-                               : kRows == 1 ? 4
-                               : kRows == 2 ? 2
-                                            : 1;
+constexpr int kVectorsAtOnce = !kIsScaled && kRows <= 2 ? 2 : 1;
 template <int kRows>
 constexpr int kBlocksAtOnce = kRows == 1 ? 2 : 1;
 
-// total[j][i] += row i of x times vector v + j's rows of a whole panel, as far as whole registers
-// go; returns the column where they end.
+// What is read kStreamAhead bytes after a row's column k, if each row is followed by the same one
+// of the next panel.
+struct NextPanels {
+  int64_t cols, column, panel_numbers = 0;
+
+  BF16_INLINE explicit NextPanels(int64_t cols)
+      : cols(cols),
+        column(kStreamAhead / 2 % cols),
+        panel_numbers(kStreamAhead / 2 / cols * kPanelRows * cols) {}
+
+  BF16_INLINE void advance(int64_t columns) {
+    column += columns;
+    if (column < cols) return;
+    column -= cols;
+    panel_numbers += kPanelRows * cols;
+  }
+};
+
+// total[j][i] += row i of x times vector v + j's rows of a whole panel, as far as whole blocks of
+// 64 columns go, in which x is padded; returns the column where they end.
 template <int kRows, int kAtOnce>
 BF16_INLINE int64_t dot_rows(const RoundedRows& x, const BF16Rows& w, const E4M3Widener&,
                              const float*, int64_t v, __m512 (&total)[kAtOnce][kRows]) {
   constexpr int64_t kColumns = 4 * kOctet;
-  int64_t k = 0;
-  for (; k + kColumns <= w.cols; k += kColumns) {
+  const int64_t end = w.cols / (2 * kColumns) * (2 * kColumns);
+  NextPanels next(w.cols);
+  for (int64_t k = 0; k < end; k += kColumns, next.advance(kColumns)) {
     __m512i octets[kAtOnce][4];
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int j = 0; j < kAtOnce; ++j) {
 #pragma GCC unroll 4
       for (int p = 0; p < 4; ++p) {
-        const uint16_t* const row = w.data + (4 * p + v + j) * w.cols + k;
-        _mm_prefetch(row + kStreamAhead / 2, _MM_HINT_T1);
-        octets[j][p] = _mm512_loadu_si512(row);
+        const uint16_t* const row = w.data + (4 * p + v + j) * w.cols;
+        _mm_prefetch(row + next.panel_numbers + next.column, _MM_HINT_T1);
+        octets[j][p] = _mm512_loadu_si512(row + k);
       }
       transpose_parts(octets[j]);
     }
@@ -203,11 +220,11 @@ BF16_INLINE int64_t dot_rows(const RoundedRows& x, const BF16Rows& w, const E4M3
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
         const __m512i input = broadcast_octet(x[i] + k + o * kOctet);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (int j = 0; j < kAtOnce; ++j) total[j][i] = dot_pairs(total[j][i], input, octets[j][o]);
       }
   }
-  return k;
+  return end;
 }
 
 // sum[b][i] = row i of x times the rows over the block from column k + 128 b on.
@@ -469,6 +486,10 @@ bool is_same(View2<const float> a, View2<const float> b) {
   return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
 }
 
+bool is_empty(const LinearProduct& product) {
+  return product.x_MK.rows == 0 || product.w_NK.rows == 0;
+}
+
 // A product, and its items among those of all: blocks of rows of x times panels of W, which are cut
 // at multiples of 16 of the whole matrix, whose rows share their factors.
 struct ItemRange {
@@ -522,13 +543,19 @@ void linear_bf16(std::span<const LinearProduct> products) {
     return round_up(of.w_NK.cols, kQuantGroup);
   };
   int64_t size = 0;
-  for (const LinearProduct& product : products) size += product.x_MK.rows * stride_of(product);
+  const LinearProduct* before = nullptr;
+  for (const LinearProduct& product : products) {
+    if (is_empty(product)) continue;
+    if (!before || !is_same(before->x_MK, product.x_MK))
+      size += product.x_MK.rows * stride_of(product);
+    before = &product;
+  }
   auto* rounded = buffer.reserve<uint16_t>(size);
   ranges.clear();
   int64_t num_items = 0;
   for (const LinearProduct& product : products) {
+    if (is_empty(product)) continue;
     const auto& [x_MK, w, y_MN] = product;
-    if (x_MK.rows == 0 || w.rows == 0) continue;
     RoundedRows x{rounded, stride_of(product)};
     if (!ranges.empty() && is_same(ranges.back().product->x_MK, x_MK)) {
       x = ranges.back().x;

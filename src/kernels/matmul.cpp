@@ -539,8 +539,6 @@ void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN
   });
 }
 
-}  // namespace
-
 void check_linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
   CHECK_EQ(x_MK.cols, w.cols);
   CHECK_EQ(y_MN.rows, x_MK.rows);
@@ -550,6 +548,8 @@ void check_linear(View2<const float> x_MK, const WeightView& w, View2<float> y_M
 bool is_stored_short(const WeightView& w) {
   return w.format == WeightFormat::kBF16 || w.format == WeightFormat::kE4M3;
 }
+
+}  // namespace
 
 void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Precision precision) {
   check_linear(x_MK, w, y_MN);

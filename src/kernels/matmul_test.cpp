@@ -196,6 +196,7 @@ TEST(Linear, ReadsNothingBehindItsOperands) {
     for (const int64_t m : {1, 2, 16, 17, 40, 70})
       for (auto [n, k] : {std::pair<int64_t, int64_t>{1, 32},
                           {16, 64},
+                          {16, 100},
                           {33, 128},
                           {50, 200},
                           {32, 200},
@@ -251,6 +252,30 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   base::set_num_threads(2);
 }
 
+// Whatever the shape, and whatever another product left in the scratch.
+TEST(Linear, WhatIsNoNumberStaysInItsRow) {
+  constexpr int64_t kOutputs = 33;
+  for (const WeightFormat format : {WeightFormat::kBF16, WeightFormat::kE4M3})
+    for (const int64_t k : {32, 64, 97, 100, 127, 128, 160, 200, 225, 384}) {
+      const TestWeight weight(format, kOutputs, k), wide(format, kOutputs, 512);
+      TestMatrix nothing(40, 512, 1), unused(40, kOutputs, 2);
+      std::fill(nothing.storage.begin(), nothing.storage.end(), std::nanf(""));
+      for (const int64_t rows : {1, 2, 3, 8, 9, 40}) {
+        TestMatrix x(rows, k, 3), y(rows, kOutputs, 4), alone(1, kOutputs, 5);
+        for (int64_t m = 1; m < rows; m += 2) std::fill_n(x.view[m], k, std::nanf(""));
+        linear(nothing.view, wide.view, unused.view, Precision::kBF16);
+        linear(x.view, weight.view, y.view, Precision::kBF16);
+        for (int64_t m = 0; m < rows; m += 2) {
+          linear(x.view.slice_rows(m, m + 1), weight.view, alone.view, Precision::kBF16);
+          for (int64_t n = 0; n < kOutputs; ++n)
+            ASSERT_TRUE(std::isfinite(y.view[m][n])) << k << " " << rows << " " << m << " " << n;
+          ASSERT_EQ(std::memcmp(y.view[m], alone.view[0], kOutputs * sizeof(float)), 0)
+              << k << " " << rows << " " << m;
+        }
+      }
+    }
+}
+
 TEST(Linear, ASliceOfRowsKeepsItsScales) {
   const TestWeight weight(WeightFormat::kE4M3, 300, 40);
   const TestMatrix x(2, 40, 5);
@@ -282,24 +307,29 @@ TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
 void expect_bits_of_products(std::span<const TestKind> kinds, Precision precision) {
   constexpr int64_t kMost = 150, kOutputs = 260;
   struct Case {
-    int64_t rows, cols, x, begin, end;
+    int64_t rows, cols, x, begin, end, first_row = 0, row_step = 1;
   };
   std::deque<TestMatrix> inputs;
-  for (const int64_t cols : {200, 384}) inputs.emplace_back(kMost, cols, cols);
+  for (const int64_t cols : {200, 384}) inputs.emplace_back(2 * kMost, cols, cols);
   std::deque<TestWeight> weights;
   std::deque<TestMatrix> outputs;
   std::vector<LinearProduct> products;
   for (const auto [format, factors] : kinds)
-    for (const auto [rows, cols, x, begin, end] : {Case{1, 200, 0, 0, 33},
-                                                   {1, 200, 0, 100, 260},
-                                                   {0, 200, 0, 0, 260},
-                                                   {9, 384, 1, 7, 7},
-                                                   {9, 384, 1, 7, 23},
-                                                   {9, 384, 1, 0, 260},
-                                                   {16, 384, 1, 16, 32},
-                                                   {150, 384, 1, 0, 260}}) {
+    for (const auto [rows, cols, x, begin, end, first_row, row_step] : {Case{1, 200, 0, 0, 33},
+                                                                        {1, 200, 0, 100, 260},
+                                                                        {0, 200, 0, 0, 260},
+                                                                        {9, 384, 1, 7, 7},
+                                                                        {9, 384, 1, 7, 23},
+                                                                        {9, 384, 1, 0, 260},
+                                                                        {16, 384, 1, 16, 32},
+                                                                        {16, 384, 1, 16, 32, 5},
+                                                                        {16, 384, 1, 16, 32, 5, 2},
+                                                                        {16, 300, 1, 16, 32, 5, 2},
+                                                                        {150, 384, 1, 0, 260}}) {
       const TestWeight& weight = weights.emplace_back(format, kOutputs, cols, factors);
-      products.push_back({inputs[x].view.slice_rows(0, rows), weight.view.slice_rows(begin, end),
+      const View2<float> all = inputs[x].view;
+      products.push_back({View2<const float>(all[first_row], rows, cols, row_step * all.stride),
+                          weight.view.slice_rows(begin, end),
                           outputs.emplace_back(rows, end - begin, 1).view});
     }
   for (const int num_threads : {1, 2}) {

@@ -349,30 +349,36 @@ void keep_selections(const AttentionInput& in, const IndexerProjections& indexer
       index_scores(indexer, {0, segment.num_tokens, segment.position, segment.cache}, in.layer);
 }
 
-// k_NX may be undefined.
-void write_caches(const AttentionInput& in, const Tensor& latent_rows, const Tensor& k_NX) {
-  std::vector<int64_t> first(in.segments.size());
-  int64_t num_rows = 0;
-  for (size_t i = 0; i < first.size(); ++i) {
-    const Segment& segment = in.segments[i];
+// Long segments row by row, the others segment by segment. k_NX may be undefined.
+void write_caches(const AttentionInput& in, const Tensor& latent_NC1, const Tensor& k_NX) {
+  struct Rows {
+    const Segment& segment;
+    int64_t first;
+  };
+  std::vector<Rows> long_ones, short_ones;
+  int64_t first = 0, num_short = 0;
+  for (const Segment& segment : in.segments) {
     CHECK(segment.cache != nullptr, "inference needs a cache a segment");
     segment.cache->make_writable(segment.position, segment.num_tokens);
-    first[i] = num_rows;
-    num_rows += segment.num_tokens;
+    const bool is_long = segment.num_tokens >= 2 * KvCache::kGrainRows;
+    (is_long ? long_ones : short_ones).push_back({segment, first});
+    if (!is_long) num_short += segment.num_tokens;
+    first += segment.num_tokens;
   }
-  const auto count = std::ssize(first);
-  base::parallel_for(
-      count, std::max<int64_t>(1, KvCache::kGrainRows * count / std::max<int64_t>(num_rows, 1)),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const Segment& segment = in.segments[i];
-          const auto slice = [&](const Tensor& x) {
-            return x.defined() ? ops::view2(x).slice_rows(first[i], first[i] + segment.num_tokens)
-                               : View2<float>();
-          };
-          segment.cache->write(in.layer, segment.position, slice(latent_rows), slice(k_NX));
-        }
-      });
+  const auto write = [&](const Rows& rows) {
+    const auto slice = [&](const Tensor& x) {
+      return x.defined()
+                 ? ops::view2(x).slice_rows(rows.first, rows.first + rows.segment.num_tokens)
+                 : View2<float>();
+    };
+    rows.segment.cache->write(in.layer, rows.segment.position, slice(latent_NC1), slice(k_NX));
+  };
+  for (const Rows& rows : long_ones) write(rows);
+  const auto count = std::ssize(short_ones);
+  const int64_t grain = KvCache::kGrainRows * count / std::max<int64_t>(num_short, 1);
+  base::parallel_for(count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) write(short_ones[i]);
+  });
 }
 
 Tensor cached_attention(const AttentionInput& in, const Projections& p, const Tensor& x_ND) {

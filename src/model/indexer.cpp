@@ -36,10 +36,6 @@ kernels::IndexerInput input_of(const IndexerProjections& projections, const Quer
           tile.cache->index_keys(layer, tile.position + tile.count)};
 }
 
-}  // namespace
-
-namespace {
-
 // The rotary part comes first here (MLA has it last), in halves (MLA interleaves).
 kernels::Rope rotation(const Config& config, int64_t num_heads) {
   return {

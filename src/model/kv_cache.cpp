@@ -49,6 +49,7 @@ void KvCache::share(std::span<const std::shared_ptr<CachePage>> pages) {
 }
 
 void KvCache::make_writable(int64_t position, int64_t num_rows) {
+  CHECK_LE(position, num_tokens_);
   for (int64_t page = position / kPageRows; page * kPageRows < position + num_rows; ++page) {
     if (page == static_cast<int64_t>(pages_.size()))
       set_page(page, std::make_shared<CachePage>(layout_.page_bytes()));
@@ -59,7 +60,6 @@ void KvCache::make_writable(int64_t position, int64_t num_rows) {
 
 void KvCache::write(int64_t layer, int64_t position, View2<const float> latent,
                     View2<const float> index_key) {
-  CHECK_LE(position, num_tokens_);
   CHECK_EQ(latent.cols, layout_.latent().dim());
   CHECK(index_key.rows == 0 || index_key.rows == latent.rows);
   if (index_key.rows > 0) CHECK_EQ(index_key.cols, layout_.index_key().dim());

@@ -213,13 +213,16 @@ Tensor run_split_experts(const MoeWeights& weights, const Tensor& x_MD,
   return ops::exchange_rows(y.index_select(0, order.argsort()), ranks, rows);
 }
 
-// Whether run_together may take these experts.
+// Whether run_together may take these experts: weights of one format.
 bool go_together(const MoeWeights& weights, const ops::LinearOptions& linear) {
-  const Linear& shared = weights.shared_experts.gate_proj;
-  return ops::goes_together(shared, linear) &&
-         std::all_of(weights.experts.begin(), weights.experts.end(), [&](const MlpWeights& expert) {
-           return expert.gate_proj.weight.scalar_type() == shared.weight.scalar_type();
-         });
+  const Linear& first = weights.shared_experts.gate_proj;
+  const auto is_alike = [&](const MlpWeights& mlp) {
+    const auto type = first.weight.scalar_type();
+    return mlp.gate_proj.weight.scalar_type() == type && mlp.up_proj.weight.scalar_type() == type &&
+           mlp.down_proj.weight.scalar_type() == type;
+  };
+  return ops::goes_together(first, linear) && is_alike(weights.shared_experts) &&
+         std::all_of(weights.experts.begin(), weights.experts.end(), is_alike);
 }
 
 // Rows of experts and shared experts product by product, where expert by expert each would have

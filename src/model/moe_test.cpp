@@ -1,4 +1,4 @@
-// The balance loss of the report of V3, section 2.1.2, eq. (17) to (20).
+// DeepSeekMoE's experts, and the balance loss of the report of V3, section 2.1.2, eq. (17) to (20).
 #include "model/moe.h"
 
 #include <gtest/gtest.h>
@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "model/loss.h"
+#include "model/ops.h"
 #include "model/test_config.h"
 
 namespace fathom::model {
@@ -45,6 +46,55 @@ struct Router {
   }
   Tensor scores() const { return x_ND.matmul(weights.gate.weight.detach().t()).sigmoid(); }
 };
+
+Linear stored(torch::ScalarType type, int64_t rows, int64_t cols) {
+  const Tensor w = torch::randn({rows, cols});
+  if (type != torch::kByte) return {w.to(type), {}};
+  const Tensor bits = torch::randint(0, 256, {rows, cols}, torch::kByte);
+  return {torch::where(bits.bitwise_and(127) == 127, torch::zeros_like(bits), bits),
+          torch::full({(rows + 127) / 128, (cols + 127) / 128}, 1.0f / 64)};
+}
+
+// What moe computes together, expert by expert.
+Tensor expert_by_expert(const MoeWeights& weights, const Tensor& x_ND, const Routing& routing,
+                        const ForwardOptions& options) {
+  const auto plan = ops::plan_experts(routing.expert_index_NK, std::ssize(weights.experts));
+  const auto rows = ops::gather_to_experts(x_ND, plan).split_with_sizes(plan.counts_E);
+  std::vector<Tensor> outputs;
+  for (size_t e = 0; e < weights.experts.size(); ++e)
+    if (plan.counts_E[e] > 0) outputs.push_back(mlp(weights.experts[e], rows[e], options));
+  return ops::combine_from_experts(torch::cat(outputs), routing.expert_weight_NK, plan) +
+         mlp(weights.shared_experts, x_ND, options);
+}
+
+TEST(Moe, ExpertsTogetherHaveTheBitsOfEachAloneInAnyFormats) {
+  const torch::NoGradGuard no_grad;
+  constexpr torch::ScalarType kTypes[] = {torch::kFloat32, torch::kBFloat16, torch::kHalf,
+                                          torch::kByte};
+  for (const auto gate_type : kTypes)
+    for (const auto down_type : kTypes)
+      for (const int64_t tokens : {1, 3, 40}) {
+        Router router(tokens);
+        const int64_t hidden = router.config.hidden_size;
+        const auto mlp_of = [&](int64_t width) {
+          return MlpWeights{stored(gate_type, width, hidden), stored(gate_type, width, hidden),
+                            stored(down_type, hidden, width)};
+        };
+        for (int64_t e = 0; e < router.config.n_routed_experts; ++e)
+          router.weights.experts.push_back(mlp_of(72));
+        router.weights.shared_experts = mlp_of(200);
+        const Routing routing = route(router.weights, router.config, router.x_ND, {});
+        for (const auto mode : {NumericMode::kPlain, NumericMode::kDeploy})
+          for (const bool bf16 : {false, true}) {
+            const ForwardOptions options{.mode = mode, .bf16_matmuls = bf16};
+            const Tensor before = router.x_ND.clone();
+            const Tensor out = moe(router.weights, router.x_ND, routing, options);
+            EXPECT_TRUE(out.equal(expert_by_expert(router.weights, before, routing, options)))
+                << gate_type << " " << down_type << " " << tokens << " " << bf16;
+            EXPECT_TRUE(router.x_ND.equal(before));
+          }
+      }
+}
 
 TEST(BalanceLoss, IsTheReportsEquationsOverTheBatchAndOverEachSequence) {
   const Router router(30);

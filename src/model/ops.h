@@ -40,8 +40,8 @@ struct MlpRows {
   View2<const float> x_MD;
   View2<float> y_MD;
 };
-// All of them, each of the three products over all MLPs together. Weights that go together; in
-// deploy mode x has gone through FP8 already (through_fp8).
+// All of them, each of the three products over all MLPs together. Weights that go together, all of
+// one format; in deploy mode x has gone through FP8 already (through_fp8).
 void mlp_group(std::span<const MlpRows> mlps, const LinearOptions& options);
 // x as linear takes it: contiguous, through FP8 where the options and W ask for it.
 torch::Tensor through_fp8(const torch::Tensor& x_MK, const Linear& w_NK,
@@ -50,7 +50,8 @@ torch::Tensor through_fp8(const torch::Tensor& x_MK, const Linear& w_NK,
 torch::Tensor rms_norm(const torch::Tensor& x_MD, const torch::Tensor& weight_D, double eps);
 torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
 torch::Tensor sigmoid(const torch::Tensor& x_ME);
-// Turns x in place where no gradient is recorded and nobody else holds it (a moved value).
+// Turns x in place where no gradient is recorded and nobody else holds it: a moved value, which
+// must own its memory.
 torch::Tensor rope(torch::Tensor x_MHD, const torch::Tensor& cos_MR2, const torch::Tensor& sin_MR2,
                    const kernels::Rope& options);
 
@@ -67,8 +68,8 @@ torch::Tensor gather_to_experts(const torch::Tensor& x_ND, const ExpertPlan& pla
 torch::Tensor combine_from_experts(const torch::Tensor& y_MD, const torch::Tensor& weight_NK,
                                    const ExpertPlan& plan);
 
-// weight[n,j] = factor * scores[n, index[n,j]], divided by their sum over j if asked. Gradient for
-// the scores.
+// weight[n,j] = factor * scores[n, index[n,j]], divided by their sum over j if asked. A row's
+// indices are distinct. Gradient for the scores.
 torch::Tensor expert_weights(const torch::Tensor& scores_NE, const torch::Tensor& index_NK,
                              bool normalises, double factor);
 

@@ -212,12 +212,15 @@ TEST(Ops, AGroupOfLinearsHasTheBitsOfEach) {
   const Tensor x = normal({5, 40}, 1);
   const Linear w{normal({7, 40}, 2).to(torch::kBFloat16), {}};
   const Linear other{normal({9, 40}, 3).to(torch::kBFloat16), {}}, f32{normal({3, 40}, 4), {}};
+  const Linear other_f32{normal({6, 40}, 5), {}};
   for (const bool bf16 : {false, true})
     for (const Linear* last : {&other, &f32}) {
       const torch::NoGradGuard no_grad;
       const auto together = ops::linear_group(x, {&w, last}, {.bf16_matmuls = bf16});
       EXPECT_TRUE(together[0].equal(ops::linear(x, w, {.bf16_matmuls = bf16})));
       EXPECT_TRUE(together[1].equal(ops::linear(x, *last, {.bf16_matmuls = bf16})));
+      const auto both_f32 = ops::linear_group(x, {&f32, &other_f32}, {.bf16_matmuls = bf16});
+      EXPECT_TRUE(both_f32[1].equal(ops::linear(x, other_f32, {.bf16_matmuls = bf16})));
     }
 }
 
