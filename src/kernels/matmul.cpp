@@ -77,7 +77,13 @@ FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_
   if (k < k_size) {
     for (int i = 0; i < kRows; ++i) {
       const F32x8 input = load_partial(x + i * x_stride + k, k_size - k);
-      for (int j = 0; j < kCols; ++j) sum[i][j] += input * w.partial(j, k, k_size - k);
+      for (int j = 0; j < kCols; ++j) {
+        // Not to be fused with the sum, which the compiler does for some sizes of a tile only: a
+        // row's bits would depend on the rows beside.
+        F32x8 product = input * w.partial(j, k, k_size - k);
+        asm("" : "+m"(product));
+        sum[i][j] += product;
+      }
     }
   }
   for (int i = 0; i < kRows; ++i)

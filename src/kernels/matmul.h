@@ -35,14 +35,13 @@ enum class Precision { kF32, kBF16 };
 
 // y[m,n] = sum_k x[m,k] * W[n,k], f32 accumulation. CHECKs shapes.
 // Each y[m,n] is one sum over k in a fixed order (partial sums, then a tree): its bits
-// depend on x's row and W's row only, not on M, on its place in the batch or on the threads. (In
-// f32 kernels where K is a multiple of 8: what is left over may be fused in one tile and not in
-// another.) kBF16 rounds x, not W: a W in BF16 or E4M3 (times its factors, in f32) is taken as it
-// is, and one in another format is multiplied in f32. E4M3's NaN is one with AVX512-BF16; f32
-// kernels read 480, and of E4M3 they take |x| times a factor from 2^-60 to 2^62. A processor with
-// AMX has its own bits (amx_tile.h), one with AVX512-BF16 alone others. Scratch: one panel of W a
-// thread; kBF16: x in bf16, with AMX also what linear_amx.h says. Oracle reference::linear (of the
-// rounded x), relative tolerance 1e-5.
+// depend on x's row and W's row only, not on M, on its place in the batch or on the threads.
+// kBF16 rounds x, not W: a W in BF16 or E4M3 (times its factors, in f32) is taken as it is, and one
+// in another format is multiplied in f32. E4M3's NaN is one with AVX512-BF16; f32 kernels read 480,
+// and of E4M3 they take |x| times a factor from 2^-60 to 2^62.
+// A processor with AMX has its own bits (amx_tile.h), one with AVX512-BF16 alone others.
+// Scratch: one panel of W a thread; kBF16: x in bf16, with AMX also what linear_amx.h says. Oracle
+// reference::linear (of the rounded x), relative tolerance 1e-5.
 void linear(View2<const float> x_MK, const WeightView& w_NK, View2<float> y_MN,
             Precision precision = Precision::kF32);
 

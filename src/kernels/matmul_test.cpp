@@ -234,7 +234,7 @@ TEST(Linear, NoColumnsGiveZeros) {
 TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   for (const auto [format, factors] : kTestKinds)
     for (const auto precision : {Precision::kF32, Precision::kBF16})
-      for (const int64_t k : {200, 384, 600}) {
+      for (const int64_t k : {200, 203, 324, 384, 600}) {
         const TestMatrix x(301, k, 5);
         const TestWeight weight(format, 100, k, factors);
         TestMatrix all(301, 100, 6), some(301, 100, 7);
@@ -246,7 +246,9 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
             if (m + count > 301) break;
             const auto out = some.view.slice_rows(0, count);
             linear(x.view.slice_rows(m, m + count), weight.view, out, precision);
-            EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0) << m << " " << k;
+            EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0)
+                << static_cast<int>(format) << " " << static_cast<int>(precision) << " " << m << " "
+                << count << " " << k;
           }
       }
   base::set_num_threads(2);
