@@ -486,20 +486,17 @@ bool is_same(View2<const float> a, View2<const float> b) {
   return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
 }
 
-bool is_empty(const LinearProduct& product) {
-  return product.x_MK.rows == 0 || product.w_NK.rows == 0;
-}
-
 // A product, and its items among those of all: blocks of rows of x times panels of W, which are cut
 // at multiples of 16 of the whole matrix, whose rows share their factors.
 struct ItemRange {
   const LinearProduct* product;
-  RoundedRows x;
+  int64_t x_begin, x_stride;  // of its rounded rows among those of all
   int64_t first_panel, num_panels;
   int64_t begin, end;
 
-  void multiply(int64_t at) const {
+  void multiply(const uint16_t* rounded, int64_t at) const {
     const auto& [x_MK, w, y_MN] = *product;
+    const RoundedRows x{rounded + x_begin, x_stride};
     const int64_t m = at / num_panels * kItemRows, panel = first_panel + at % num_panels;
     const int64_t row = std::max(panel * kPanelRows, w.first_row);
     const int64_t num_w = std::min((panel + 1) * kPanelRows, w.first_row + w.rows) - row;
@@ -539,43 +536,35 @@ int64_t mean_work(std::span<const ItemRange> ranges) {
 void linear_bf16(std::span<const LinearProduct> products) {
   static thread_local LineBuffer buffer;
   static thread_local std::vector<ItemRange> ranges;
-  const auto stride_of = [](const LinearProduct& of) {
-    return round_up(of.w_NK.cols, kQuantGroup);
-  };
-  int64_t size = 0;
-  const LinearProduct* before = nullptr;
-  for (const LinearProduct& product : products) {
-    if (is_empty(product)) continue;
-    if (!before || !is_same(before->x_MK, product.x_MK))
-      size += product.x_MK.rows * stride_of(product);
-    before = &product;
-  }
-  auto* rounded = buffer.reserve<uint16_t>(size);
   ranges.clear();
-  int64_t num_items = 0;
+  int64_t num_items = 0, size = 0;
   for (const LinearProduct& product : products) {
-    if (is_empty(product)) continue;
     const auto& [x_MK, w, y_MN] = product;
-    RoundedRows x{rounded, stride_of(product)};
-    if (!ranges.empty() && is_same(ranges.back().product->x_MK, x_MK)) {
-      x = ranges.back().x;
-    } else {
-      round_rows(x_MK, x.stride, rounded);
-      rounded += x_MK.rows * x.stride;
-    }
+    if (x_MK.rows == 0 || w.rows == 0) continue;
+    const int64_t stride = round_up(w.cols, kQuantGroup);
+    const bool shares_x = !ranges.empty() && is_same(ranges.back().product->x_MK, x_MK);
+    const int64_t x_begin = shares_x ? ranges.back().x_begin : size;
+    if (!shares_x) size += x_MK.rows * stride;
     const int64_t first = w.first_row / kPanelRows;
     const int64_t num_panels = ceil_div(w.first_row + w.rows, kPanelRows) - first;
     const int64_t end = num_items + num_panels * ceil_div(x_MK.rows, kItemRows);
-    ranges.push_back({&product, x, first, num_panels, num_items, end});
+    ranges.push_back({&product, x_begin, stride, first, num_panels, num_items, end});
     num_items = end;
   }
   if (ranges.empty()) return;
+  auto* const rounded = buffer.reserve<uint16_t>(size);
+  int64_t num_rounded = 0;
+  for (const ItemRange& range : ranges) {
+    if (range.x_begin < num_rounded) continue;  // the product's before
+    round_rows(range.product->x_MK, range.x_stride, rounded + range.x_begin);
+    num_rounded = range.x_begin + range.product->x_MK.rows * range.x_stride;
+  }
   const std::span<const ItemRange> all = ranges;
-  base::parallel_for(num_items, grain_of(mean_work(all)), [all](int64_t begin, int64_t end) {
+  base::parallel_for(num_items, grain_of(mean_work(all)), [=](int64_t begin, int64_t end) {
     const auto* range = &all.front();
     for (int64_t at = begin; at < end; ++at) {
       while (at >= range->end) ++range;
-      range->multiply(at - range->begin);
+      range->multiply(rounded, at - range->begin);
     }
   });
 }
