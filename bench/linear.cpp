@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "base/check.h"
+#include "base/memory.h"
 #include "base/parallel.h"
 #include "base/random.h"
 #include "bench/machine.h"
@@ -88,6 +89,8 @@ Json rates(const Matrix& matrix, int64_t rows, double seconds, const MachinePeak
 
 Json measure_linear(const LinearOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
+  // Some virtual machines map every page anew, for microseconds each, after memory was given back.
+  base::keep_freed_memory();
   const int64_t buffer_bytes = options.buffer_mbyte * 1'000'000;
   if (buffer_bytes < kMostBytes)
     fail("{} MB of weights do not hold o_proj: ask for {} with --buffer-mbyte",

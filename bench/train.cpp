@@ -95,7 +95,7 @@ Step measure_step(model::Model& model, const model::TrainingBatch& batch,
   const int64_t before = resident_bytes();
   run();
   step.peak_bytes = status_bytes("VmHWM") - before;
-  step.seconds = best_seconds({0, repeats, kEnoughSeconds}, [&](int) {
+  step.seconds = best_seconds({std::min(3, repeats), repeats, kEnoughSeconds}, [&](int) {
     const std::clock_t cpu = std::clock();
     run();
     step.cpu_seconds =
