@@ -89,7 +89,7 @@ Json rates(const Matrix& matrix, int64_t rows, double seconds, const MachinePeak
 
 Json measure_linear(const LinearOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
-  // Some virtual machines map every page anew, for microseconds each, after memory was given back.
+  // The buffer of measure_machine(), given back, would make the weights' pages slow to read again.
   base::keep_freed_memory();
   const int64_t buffer_bytes = options.buffer_mbyte * 1'000'000;
   if (buffer_bytes < kMostBytes)

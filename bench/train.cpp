@@ -59,8 +59,6 @@ struct Step {
   int64_t peak_bytes = 0;
 };
 
-constexpr double kEnoughSeconds = 10;  // of one step's runs
-
 void append_line(const std::filesystem::path& folder, int64_t length, const Step& step) {
   std::filesystem::create_directories(folder);
   const std::string of_length = fmt::format("_{}", length);
@@ -95,7 +93,7 @@ Step measure_step(model::Model& model, const model::TrainingBatch& batch,
   const int64_t before = resident_bytes();
   run();
   step.peak_bytes = status_bytes("VmHWM") - before;
-  step.seconds = best_seconds({std::min(3, repeats), repeats, kEnoughSeconds}, [&](int) {
+  step.seconds = best_seconds({repeats, repeats}, [&](int) {
     const std::clock_t cpu = std::clock();
     run();
     step.cpu_seconds =

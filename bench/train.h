@@ -29,8 +29,8 @@ struct TrainOptions {
 
 // For each length one sequence, forward and backward, without the optimizer: in
 // the dense stage, the indexer's warm-up and the sparse stage (LM, MTP and indexer losses).
-// Seconds are the best of the runs, of which there are fewer once they take over ten seconds; bytes
-// are how far the process' resident memory rose above what it held before the step.
+// Seconds are the best of the repeats, of which the first is slower than the others; bytes are how
+// far the process' resident memory rose above what it held before the step.
 Json measure_training(const TrainOptions& options);
 
 }  // namespace fathom::bench

@@ -7,7 +7,8 @@ namespace fathom::base {
 
 // For work that allocates and frees the same gigabytes again and again, such as training steps:
 // freed memory stays with the process, however large the piece. Given back, each of its pages would
-// have to be mapped and cleared anew, which costs microseconds a page on some virtual machines.
+// have to be mapped and cleared anew, which costs microseconds a page on some virtual machines; on
+// guests with shadow page tables every other page costs as much when it is next read.
 void keep_freed_memory();
 
 // Bytes allocated and not yet freed. Unlike the resident size it does not depend on what the
