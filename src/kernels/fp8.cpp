@@ -18,8 +18,9 @@ FATHOM_INLINE uint32_t round_bits_to_bf16(uint32_t bits) {
 }
 
 KERNEL void round_range(const float* src, float* dst, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    dst[i] = std::bit_cast<float>(round_bits_to_bf16(std::bit_cast<uint32_t>(src[i])));
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store(dst + i, round_to_bf16(load(src + i)));
+  store_partial(dst + i, round_to_bf16(load_partial(src + i, count - i)), count - i);
 }
 
 KERNEL void to_bf16_range(const float* src, uint16_t* dst, int64_t count) {

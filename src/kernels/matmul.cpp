@@ -11,7 +11,7 @@
 #include "kernels/linear_bf16.h"
 #include "kernels/matmul_amx.h"
 #include "kernels/matmul_bf16.h"
-#include "kernels/simd.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 namespace {
@@ -317,39 +317,79 @@ KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, View2<floa
   }
 }
 
-// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled. May write
-// up to kPackSlack floats beyond.
+// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled, rounded to
+// bf16 if asked for. May write up to kPackSlack floats beyond.
 constexpr int64_t kPackSlack = 2;
 
-template <int64_t kWidth>
+template <bool kRounds>
+FATHOM_INLINE F32x8 packed_lanes(F32x8 x) {
+  return kRounds ? round_to_bf16(x) : x;
+}
+
+template <bool kRounds>
+FATHOM_INLINE float packed_value(float x) {
+  return kRounds ? round_to_bf16(broadcast(x))[0] : x;
+}
+
+// A line for each lane, side by side in memory. Whole lanes; the six-wide rows overlap and the next
+// row mends what the last one spilled. The last row may end the source's memory, so it is copied
+// one by one.
+template <int64_t kWidth, bool kRounds>
+FATHOM_INLINE void pack_adjacent(const float* data, int64_t k_stride, int64_t k_size, float* out) {
+  for (int64_t k = 0; k + 1 < k_size; ++k)
+    for (int64_t i = 0; i < kWidth; i += kLanes)
+      store(out + k * kWidth + i, packed_lanes<kRounds>(load(data + k * k_stride + i)));
+  const int64_t last = k_size - 1;
+  for (int64_t i = 0; i < kWidth; ++i)
+    out[last * kWidth + i] = packed_value<kRounds>(data[last * k_stride + i]);
+}
+
+// Lines that lie in memory along k are transposed; with six of them each row spills two lanes into
+// the next.
+template <int64_t kWidth, bool kRounds>
+FATHOM_INLINE void pack_transposed(const float* data, int64_t line_stride, int64_t k_size,
+                                   float* out) {
+  const int64_t whole = k_size / kLanes * kLanes;
+  for (int64_t k = 0; k < whole; k += kLanes) {
+    for (int64_t first = 0; first < kWidth; first += kLanes) {
+      F32x8 row[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i)
+        row[i] = first + i < kWidth
+                     ? packed_lanes<kRounds>(load(data + (first + i) * line_stride + k))
+                     : F32x8{};
+      transpose(row);
+      for (int64_t i = 0; i < kLanes; ++i) store(out + (k + i) * kWidth + first, row[i]);
+    }
+  }
+  for (int64_t k = whole; k < k_size; ++k)
+    for (int64_t i = 0; i < kWidth; ++i)
+      out[k * kWidth + i] = packed_value<kRounds>(data[i * line_stride + k]);
+}
+
+template <int64_t kWidth, bool kRounds>
 FATHOM_INLINE void pack(const float* data, int64_t line_stride, int64_t k_stride, int64_t count,
                         int64_t k_size, float* out) {
-  // Whole lanes; the six-wide rows overlap and the next row mends what the last one spilled. The
-  // last row may end the source's memory, so it is copied one by one.
-  if (line_stride == 1 && count == kWidth) {
-    for (int64_t k = 0; k + 1 < k_size; ++k)
-      for (int64_t i = 0; i < kWidth; i += kLanes)
-        store(out + k * kWidth + i, load(data + k * k_stride + i));
-    const int64_t last = k_size - 1;
-    for (int64_t i = 0; i < kWidth; ++i) out[last * kWidth + i] = data[last * k_stride + i];
-    return;
-  }
+  if (count == kWidth && line_stride == 1)
+    return pack_adjacent<kWidth, kRounds>(data, k_stride, k_size, out);
+  if (count == kWidth && k_stride == 1)
+    return pack_transposed<kWidth, kRounds>(data, line_stride, k_size, out);
   for (int64_t i = 0; i < count; ++i) {
     const float* line = data + i * line_stride;
-    for (int64_t k = 0; k < k_size; ++k) out[k * kWidth + i] = line[k * k_stride];
+    for (int64_t k = 0; k < k_size; ++k)
+      out[k * kWidth + i] = packed_value<kRounds>(line[k * k_stride]);
   }
   for (int64_t i = count; i < kWidth; ++i)
     for (int64_t k = 0; k < k_size; ++k) out[k * kWidth + i] = 0;
 }
 
-KERNEL void pack_a(const float* data, int64_t row_stride, int64_t k_stride, int64_t count,
-                   int64_t k_size, float* out) {
-  pack<kGemmTileM>(data, row_stride, k_stride, count, k_size, out);
-}
-
-KERNEL void pack_b(const float* data, int64_t col_stride, int64_t k_stride, int64_t count,
-                   int64_t k_size, float* out) {
-  pack<kGemmTileN>(data, col_stride, k_stride, count, k_size, out);
+// A's rows, kGemmTileM of them, and B's columns, kGemmTileN.
+template <int64_t kWidth>
+KERNEL void pack_lines(const float* data, int64_t line_stride, int64_t k_stride, int64_t count,
+                       int64_t k_size, bool round, float* out) {
+  if (round)
+    pack<kWidth, true>(data, line_stride, k_stride, count, k_size, out);
+  else
+    pack<kWidth, false>(data, line_stride, k_stride, count, k_size, out);
 }
 
 // One block of C: rows [m_begin, m_end), columns [n_begin, n_end).
@@ -359,7 +399,7 @@ struct GemmBlock {
 
 struct GemmUpdate {
   bool accumulate;
-  bool round;  // the operands to bf16, once they are packed
+  bool round;  // the operands to bf16
 };
 
 void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, View2<float> c_MN,
@@ -372,16 +412,14 @@ void gemm_block(const GemmBlock& block, int64_t k_total, Strided a, Strided b, V
     const int64_t k_size = std::min(kBlockK, k_total - k);
     for (int64_t t = 0; t < num_m_tiles; ++t) {
       const int64_t m = block.m_begin + t * kGemmTileM;
-      pack_a(a.data + m * a.row_stride + k * a.col_stride, a.row_stride, a.col_stride,
-             std::min(kGemmTileM, block.m_end - m), k_size,
-             a_pack.data() + t * kGemmTileM * k_size);
+      pack_lines<kGemmTileM>(a.data + m * a.row_stride + k * a.col_stride, a.row_stride,
+                             a.col_stride, std::min(kGemmTileM, block.m_end - m), k_size,
+                             update.round, a_pack.data() + t * kGemmTileM * k_size);
     }
-    if (update.round) round_to_bf16(a_pack, a_pack);
     for (int64_t n = block.n_begin; n < block.n_end; n += kGemmTileN) {
       const int64_t cols = std::min(kGemmTileN, block.n_end - n);
-      pack_b(b.data + k * b.row_stride + n * b.col_stride, b.col_stride, b.row_stride, cols, k_size,
-             b_pack.data());
-      if (update.round) round_to_bf16(b_pack, b_pack);
+      pack_lines<kGemmTileN>(b.data + k * b.row_stride + n * b.col_stride, b.col_stride,
+                             b.row_stride, cols, k_size, update.round, b_pack.data());
       for (int64_t t = 0; t < num_m_tiles; ++t) {
         const int64_t m = block.m_begin + t * kGemmTileM;
         const int64_t rows = std::min(kGemmTileM, block.m_end - m);
