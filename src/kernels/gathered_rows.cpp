@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/tile.h"
 
@@ -43,49 +44,49 @@ KERNEL void dots(const float* x, const float* rows, int64_t stride, int64_t dim,
 }
 
 template <int kVectors>
-FATHOM_INLINE void sum_columns(const float* weight, const float* rows, int64_t stride,
-                               const int32_t* index, int64_t count, float* out) {
+FATHOM_INLINE void add_columns(const float* weight, float factor, const float* rows, int64_t stride,
+                               std::span<const int32_t> index, float* out) {
   F32x8 sum[2][kVectors];
   for (auto& half : sum)
     for (auto& lanes : half) lanes = F32x8{};
+  const auto count = std::ssize(index);
   int64_t i = 0;
   for (; i + 2 <= count; i += 2) {
     for (int64_t half = 0; half < 2; ++half) {
       const float* row = rows + index[i + half] * stride;
-      const F32x8 factor = broadcast(weight[i + half]);
-      for (int v = 0; v < kVectors; ++v) sum[half][v] += factor * load(row + v * kLanes);
+      const F32x8 value = broadcast(weight[i + half]);
+      for (int v = 0; v < kVectors; ++v) sum[half][v] += value * load(row + v * kLanes);
     }
   }
   if (i < count) {
     const float* row = rows + index[i] * stride;
-    const F32x8 factor = broadcast(weight[i]);
-    for (int v = 0; v < kVectors; ++v) sum[0][v] += factor * load(row + v * kLanes);
+    const F32x8 value = broadcast(weight[i]);
+    for (int v = 0; v < kVectors; ++v) sum[0][v] += value * load(row + v * kLanes);
   }
-  for (int v = 0; v < kVectors; ++v) store(out + v * kLanes, sum[0][v] + sum[1][v]);
+  for (int v = 0; v < kVectors; ++v)
+    store(out + v * kLanes, load(out + v * kLanes) + (sum[0][v] + sum[1][v]) * factor);
 }
 
-KERNEL void weighted_sum(const float* weight, const float* rows, int64_t stride, int64_t dim,
-                         const int32_t* index, int64_t count, float* out) {
+KERNEL void add_sum(const float* weight, float factor, View2<const float> rows,
+                    std::span<const int32_t> index, float* out) {
   int64_t d = 0;
-  for (; d + kSumVectors * kLanes <= dim; d += kSumVectors * kLanes)
-    sum_columns<kSumVectors>(weight, rows + d, stride, index, count, out + d);
-  for (; d + kLanes <= dim; d += kLanes)
-    sum_columns<1>(weight, rows + d, stride, index, count, out + d);
-  for (; d < dim; ++d) {
+  for (; d + kSumVectors * kLanes <= rows.cols; d += kSumVectors * kLanes)
+    add_columns<kSumVectors>(weight, factor, rows.data + d, rows.stride, index, out + d);
+  for (; d + 2 * kLanes <= rows.cols; d += 2 * kLanes)
+    add_columns<2>(weight, factor, rows.data + d, rows.stride, index, out + d);
+  for (; d + kLanes <= rows.cols; d += kLanes)
+    add_columns<1>(weight, factor, rows.data + d, rows.stride, index, out + d);
+  for (; d < rows.cols; ++d) {
     float sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += weight[i] * rows[index[i] * stride + d];
-    out[d] = sum;
+    for (size_t i = 0; i < index.size(); ++i) sum += weight[i] * rows[index[i]][d];
+    out[d] += sum * factor;
   }
 }
 
-KERNEL void add_multiples(const float* weight, const float* x, int64_t dim, const int32_t* index,
-                          int64_t count, float* rows, int64_t stride) {
-  for (int64_t i = 0; i < count; ++i) {
-    float* const row = rows + index[i] * stride;
-    const F32x8 factor = broadcast(weight[i]);
-    int64_t d = 0;
-    for (; d + kLanes <= dim; d += kLanes) store(row + d, load(row + d) + factor * load(x + d));
-    for (; d < dim; ++d) row[d] += weight[i] * x[d];
+KERNEL void copy_head(const float* row, int64_t dim, bool round, float* out) {
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const F32x8 value = d + kLanes <= dim ? load(row + d) : load_partial(row + d, dim - d);
+    store(out + d, round ? round_to_bf16(value) : value);
   }
 }
 
@@ -96,14 +97,22 @@ void gathered_dots(const float* x, View2<const float> rows, std::span<const int3
   dots(x, rows.data, rows.stride, rows.cols, index.data(), std::ssize(index), out);
 }
 
-void gathered_sum(const float* weight, View2<const float> rows, std::span<const int32_t> index,
-                  float* out) {
-  weighted_sum(weight, rows.data, rows.stride, rows.cols, index.data(), std::ssize(index), out);
+void add_gathered_sum(const float* weight, float factor, View2<const float> rows,
+                      std::span<const int32_t> index, float* out) {
+  add_sum(weight, factor, rows, index, out);
 }
 
-void scatter_add(const float* weight, const float* x, std::span<const int32_t> index,
-                 View2<float> rows) {
-  add_multiples(weight, x, rows.cols, index.data(), std::ssize(index), rows.data, rows.stride);
+void HeadRowsF32::assign(View2<const float> rows, int64_t num_heads, bool round) {
+  CHECK_EQ(rows.cols % num_heads, 0);
+  const int64_t dim = rows.cols / num_heads;
+  num_rows_ = rows.rows;
+  stride_ = round_up(dim, kLanes);
+  data_ = buffer_.reserve<float>(num_heads * num_rows_ * stride_);
+  base::parallel_for(rows.rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t h = 0; h < num_heads; ++h)
+        copy_head(rows[i] + h * dim, dim, round, data_ + (h * num_rows_ + i) * stride_);
+  });
 }
 
 void clear_rows(View2<float> rows) {

@@ -10,6 +10,7 @@
 #include "kernels/indexer_loss_amx.h"
 #include "kernels/indexer_loss_bf16.h"
 #include "kernels/matmul.h"
+#include "kernels/queries_of_keys.h"
 #include "kernels/simd.h"
 #include "kernels/softmax_row.h"
 #include "kernels/top_k.h"
@@ -19,6 +20,7 @@ namespace {
 
 constexpr int64_t kQueryBlock = 64;
 constexpr int64_t kKeyBlock = 128;
+constexpr int64_t kSelectingQueries = 32;  // that add to keys together
 // Blocks of queries go round so many sums of dk, which are added in order at the end: the bits do
 // not depend on the number of threads. More would let more threads work, and take more memory.
 constexpr int64_t kNumParts = 8;
@@ -106,17 +108,16 @@ double recall_row(const float* p, int64_t count, const float* scores, int64_t k,
 // One thread's work on blocks of queries, summing into its part's dk.
 class BlockLoss {
  public:
-  BlockLoss(const IndexerLossInput& input, const IndexerLossOutput& output, View2<float> dk)
-      : in_(input), out_(output), dk_(dk) {}
+  BlockLoss(const IndexerLossInput& input, const IndexerLossOutput& output,
+            const HeadRowsF32& index_queries, View2<float> dk)
+      : in_(input), out_(output), index_queries_(index_queries), dk_(dk) {}
 
   double loss = 0, recall = 0;
 
   void add(int64_t t_begin, int64_t t_end) {
-    if (!in_.keys_T.empty()) {
-      for (int64_t t = t_begin; t < t_end; ++t) add_selected(t);
-      return;
-    }
-    add_dense(t_begin, t_end);
+    if (in_.keys_T.empty()) return add_dense(t_begin, t_end);
+    for (int64_t t = t_begin; t < t_end; t += kSelectingQueries)
+      add_selected(t, std::min(t + kSelectingQueries, t_end));
   }
 
  private:
@@ -199,42 +200,58 @@ class BlockLoss {
     });
   }
 
-  void add_selected(int64_t t) {
+  void add_selected(int64_t t_begin, int64_t t_end) {
+    queries_.assign(in_.keys_T, t_begin, t_end);
+    const int64_t head_size = (t_end - t_begin) * queries_.weights_stride();
+    z_.resize(num_heads() * head_size);
+    for (int64_t t = t_begin; t < t_end; ++t)
+      add_query(t, z_.data() + (t - t_begin) * queries_.weights_stride(), head_size);
+    for (int64_t j = 0; j < num_heads(); ++j)
+      queries_.add_weighted(z_.data() + j * head_size,
+                            index_queries_.head(j).slice_rows(t_begin, t_end), dk_);
+  }
+
+  // One query's loss, dq and dw; z of its keys becomes dL/dz, for each head `head_size` further.
+  void add_query(int64_t t, float* z, int64_t head_size) {
     const auto keys = in_.keys_T[t];
     const auto count = std::ssize(keys);
-    if (count == 0) {
-      std::fill_n(out_.dq_TJX[t], out_.dq_TJX.cols, 0.0f);
-      std::fill_n(out_.dw_TJ[t], out_.dw_TJ.cols, 0.0f);
-      return;
-    }
-    p_.assign(count, 0.0f);
+    std::fill_n(out_.dq_TJX[t], out_.dq_TJX.cols, 0.0f);
+    std::fill_n(out_.dw_TJ[t], out_.dw_TJ.cols, 0.0f);
+    if (count == 0) return;
     scores_.assign(count, 0.0f);
+    const float* const p = teacher(t, keys);
+    for (int64_t j = 0; j < num_heads(); ++j) {
+      gathered_dots(in_.q_TJX[t] + j * head_dim(), in_.k_SX, keys, z + j * head_size);
+      add_relu(z + j * head_size, count, in_.w_TJ[t][j], scores_.data());
+    }
+    loss += loss_row(p, count, scores_.data());
+    for (int64_t j = 0; j < num_heads(); ++j) {
+      float* const dz = z + j * head_size;
+      out_.dw_TJ[t][j] = head_gradient(scores_.data(), count, in_.w_TJ[t][j], dz);
+      add_gathered_sum(dz, 1.0f, in_.k_SX, keys, out_.dq_TJX[t] + j * head_dim());
+    }
+  }
+
+  // p of the query's keys, as given or computed again.
+  const float* teacher(int64_t t, std::span<const int32_t> keys) {
+    if (in_.probabilities) return in_.probabilities + in_.keys_T.begins_T1[t];
+    const auto count = std::ssize(keys);
+    p_.assign(count, 0.0f);
     tile_.resize(std::max(count, kQueryBlock * kKeyBlock));
-    z_.resize(num_heads() * count);
-    const float share = 1.0f / static_cast<float>(in_.shape.num_heads);
-    if (in_.probabilities)
-      std::copy_n(in_.probabilities + in_.keys_T.begins_T1[t], count, p_.data());
-    for (int64_t h = 0; h < in_.shape.num_heads && !in_.probabilities; ++h) {
+    for (int64_t h = 0; h < in_.shape.num_heads; ++h) {
       gathered_dots(in_.q[t] + h * in_.shape.qk_dim, head_columns(in_.k, h, in_.shape.qk_dim), keys,
                     tile_.data());
-      add_probabilities(tile_.data(), count, in_.shape.scale, in_.lse_HT[h][t], share, p_.data());
+      add_probabilities(tile_.data(), count, in_.shape.scale, in_.lse_HT[h][t],
+                        1.0f / static_cast<float>(in_.shape.num_heads), p_.data());
     }
-    for (int64_t j = 0; j < num_heads(); ++j) {
-      gathered_dots(in_.q_TJX[t] + j * head_dim(), in_.k_SX, keys, z_.data() + j * count);
-      add_relu(z_.data() + j * count, count, in_.w_TJ[t][j], scores_.data());
-    }
-    loss += loss_row(p_.data(), count, scores_.data());
-    for (int64_t j = 0; j < num_heads(); ++j) {
-      float* const dz = z_.data() + j * count;
-      out_.dw_TJ[t][j] = head_gradient(scores_.data(), count, in_.w_TJ[t][j], dz);
-      gathered_sum(dz, in_.k_SX, keys, out_.dq_TJX[t] + j * head_dim());
-      scatter_add(dz, in_.q_TJX[t] + j * head_dim(), keys, dk_);
-    }
+    return p_.data();
   }
 
   const IndexerLossInput& in_;
   const IndexerLossOutput& out_;
+  const HeadRowsF32& index_queries_;  // where keys are selected
   View2<float> dk_;
+  QueriesOfKeys queries_;
   std::vector<float> p_, scores_, tile_, z_;
   std::vector<int32_t> best_;
 };
@@ -264,9 +281,11 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   const int64_t num_parts = std::min(kNumParts, num_blocks);
   std::vector<float> dk(num_parts * num_keys * dim, 0.0f);
   std::vector<double> loss(num_parts), recall(num_parts);
+  HeadRowsF32 index_queries;
+  if (!in.keys_T.empty()) index_queries.assign(in.q_TJX, in.w_TJ.cols, false);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      BlockLoss block(in, out, {dk.data() + part * num_keys * dim, num_keys, dim});
+      BlockLoss block(in, out, index_queries, {dk.data() + part * num_keys * dim, num_keys, dim});
       for (int64_t i = part; i < num_blocks; i += num_parts)
         block.add(i * kQueryBlock, std::min((i + 1) * kQueryBlock, tokens));
       loss[part] = block.loss;

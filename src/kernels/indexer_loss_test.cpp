@@ -386,7 +386,6 @@ double expect_given(const GivenCase& c, View2<float> dq, View2<float> dw, View2<
 }
 
 TEST(IndexerLoss, BF16FormsEqualLoopsOverExactOperands) {
-  if (!has_bf16_dot()) GTEST_SKIP() << "the processor has no bf16 dot products";
   const int before = base::num_threads();
   for (const auto& [queries, keys, heads, dim] :
        {std::tuple(40, 70, 1, 16), std::tuple(300, 9000, 3, 19), std::tuple(65, 80, 6, 70)}) {
@@ -413,7 +412,6 @@ TEST(IndexerLoss, BF16FormsEqualLoopsOverExactOperands) {
 TEST(IndexerLoss, ProbabilitiesThatAttentionGaveAreTheTeacher) {
   AttentionShape shape = kShape;
   shape.precision = Precision::kBF16;
-  if (!takes_bf16_dot(shape)) GTEST_SKIP() << "the processor has no bf16 dot products";
   Case again(150), given(150);
   again.select(24);
   given.select(24);

@@ -317,8 +317,8 @@ KERNEL void gemm_tile(const float* a, const float* b, int64_t k_size, View2<floa
   }
 }
 
-// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled, rounded to
-// bf16 if asked for. May write up to kPackSlack floats beyond.
+// Packs `count` <= width lines (rows of A, columns of B) as [k_size][width], zero-filled, rounded
+// to bf16 if asked for. May write up to kPackSlack floats beyond.
 constexpr int64_t kPackSlack = 2;
 
 template <bool kRounds>

@@ -1,117 +1,178 @@
 #include "kernels/sparse_attention.h"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "base/parallel.h"
 #include "kernels/amx_tile.h"
 #include "kernels/gathered_rows.h"
+#include "kernels/queries_of_keys.h"
+#include "kernels/softmax_row.h"
 #include "kernels/sparse_attention_amx.h"
 #include "kernels/sparse_attention_bf16.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 namespace {
 
-constexpr int64_t kQueryBlock = 48;  // a multiple of gemm's 6 rows
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+// Queries taken together: for each head one after another, so that what they select of it stays in
+// the second cache.
+constexpr int64_t kBlockQueries = 32;
+// So many keys' rows of a head stay in the first cache.
+constexpr int64_t kChunkKeys = 128;
 
-// Queries [begin, end) and the keys that any of them selects.
-struct Block {
-  int64_t begin = 0, end = 0;
-  std::vector<int32_t> keys;     // ascending
-  std::vector<uint8_t> allowed;  // [queries][keys]: which of them each query selects
+bool rounds(const AttentionShape& shape) { return shape.precision == Precision::kBF16; }
 
-  AttentionMask mask() const { return {allowed.data(), std::ssize(keys), false}; }
+// The numbers of a row, without what pads it.
+View2<const float> first_columns(View2<const float> rows, int64_t dim) {
+  return {rows.data, rows.rows, dim, rows.stride};
+}
+
+KERNEL float dot(const float* a, const float* b, int64_t count) {
+  F32x8 sum{};
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sum += load(a + i) * load(b + i);
+  return horizontal_sum(sum + load_partial(a + i, count - i) * load_partial(b + i, count - i));
+}
+
+// In whole vectors, up to seven numbers behind the last.
+KERNEL void round_all(float* x, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes) store(x + i, round_to_bf16(load(x + i)));
+}
+
+KERNEL void add_scaled(const float* x, float factor, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; ++i) out[i] += factor * x[i];
+}
+
+// A block of queries at a time, in it head by head.
+class Forward {
+ public:
+  Forward(const AttentionShape& shape, const SparseAttentionForward& io) : shape_(shape), io_(io) {
+    q_.assign(io.q, shape.num_heads, rounds(shape));
+    k_.assign(io.k, shape.num_heads, rounds(shape));
+    v_.assign(io.v, shape.num_heads, rounds(shape));
+  }
+
+  void add_block(int64_t begin, int64_t end) const {
+    for (int64_t t = begin; t < end && io_.mean_probabilities; ++t)
+      std::fill_n(mean_probabilities(t), io_.keys_T[t].size(), 0.0f);
+    for (int64_t h = 0; h < shape_.num_heads; ++h)
+      for (int64_t t = begin; t < end; ++t) add_query(t, h);
+  }
+
+ private:
+  void add_query(int64_t t, int64_t h) const {
+    static thread_local std::vector<float> scores;
+    const auto keys = io_.keys_T[t];
+    const auto count = std::ssize(keys);
+    float* const out = io_.out[t] + h * shape_.v_dim;
+    std::fill_n(out, shape_.v_dim, 0.0f);
+    if (count == 0) {
+      io_.lse_HT[h][t] = kMinusInfinity;
+      return;
+    }
+    scores.resize(round_up(count, kLanes));
+    float* const p = scores.data();
+    gathered_dots(q_.head(h)[t], k_.head(h), keys, p);
+    const float maximum = max_row(p, count);
+    const auto sum = static_cast<float>(exp_row(p, count, maximum, shape_.scale, p));
+    io_.lse_HT[h][t] = maximum * shape_.scale + std::log(sum);
+    if (io_.mean_probabilities)
+      add_scaled(p, 1 / (sum * static_cast<float>(shape_.num_heads)), count, mean_probabilities(t));
+    if (rounds(shape_)) round_all(p, count);
+    add_gathered_sum(p, 1 / sum, first_columns(v_.head(h), shape_.v_dim), keys, out);
+  }
+
+  float* mean_probabilities(int64_t t) const {
+    return io_.mean_probabilities + io_.keys_T.begins_T1[t];
+  }
+
+  const AttentionShape& shape_;
+  const SparseAttentionForward& io_;
+  HeadRowsF32 q_, k_, v_;
 };
 
-// place[s]: where key s stands in block.keys; only of the block's keys.
-void join_selections(SelectedKeys keys_T, Block& block, std::vector<int32_t>& place) {
-  std::vector<uint8_t> is_selected(place.size());
-  for (int64_t t = block.begin; t < block.end; ++t)
-    for (int32_t s : keys_T[t]) is_selected[s] = 1;
-  for (size_t s = 0; s < is_selected.size(); ++s) {
-    if (!is_selected[s]) continue;
-    place[s] = static_cast<int32_t>(block.keys.size());
-    block.keys.push_back(static_cast<int32_t>(s));
+struct ScoreGradient {
+  float scale, lse, delta;
+  bool round;
+};
+
+// scores become probabilities, dp the scores' gradients; in whole vectors, up to seven numbers
+// behind the last.
+KERNEL void score_gradients(const ScoreGradient& of, int64_t count, float* scores, float* dp) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    // The product is rounded, as lse's was: fused with the difference it would keep what lse has
+    // lost, which for large scores is more than an exponential takes.
+    F32x8 scaled = load(scores + i) * of.scale;
+    asm("" : "+m"(scaled));
+    // In this order the minimum of NaN is NaN.
+    const F32x8 distance = scaled - of.lse, zero{};
+    const F32x8 p = exp(distance > zero ? zero : distance);
+    const F32x8 ds = p * (load(dp + i) - of.delta) * of.scale;
+    store(scores + i, of.round ? round_to_bf16(p) : p);
+    store(dp + i, of.round ? round_to_bf16(ds) : ds);
   }
-  block.allowed.resize((block.end - block.begin) * block.keys.size());
-  for (int64_t t = block.begin; t < block.end; ++t)
-    for (int32_t s : keys_T[t]) block.allowed[(t - block.begin) * block.keys.size() + place[s]] = 1;
 }
 
-std::vector<Block> blocks_of(SelectedKeys keys_T, int64_t num_keys) {
-  std::vector<Block> blocks((keys_T.num_queries + kQueryBlock - 1) / kQueryBlock);
-  base::parallel_for(std::ssize(blocks), 1, [&](int64_t begin, int64_t end) {
-    std::vector<int32_t> place(num_keys);
-    for (int64_t i = begin; i < end; ++i) {
-      blocks[i].begin = i * kQueryBlock;
-      blocks[i].end = std::min((i + 1) * kQueryBlock, keys_T.num_queries);
-      join_selections(keys_T, blocks[i], place);
+// A block of queries at a time, in it head by head: no two heads write to the same place.
+class Backward {
+ public:
+  Backward(const AttentionShape& shape, const SparseAttentionBackward& io)
+      : shape_(shape), io_(io) {
+    q_.assign(io.q, shape.num_heads, rounds(shape));
+    k_.assign(io.k, shape.num_heads, rounds(shape));
+    v_.assign(io.v, shape.num_heads, rounds(shape));
+    dout_.assign(io.dout, shape.num_heads, rounds(shape));
+  }
+
+  void add_block(int64_t begin, int64_t end) {
+    queries_.assign(io_.keys_T, begin, end);
+    base::parallel_for(shape_.num_heads, 1, [&](int64_t first, int64_t last) {
+      for (int64_t h = first; h < last; ++h) add_head(h, begin, end);
+    });
+  }
+
+ private:
+  // Queries first, then dk, then dv.
+  void add_head(int64_t h, int64_t begin, int64_t end) const {
+    static thread_local std::vector<float> p, ds;
+    const int64_t stride = queries_.weights_stride();
+    p.resize((end - begin) * stride);
+    ds.resize((end - begin) * stride);
+    for (int64_t t = begin; t < end; ++t)
+      add_query(t, h, p.data() + (t - begin) * stride, ds.data() + (t - begin) * stride);
+    queries_.add_weighted(ds.data(), q_.head(h).slice_rows(begin, end),
+                          head_columns(io_.dk, h, shape_.qk_dim));
+    queries_.add_weighted(p.data(), dout_.head(h).slice_rows(begin, end),
+                          head_columns(io_.dv, h, shape_.v_dim));
+  }
+
+  // dq; p become probabilities, ds the scores' gradients.
+  void add_query(int64_t t, int64_t h, float* p, float* ds) const {
+    const auto keys = io_.keys_T[t];
+    float* const dq = io_.dq[t] + h * shape_.qk_dim;
+    std::fill_n(dq, shape_.qk_dim, 0.0f);
+    const float* const dout = dout_.head(h)[t];
+    const ScoreGradient gradient{shape_.scale, io_.lse_HT[h][t],
+                                 dot(io_.out[t] + h * shape_.v_dim, dout, shape_.v_dim),
+                                 rounds(shape_)};
+    for (size_t i = 0; i < keys.size(); i += kChunkKeys) {
+      const auto chunk = keys.subspan(i, std::min<size_t>(kChunkKeys, keys.size() - i));
+      gathered_dots(q_.head(h)[t], k_.head(h), chunk, p + i);
+      gathered_dots(dout, v_.head(h), chunk, ds + i);
+      score_gradients(gradient, std::ssize(chunk), p + i, ds + i);
+      add_gathered_sum(ds + i, 1.0f, first_columns(k_.head(h), shape_.qk_dim), chunk, dq);
     }
-  });
-  return blocks;
-}
+  }
 
-// One head's columns of the block's keys, one behind another.
-View2<float> gather(View2<const float> rows, const std::vector<int32_t>& keys,
-                    std::vector<float>& storage) {
-  storage.resize(keys.size() * rows.cols);
-  const View2<float> gathered(storage.data(), std::ssize(keys), rows.cols);
-  for (size_t i = 0; i < keys.size(); ++i)
-    std::copy_n(rows[keys[i]], rows.cols, gathered[static_cast<int64_t>(i)]);
-  return gathered;
-}
-
-// A head by itself: attention over one head's columns.
-AttentionShape one_head(const AttentionShape& shape) {
-  return {1, shape.qk_dim, shape.v_dim, shape.scale, shape.precision};
-}
-
-// Row h of lse_HT for the block's queries.
-template <typename T>
-View2<T> lse_of(View2<T> lse_HT, int64_t h, const Block& block) {
-  return View2<T>(lse_HT[h] + block.begin, 1, block.end - block.begin, lse_HT.stride);
-}
-
-void forward_block(const AttentionShape& shape, const SparseAttentionForward& io,
-                   const Block& block, int64_t h) {
-  static thread_local std::vector<float> k, v;
-  const auto rows = [&](auto x, int64_t dim) {
-    return head_columns(x, h, dim).slice_rows(block.begin, block.end);
-  };
-  attention_forward(
-      one_head(shape),
-      {rows(io.q, shape.qk_dim), gather(head_columns(io.k, h, shape.qk_dim), block.keys, k),
-       gather(head_columns(io.v, h, shape.v_dim), block.keys, v), rows(io.out, shape.v_dim),
-       lse_of(io.lse_HT, h, block), block.mask()},
-      0, 1);
-}
-
-void add_rows(View2<const float> more, const std::vector<int32_t>& keys, View2<float> total) {
-  const float one = 1;
-  for (size_t i = 0; i < keys.size(); ++i)
-    scatter_add(&one, more[static_cast<int64_t>(i)], {&keys[i], 1}, total);
-}
-
-void backward_block(const AttentionShape& shape, const SparseAttentionBackward& io,
-                    const Block& block, int64_t h) {
-  static thread_local std::vector<float> k, v, dk, dv;
-  const auto rows = [&](auto x, int64_t dim) {
-    return head_columns(x, h, dim).slice_rows(block.begin, block.end);
-  };
-  dk.resize(block.keys.size() * shape.qk_dim);
-  dv.resize(block.keys.size() * shape.v_dim);
-  const View2<float> dk_block(dk.data(), std::ssize(block.keys), shape.qk_dim);
-  const View2<float> dv_block(dv.data(), std::ssize(block.keys), shape.v_dim);
-  attention_backward(
-      one_head(shape),
-      {rows(io.q, shape.qk_dim), gather(head_columns(io.k, h, shape.qk_dim), block.keys, k),
-       gather(head_columns(io.v, h, shape.v_dim), block.keys, v), rows(io.out, shape.v_dim),
-       rows(io.dout, shape.v_dim), lse_of(io.lse_HT, h, block), rows(io.dq, shape.qk_dim), dk_block,
-       dv_block, block.mask()},
-      0, 1);
-  add_rows(dk_block, block.keys, head_columns(io.dk, h, shape.qk_dim));
-  add_rows(dv_block, block.keys, head_columns(io.dv, h, shape.v_dim));
-}
+  const AttentionShape& shape_;
+  const SparseAttentionBackward& io_;
+  HeadRowsF32 q_, k_, v_, dout_;
+  QueriesOfKeys queries_;
+};
 
 }  // namespace
 
@@ -121,11 +182,11 @@ void sparse_attention_forward(const AttentionShape& shape, const SparseAttention
   if (takes_bf16_dot(shape))
     return has_amx() ? sparse_attention_forward_amx(shape, io)
                      : sparse_attention_forward_bf16(shape, io);
-  CHECK(!io.mean_probabilities);
-  const auto blocks = blocks_of(io.keys_T, io.k.rows);
-  base::parallel_for(std::ssize(blocks) * shape.num_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item)
-      forward_block(shape, io, blocks[item / shape.num_heads], item % shape.num_heads);
+  const Forward forward(shape, io);
+  const int64_t num_blocks = ceil_div(io.q.rows, kBlockQueries);
+  base::parallel_for(num_blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      forward.add_block(i * kBlockQueries, std::min((i + 1) * kBlockQueries, io.q.rows));
   });
 }
 
@@ -137,14 +198,11 @@ void sparse_attention_backward(const AttentionShape& shape, const SparseAttentio
   if (takes_bf16_dot(shape))
     return has_amx() ? sparse_attention_backward_amx(shape, io)
                      : sparse_attention_backward_bf16(shape, io);
-  const auto blocks = blocks_of(io.keys_T, io.k.rows);
-  base::parallel_for(shape.num_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t h = begin; h < end; ++h) {
-      clear_rows(head_columns(io.dk, h, shape.qk_dim));
-      clear_rows(head_columns(io.dv, h, shape.v_dim));
-      for (const Block& block : blocks) backward_block(shape, io, block, h);
-    }
-  });
+  clear_rows(io.dk);
+  clear_rows(io.dv);
+  Backward backward(shape, io);
+  for (int64_t t = 0; t < io.q.rows; t += kBlockQueries)
+    backward.add_block(t, std::min(t + kBlockQueries, io.q.rows));
 }
 
 }  // namespace fathom::kernels

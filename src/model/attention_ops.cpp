@@ -191,7 +191,7 @@ Attended attend(const Tensor& q, const Tensor& k, const Tensor& v,
                 const kernels::AttentionShape& shape, std::span<const SegmentRows> segments,
                 const KeySelection& selection, bool wants_probabilities) {
   Attended result;
-  if (wants_probabilities && selection.defined() && kernels::takes_bf16_dot(shape))
+  if (wants_probabilities && selection.defined())
     result.probabilities = torch::empty({selection.keys.size(0)});
   result.out_NHV = AttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), shape,
                                             flattened(segments), selection, &result);
