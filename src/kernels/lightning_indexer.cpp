@@ -22,7 +22,7 @@ constexpr int64_t kHeadBytes = 256 << 10;
 constexpr int64_t kFewestKeys = 2048;
 // Threads' shares are whole tiles of either kind.
 constexpr int64_t kShareKeys = 96;
-static_assert(kShareKeys % kTileCols == 0 && kShareKeys % kIndexTileKeys == 0);
+static_assert(kShareKeys % (4 * kTileCols) == 0 && kShareKeys % kIndexTileKeys == 0);
 
 int64_t num_heads(const IndexerInput& input) { return input.w_TJ.cols; }
 
@@ -67,11 +67,12 @@ using TileScope = TileShape;
 using TileScope = NoScope;
 #endif
 
-// A tile of keys for all of a thread's queries. F32Tile takes any values.
+// A tile of keys for all of a thread's queries. F32Tile takes any values. Several register tiles,
+// since a query takes its scores of many keys faster than those of few.
 class F32Tile {
  public:
   using Scope = NoScope;
-  static constexpr int64_t kKeys = kTileCols;
+  static constexpr int64_t kKeys = 4 * kTileCols;
   static constexpr int64_t columns() { return 0; }
 
   void set_queries(const IndexerInput& input, std::span<const int64_t> queries) {
@@ -89,19 +90,23 @@ class F32Tile {
   void set_keys(int64_t first, int64_t count) {
     for (int64_t i = 0; i < count; ++i)
       widen_row(input_->k_SX.layout, input_->k_SX[first + i], rows_.data() + i * dim_);
-    pack_keys(rows_.data(), count, dim_, keys_.data());
+    for (int64_t i = 0; i < count; i += kTileCols)
+      pack_keys(rows_.data() + i * dim_, std::min(kTileCols, count - i), dim_,
+                keys_.data() + i * dim_);
+    count_ = count;
   }
 
   // Of the i-th query, which is query t; they lie there or in `scratch`.
   const float* score(int64_t i, int64_t t, float (&scratch)[kKeys]) const {
-    score_tile(heads_.data() + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_,
-               keys_.data(), scratch);
+    for (int64_t s = 0; s < count_; s += kTileCols)
+      score_tile(heads_.data() + i * query_size_, input_->w_TJ[t], num_heads(*input_), dim_,
+                 keys_.data() + s * dim_, scratch + s);
     return scratch;
   }
 
  private:
   const IndexerInput* input_ = nullptr;
-  int64_t dim_ = 0, query_size_ = 0;
+  int64_t dim_ = 0, query_size_ = 0, count_ = 0;
   std::vector<float> heads_, rows_, keys_;
 };
 

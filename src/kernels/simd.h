@@ -63,6 +63,17 @@ FATHOM_INLINE float horizontal_sum(F32x8 v) {
   return two[0] + two[1];
 }
 
+// Bit i: whether lane i of a comparison's result is true.
+FATHOM_INLINE uint32_t lane_bits(I32x8 truth) {
+#if defined(__AVX2__)
+  return static_cast<uint32_t>(__builtin_ia32_movmskps256(std::bit_cast<F32x8>(truth)));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= (truth[lane] ? 1u : 0u) << lane;
+  return bits;
+#endif
+}
+
 FATHOM_INLINE F32x8 max(F32x8 a, F32x8 b) { return a > b ? a : b; }
 FATHOM_INLINE F32x8 min(F32x8 a, F32x8 b) { return a < b ? a : b; }
 

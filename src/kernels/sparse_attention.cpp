@@ -20,7 +20,7 @@ namespace {
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Queries taken together: for each head one after another, so that what they select of it stays in
 // the second cache.
-constexpr int64_t kBlockQueries = 32;
+constexpr int64_t kBlockQueries = 64;
 // So many keys' rows of a head stay in the first cache.
 constexpr int64_t kChunkKeys = 128;
 

@@ -1,6 +1,7 @@
 #include "kernels/top_k.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <limits>
 #include <numeric>
@@ -28,41 +29,114 @@ float float_of(uint32_t ordered) {
   return std::bit_cast<float>(ordered & 0x80000000u ? ordered ^ 0x80000000u : ~ordered);
 }
 
-// The three digits that values are selected by, 11 + 11 + 10 bits.
-struct Digit {
-  int shift;
-  uint32_t mask;
-  uint32_t of(uint32_t bits) const { return bits >> shift & mask; }
-};
-constexpr Digit kDigits[] = {{21, 2047}, {10, 2047}, {0, 1023}};
-
 // Selected are all values above `value` and, of those equal to it, the first `num_ties`.
 struct Threshold {
   uint32_t value = 0;
   int64_t num_ties = 0;
 };
 
-// Digit by digit from the top: which bin holds the k-th greatest; the next digit looks at that
-// bin's values only. 0 < k <= size.
-Threshold find_threshold_by_digits(std::span<const uint32_t> ordered, int64_t k) {
-  static thread_local std::vector<uint32_t> candidates;
-  candidates.assign(ordered.begin(), ordered.end());
-  int64_t wanted = k;
-  for (const Digit& digit : kDigits) {
-    uint32_t count[2048] = {};
-    for (const uint32_t bits : candidates) ++count[digit.of(bits)];
-    uint32_t bin = digit.mask;
-    while (count[bin] < wanted) wanted -= count[bin--];
-    std::erase_if(candidates, [&](uint32_t bits) { return digit.of(bits) != bin; });
-    if (static_cast<int64_t>(candidates.size()) == wanted) break;  // the whole bin is selected
-  }
-  const uint32_t value = *std::min_element(candidates.begin(), candidates.end());
-  const int64_t num_above = std::count_if(candidates.begin(), candidates.end(),
-                                          [value](uint32_t bits) { return bits > value; });
-  return {value, wanted - num_above};
+// The least of the values that are at least some bound, and the greatest of all.
+struct Bounds {
+  uint32_t least, greatest;
+};
+
+namespace eight {
+
+typedef uint32_t U32x8 __attribute__((vector_size(32)));
+
+// ordered_bits() of eight scores.
+FATHOM_INLINE U32x8 ordered_lanes(F32x8 scores) {
+  const F32x8 numbers =
+      scores == scores ? scores : broadcast(-std::numeric_limits<float>::infinity());
+  const I32x8 bits = std::bit_cast<I32x8>(numbers + 0.0f);  // makes 0 of -0
+  return std::bit_cast<U32x8>(bits ^ (bits >> 31 | std::numeric_limits<int32_t>::min()));
 }
 
+// orders[mask]: the lanes whose bit is set, in order, then lane 0.
+constexpr std::array<std::array<uint8_t, 8>, 256> make_orders() {
+  std::array<std::array<uint8_t, 8>, 256> orders{};
+  for (int mask = 0; mask < 256; ++mask)
+    for (int lane = 0, at = 0; lane < 8; ++lane)
+      if (mask >> lane & 1) orders[mask][at++] = static_cast<uint8_t>(lane);
+  return orders;
+}
+constexpr auto kOrders = make_orders();
+
+// Writes eight lanes; returns how many count.
+FATHOM_INLINE int64_t store_lanes(uint32_t kept, U32x8 ordered, I32x8 index, uint32_t* to_ordered,
+                                  int32_t* to_indices) {
+  typedef uint8_t U8x8 __attribute__((vector_size(8)));
+  U8x8 bytes;
+  std::memcpy(&bytes, kOrders[kept].data(), sizeof bytes);
+  const I32x8 order = __builtin_convertvector(bytes, I32x8);
+  const U32x8 values = __builtin_shuffle(ordered, order);
+  const I32x8 indices = __builtin_shuffle(index, order);
+  std::memcpy(to_ordered, &values, sizeof values);
+  std::memcpy(to_indices, &indices, sizeof indices);
+  return std::popcount(kept);
+}
+
+FATHOM_INLINE uint32_t first_bits(int64_t count) {
+  return count >= kLanes ? 0xff : (1u << count) - 1;
+}
+
+KERNEL int64_t keep_above(uint32_t floor, std::span<const float> scores, int32_t first,
+                          uint32_t* ordered, int32_t* indices) {
+  const I32x8 lanes = {0, 1, 2, 3, 4, 5, 6, 7};
+  const F32x8 least = broadcast(float_of(floor));
+  int64_t kept = 0;
+  for (int64_t i = 0; i < std::ssize(scores); i += kLanes) {
+    const int64_t count = std::ssize(scores) - i;
+    const F32x8 piece =
+        count >= kLanes ? load(scores.data() + i) : load_partial(scores.data() + i, count);
+    const uint32_t above = (floor == 0 ? 0xff : lane_bits(piece > least)) & first_bits(count);
+    if (above == 0) continue;
+    kept += store_lanes(above, ordered_lanes(piece), lanes + (first + static_cast<int32_t>(i)),
+                        ordered + kept, indices + kept);
+  }
+  return kept;
+}
+
+KERNEL int64_t count_from(const uint32_t* values, int64_t size, uint32_t least) {
+  uint32_t count = 0;
+  for (int64_t i = 0; i < size; ++i) count += values[i] >= least;
+  return count;
+}
+
+KERNEL Bounds bounds_from(const uint32_t* values, int64_t size, uint32_t least) {
+  uint32_t low = std::numeric_limits<uint32_t>::max(), high = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const uint32_t value = values[i];
+    low = std::min(low, value >= least ? value : std::numeric_limits<uint32_t>::max());
+    high = std::max(high, value);
+  }
+  return {low, high};
+}
+
+KERNEL int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* ordered,
+                             int32_t* indices) {
+  const U32x8 value = U32x8{} + threshold.value;
+  int64_t kept = 0;
+  for (int64_t i = 0; i < size; i += kLanes) {
+    U32x8 piece;
+    I32x8 index;
+    std::memcpy(&piece, ordered + i, sizeof piece);
+    std::memcpy(&index, indices + i, sizeof index);
+    const uint32_t valid = first_bits(size - i);
+    uint32_t selected = lane_bits(piece > value) & valid;
+    for (uint32_t ties = lane_bits(piece == value) & valid; ties != 0 && threshold.num_ties > 0;
+         ties &= ties - 1, --threshold.num_ties)
+      selected |= ties & -ties;  // the first ones
+    kept += store_lanes(selected, piece, index, ordered + kept, indices + kept);
+  }
+  return kept;
+}
+
+}  // namespace eight
+
 // The same sixteen at a time.
+namespace sixteen {
+
 #if FATHOM_HAS_BF16_KERNELS
 
 // ordered_bits() of sixteen scores.
@@ -85,9 +159,6 @@ BF16_INLINE int64_t store_lanes(__mmask16 kept, __m512i ordered, __m512i index,
   return __builtin_popcount(kept);
 }
 
-// Appends the scores above `floor` (in order of the floats; all where it is 0) in order, with their
-// indices; returns how many. Where nothing is above, which is the rule late in a long context, it
-// costs one comparison.
 BF16_KERNEL int64_t keep_above(uint32_t floor, std::span<const float> scores, int32_t first,
                                uint32_t* ordered, int32_t* indices) {
   const __m512i lanes = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -106,8 +177,7 @@ BF16_KERNEL int64_t keep_above(uint32_t floor, std::span<const float> scores, in
   return kept;
 }
 
-// How many of `size` values are at least `least`.
-BF16_INLINE int64_t count_from(const uint32_t* values, int64_t size, uint32_t least) {
+BF16_KERNEL int64_t count_from(const uint32_t* values, int64_t size, uint32_t least) {
   const __m512i from = _mm512_set1_epi32(static_cast<int>(least)), one = _mm512_set1_epi32(1);
   __m512i count[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
   int64_t i = 0;
@@ -126,11 +196,7 @@ BF16_INLINE int64_t count_from(const uint32_t* values, int64_t size, uint32_t le
   return _mm512_reduce_add_epi32(_mm512_add_epi32(count[0], count[1]));
 }
 
-// The least of the values that are at least `least`, and the greatest of all.
-struct Bounds {
-  uint32_t least, greatest;
-};
-BF16_INLINE Bounds bounds_from(const uint32_t* values, int64_t size, uint32_t least) {
+BF16_KERNEL Bounds bounds_from(const uint32_t* values, int64_t size, uint32_t least) {
   const __m512i from = _mm512_set1_epi32(static_cast<int>(least));
   __m512i low = _mm512_set1_epi32(-1), high = _mm512_setzero_si512();
   for (int64_t i = 0; i < size; i += 16) {
@@ -142,24 +208,6 @@ BF16_INLINE Bounds bounds_from(const uint32_t* values, int64_t size, uint32_t le
   return {_mm512_reduce_min_epu32(low), _mm512_reduce_max_epu32(high)};
 }
 
-// By halving the range in which the k-th greatest lies, until k values are left above or one value:
-// with values that differ in some twelve passes over them.
-BF16_KERNEL Threshold find_threshold_by_halves(std::span<const uint32_t> ordered, int64_t k) {
-  const auto size = std::ssize(ordered);
-  const Bounds all = bounds_from(ordered.data(), size, 0);
-  uint32_t low = all.least, end = all.greatest + 1;  // at least k from `low` on, fewer from `end`
-  for (int64_t count = size; count != k && end - low > 1;) {
-    const uint32_t middle = low + (end - low) / 2;
-    const int64_t upper = count_from(ordered.data(), size, middle);
-    if (upper >= k) count = upper;
-    (upper >= k ? low : end) = middle;
-  }
-  const uint32_t value = bounds_from(ordered.data(), size, low).least;
-  return {value, k - count_from(ordered.data(), size, value + 1)};
-}
-
-// Moves what the threshold selects to the front, in order; returns how many that is. Writes whole
-// registers: up to fifteen lanes behind the size.
 BF16_KERNEL int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* ordered,
                                   int32_t* indices) {
   const __m512i value = _mm512_set1_epi32(static_cast<int>(threshold.value));
@@ -183,14 +231,46 @@ BF16_KERNEL int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* o
 
 // Never called: has_bf16_dot() is false.
 int64_t keep_above(uint32_t, std::span<const float>, int32_t, uint32_t*, int32_t*) { return 0; }
-Threshold find_threshold_by_halves(std::span<const uint32_t>, int64_t) { return {}; }
+int64_t count_from(const uint32_t*, int64_t, uint32_t) { return 0; }
+Bounds bounds_from(const uint32_t*, int64_t, uint32_t) { return {}; }
 int64_t keep_selected(Threshold, int64_t, uint32_t*, int32_t*) { return 0; }
 
 #endif
 
+}  // namespace sixteen
+
+// Appends the scores above `floor` (in order of the floats; all where it is 0) in order, with their
+// indices; returns how many. Where nothing is above, which is the rule late in a long context, it
+// costs one comparison. Writes whole registers, as keep_selected does.
+int64_t keep_above(uint32_t floor, std::span<const float> scores, int32_t first, uint32_t* ordered,
+                   int32_t* indices) {
+  const auto keep = has_bf16_dot() ? sixteen::keep_above : eight::keep_above;
+  return keep(floor, scores, first, ordered, indices);
+}
+
+// Moves what the threshold selects to the front, in order; returns how many that is. Writes whole
+// registers: up to fifteen lanes behind the size.
+int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* ordered, int32_t* indices) {
+  const auto keep = has_bf16_dot() ? sixteen::keep_selected : eight::keep_selected;
+  return keep(threshold, size, ordered, indices);
+}
+
+// The k-th greatest of the values: by halving the range in which it lies, until k values are left
+// above or one value, with values that differ in some twelve passes over them. 0 < k <= size.
 Threshold find_threshold(std::span<const uint32_t> ordered, int64_t k) {
-  return has_bf16_dot() ? find_threshold_by_halves(ordered, k)
-                        : find_threshold_by_digits(ordered, k);
+  const auto count_from = has_bf16_dot() ? sixteen::count_from : eight::count_from;
+  const auto bounds_from = has_bf16_dot() ? sixteen::bounds_from : eight::bounds_from;
+  const auto size = std::ssize(ordered);
+  const Bounds all = bounds_from(ordered.data(), size, 0);
+  uint32_t low = all.least, end = all.greatest + 1;  // at least k from `low` on, fewer from `end`
+  for (int64_t count = size; count != k && end - low > 1;) {
+    const uint32_t middle = low + (end - low) / 2;
+    const int64_t upper = count_from(ordered.data(), size, middle);
+    if (upper >= k) count = upper;
+    (upper >= k ? low : end) = middle;
+  }
+  const uint32_t value = bounds_from(ordered.data(), size, low).least;
+  return {value, k - count_from(ordered.data(), size, value + 1)};
 }
 
 }  // namespace
@@ -234,10 +314,7 @@ void TopKStream::append(uint32_t ordered, int32_t index) {
 
 void TopKStream::add(std::span<const float> scores, int32_t first) {
   const auto count = std::ssize(scores);
-  int64_t i = 0;
-  for (; i < count && !has_bf16_dot(); ++i)
-    append(ordered_bits(scores[i]), first + static_cast<int32_t>(i));
-  for (; i < count; i += kPieceScores) {
+  for (int64_t i = 0; i < count; i += kPieceScores) {
     size_ += keep_above(floor_, scores.subspan(i, std::min(kPieceScores, count - i)),
                         first + static_cast<int32_t>(i), ordered_.data() + size_,
                         indices_.data() + size_);
@@ -251,22 +328,9 @@ void TopKStream::add(const TopKStream& other) {
 
 // Down to the k best; they stay in the order of their indices.
 void TopKStream::prune() {
-  Threshold threshold = find_threshold({ordered_.data(), static_cast<size_t>(size_)}, k_);
+  const Threshold threshold = find_threshold({ordered_.data(), static_cast<size_t>(size_)}, k_);
   floor_ = threshold.value;
-  if (has_bf16_dot()) {
-    size_ = keep_selected(threshold, size_, ordered_.data(), indices_.data());
-    return;
-  }
-  int64_t n = 0;
-  for (int64_t i = 0; i < size_; ++i) {
-    const uint32_t bits = ordered_[i];
-    const bool is_tie = bits == threshold.value;
-    ordered_[n] = bits;
-    indices_[n] = indices_[i];
-    n += bits > threshold.value || (is_tie && threshold.num_ties > 0);
-    threshold.num_ties -= is_tie;
-  }
-  size_ = n;
+  size_ = keep_selected(threshold, size_, ordered_.data(), indices_.data());
 }
 
 void TopKStream::shrink() {
