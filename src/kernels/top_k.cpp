@@ -44,6 +44,12 @@ namespace eight {
 
 typedef uint32_t U32x8 __attribute__((vector_size(32)));
 
+FATHOM_INLINE U32x8 load_bits(const uint32_t* p) {
+  U32x8 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
 // ordered_bits() of eight scores.
 FATHOM_INLINE U32x8 ordered_lanes(F32x8 scores) {
   const F32x8 numbers =
@@ -104,13 +110,22 @@ KERNEL int64_t count_from(const uint32_t* values, int64_t size, uint32_t least) 
 }
 
 KERNEL Bounds bounds_from(const uint32_t* values, int64_t size, uint32_t least) {
-  uint32_t low = std::numeric_limits<uint32_t>::max(), high = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    const uint32_t value = values[i];
-    low = std::min(low, value >= least ? value : std::numeric_limits<uint32_t>::max());
-    high = std::max(high, value);
+  const U32x8 from = U32x8{} + least, most = ~U32x8{};
+  U32x8 lows = most, highs{};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    const U32x8 piece = load_bits(values + i);
+    const U32x8 candidate = piece >= from ? piece : most;
+    lows = lows < candidate ? lows : candidate;
+    highs = highs > piece ? highs : piece;
   }
-  return {low, high};
+  Bounds bounds{most[0], 0};
+  for (int64_t lane = 0; lane < kLanes; ++lane)
+    bounds = {std::min(bounds.least, lows[lane]), std::max(bounds.greatest, highs[lane])};
+  for (; i < size; ++i)
+    bounds = {values[i] >= least ? std::min(bounds.least, values[i]) : bounds.least,
+              std::max(bounds.greatest, values[i])};
+  return bounds;
 }
 
 KERNEL int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* ordered,
@@ -118,9 +133,8 @@ KERNEL int64_t keep_selected(Threshold threshold, int64_t size, uint32_t* ordere
   const U32x8 value = U32x8{} + threshold.value;
   int64_t kept = 0;
   for (int64_t i = 0; i < size; i += kLanes) {
-    U32x8 piece;
+    const U32x8 piece = load_bits(ordered + i);
     I32x8 index;
-    std::memcpy(&piece, ordered + i, sizeof piece);
     std::memcpy(&index, indices + i, sizeof index);
     const uint32_t valid = first_bits(size - i);
     uint32_t selected = lane_bits(piece > value) & valid;
