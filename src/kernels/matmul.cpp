@@ -19,6 +19,8 @@ namespace {
 // linear: a tile of 4 rows of x by 3 of W keeps 12 sums, 3 weights and 1 input in 16 registers.
 constexpr int64_t kTileM = 4;
 constexpr int64_t kTileN = 3;
+// One row of x: six sums, so that none waits for its last product.
+constexpr int64_t kRowTileN = 6;
 // Rows of W used (and widened) at once: at K = 256 a panel stays in a 32 KiB L1 cache.
 constexpr int64_t kPanelN = 24;
 constexpr int64_t kBlockM = 256;
@@ -93,9 +95,10 @@ FATHOM_INLINE void dot_tile(const float* x, int64_t x_stride, Rows w, int64_t k_
 template <int kRows, typename Rows>
 FATHOM_INLINE void dot_rows(const float* x, int64_t x_stride, Rows w, int64_t num_w, int64_t k_size,
                             float* y, int64_t y_stride) {
+  constexpr int kCols = kRows == 1 ? kRowTileN : kTileN;
   int64_t n = 0;
-  for (; n + kTileN <= num_w; n += kTileN)
-    dot_tile<kRows, kTileN>(x, x_stride, w.from(n), k_size, y + n, y_stride);
+  for (; n + kCols <= num_w; n += kCols)
+    dot_tile<kRows, kCols>(x, x_stride, w.from(n), k_size, y + n, y_stride);
   for (; n < num_w; ++n) dot_tile<kRows, 1>(x, x_stride, w.from(n), k_size, y + n, y_stride);
 }
 
@@ -212,8 +215,7 @@ FATHOM_INLINE void dot_stored_tile(const float* x, int64_t x_stride, const E4M3R
 template <int kRows>
 FATHOM_INLINE void dot_stored_rows(const float* x, int64_t x_stride, const E4M3Rows& w,
                                    int64_t num_w, int64_t k_size, float* y, int64_t y_stride) {
-  // One row of x: six sums, so that none waits for its last product.
-  constexpr int kCols = kRows == 1 ? 6 : kTileN;
+  constexpr int kCols = kRows == 1 ? kRowTileN : kTileN;
   int64_t n = 0;
   for (; n + kCols <= num_w; n += kCols)
     dot_stored_tile<kRows, kCols>(x, x_stride, w, n, k_size, y, y_stride);
