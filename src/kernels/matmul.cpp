@@ -126,19 +126,18 @@ KERNEL void dot_panel_bf16(View2<const float> x_MK, BF16Rows w, int64_t num_w, f
 }
 
 // Products with e4m3 rows, which have one factor for each 128 columns of 128 rows. Conversion is
-// what a product with one row of x waits for, so it is made short: a byte shifted into a bf16 is
-// its number * 2^-120, widened to f32 by a zero beside it. That takes the columns of each 32 in
-// another order, so x is brought into the same order beforehand, times 2^64 to keep the products
-// from underflowing, and for each block of rows times their factors. What is summed is then the
-// same in the same order whether W is read as stored (few rows of x) or widened first (many).
+// what a product with one row of x waits for, so it is made short: a byte shifted into an f32's top
+// is its number * 2^-120, and shifts and masks alone put every fourth byte of a register there.
+// That takes the columns of each 32 in another order, so x is brought into the same order
+// beforehand, times 2^64 to keep the products from underflowing, and for each block of rows times
+// their factors. What is summed is then the same in the same order whether W is read as stored (few
+// rows of x) or widened first (many).
 constexpr float kInputScale = 0x1p64f;
 constexpr float kOutputScale = 0x1p56f;  // of a sum: undoes both
 constexpr int64_t kGroup = 4 * kLanes;
 
 // Where lane `lane` of the group's vector `part` stands in order.
-constexpr int64_t column_of(int64_t part, int64_t lane) {
-  return 4 * part + lane % 4 + (lane < 4 ? 0 : 16);
-}
+constexpr int64_t column_of(int64_t part, int64_t lane) { return 4 * lane + part; }
 
 void order_inputs(const float* x, int64_t count, float* out) {
   int64_t k = 0;
@@ -152,16 +151,18 @@ void order_inputs(const float* x, int64_t count, float* out) {
 // A group of 32, in the order of column_of.
 FATHOM_INLINE void load_group(const uint8_t* p, F32x8 (&out)[4]) {
 #if defined(__AVX2__)
-  I16x16 top[2];
-  load_top_bytes(p, top);
-  const I16x16 none{};
-  for (int i = 0; i < 2; ++i) {
-    const I16x16 bf16 = top[i] >> 4 & static_cast<int16_t>(0x87f0);
-    out[2 * i] = std::bit_cast<F32x8>(__builtin_shufflevector(none, bf16, 0, 16, 1, 17, 2, 18, 3,
-                                                              19, 8, 24, 9, 25, 10, 26, 11, 27));
-    out[2 * i + 1] = std::bit_cast<F32x8>(__builtin_shufflevector(
-        none, bf16, 4, 20, 5, 21, 6, 22, 7, 23, 12, 28, 13, 29, 14, 30, 15, 31));
-  }
+  typedef int16_t I16x16 __attribute__((vector_size(32)));
+  I16x16 words;
+  std::memcpy(&words, p, sizeof words);
+  // Both bytes of each word where the upper one stands, shifted by the four bits that an f32's
+  // exponent is longer; the mask drops the copies of the sign.
+  const I32x8 upper = std::bit_cast<I32x8>(words >> 4);
+  const I32x8 lower = std::bit_cast<I32x8>((words << 8) >> 4);
+  const I32x8 kept = I32x8{} + static_cast<int32_t>(0x87f00000);
+  out[0] = std::bit_cast<F32x8>(lower << 16 & kept);
+  out[1] = std::bit_cast<F32x8>(upper << 16 & kept);
+  out[2] = std::bit_cast<F32x8>(lower & kept);
+  out[3] = std::bit_cast<F32x8>(upper & kept);
 #else
   for (int part = 0; part < 4; ++part)
     for (int64_t lane = 0; lane < kLanes; ++lane)
@@ -219,6 +220,10 @@ FATHOM_INLINE void dot_stored_rows(const float* x, int64_t x_stride, const E4M3R
   int64_t n = 0;
   for (; n + kCols <= num_w; n += kCols)
     dot_stored_tile<kRows, kCols>(x, x_stride, w, n, k_size, y, y_stride);
+  if (kRows == 1 && n + 4 <= num_w) {  // what is left of a whole item
+    dot_stored_tile<kRows, 4>(x, x_stride, w, n, k_size, y, y_stride);
+    n += 4;
+  }
   for (; n < num_w; ++n) dot_stored_tile<kRows, 1>(x, x_stride, w, n, k_size, y, y_stride);
 }
 
