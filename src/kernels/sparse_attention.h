@@ -16,23 +16,25 @@ namespace fathom::kernels {
 //
 // In bf16, on a processor with AMX, 32 queries share products with all that any of them selects
 // (kernels/sparse_attention_amx); on one with bf16 dot products alone each works on its own keys
-// (kernels/sparse_attention_bf16): both say how exact that is. In f32 blocks of 48 queries share
-// one gathered copy of all that any of them selects, and dense attention over it masks each query's
-// own; parallel over blocks and heads, oracle reference::attention with the selection as its mask,
-// 2e-5. Work and memory grow with what is selected, not with S^2; bits do not depend on the
-// threads.
+// (kernels/sparse_attention_bf16): both say how exact that is. Elsewhere, and in f32, each query
+// works on its own keys in f32, one head at a time for 64 queries, whose sums by keys go on in
+// registers (kernels/queries_of_keys); in bf16 its operands are rounded first. Forward parallel over
+// blocks of 64 queries, backward over heads. Oracle reference::attention with the selection as its
+// mask, 2e-5, and within 1% of the norm when rounded. Scratch: a copy of all operands, and a thread
+// eight bytes for each key of 64 queries. Work and memory grow with what is selected, not with S^2;
+// bits do not depend on the threads.
 struct SparseAttentionForward {
   View2<const float> q, k, v;
   View2<float> out, lse_HT;
   SelectedKeys keys_T;
   // Where set, beside keys_T.keys: the mean over heads of each key's probability, what the indexer
-  // learns from. Only where takes_bf16_dot(shape).
+  // learns from.
   float* mean_probabilities = nullptr;
 };
 void sparse_attention_forward(const AttentionShape& shape, const SparseAttentionForward& io);
 
 // Gradients, recomputing the scores. dq, dk, dv are overwritten. No gradient passes through the
-// selection. Parallel over heads.
+// selection.
 struct SparseAttentionBackward {
   View2<const float> q, k, v, out, dout, lse_HT;
   View2<float> dq, dk, dv;

@@ -8,11 +8,11 @@
 namespace fathom::kernels {
 
 // Indices of the k greatest of scores (all of them if k >= size), ascending. -0 equals 0, NaN
-// counts as -inf. By halving the range of the k-th greatest (AVX512-BF16), else by its digits.
+// counts as -inf. By halving the range of the k-th greatest.
 void top_k(std::span<const float> scores, int64_t k, std::vector<int32_t>& indices);
 
 // The same over scores that come in pieces, which are never held whole: memory for 2 k of them
-// and a piece of 64. A score costs next to nothing once k greater ones are known (AVX512-BF16).
+// and a piece of 128. A score costs next to nothing once k greater ones are known.
 class TopKStream {
  public:
   // Begins anew.
