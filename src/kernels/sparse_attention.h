@@ -18,11 +18,11 @@ namespace fathom::kernels {
 // (kernels/sparse_attention_amx); on one with bf16 dot products alone each works on its own keys
 // (kernels/sparse_attention_bf16): both say how exact that is. Elsewhere, and in f32, each query
 // works on its own keys in f32, one head at a time for 64 queries, whose sums by keys go on in
-// registers (kernels/queries_of_keys); in bf16 its operands are rounded first. Forward parallel over
-// blocks of 64 queries, backward over heads. Oracle reference::attention with the selection as its
-// mask, 2e-5, and within 1% of the norm when rounded. Scratch: a copy of all operands, and a thread
-// eight bytes for each key of 64 queries. Work and memory grow with what is selected, not with S^2;
-// bits do not depend on the threads.
+// registers (kernels/queries_of_keys); in bf16 its operands are rounded first. Forward parallel
+// over blocks of 64 queries, backward over heads. Oracle reference::attention with the selection as
+// its mask, 2e-5, and within 1% of the norm when rounded. Scratch: a copy of all operands, and a
+// thread eight bytes for each key of 64 queries. Work and memory grow with what is selected, not
+// with S^2; bits do not depend on the threads.
 struct SparseAttentionForward {
   View2<const float> q, k, v;
   View2<float> out, lse_HT;
