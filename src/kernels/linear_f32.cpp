@@ -1,11 +1,12 @@
 #include "kernels/linear_f32.h"
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "base/parallel.h"
 #include "kernels/fp8.h"
-#include "kernels/simd.h"
+#include "kernels/tile.h"
 
 namespace fathom::kernels {
 namespace {
@@ -133,13 +134,23 @@ constexpr int64_t kGroup = 4 * kLanes;
 // Where lane `lane` of the group's vector `part` stands in order.
 constexpr int64_t column_of(int64_t part, int64_t lane) { return 4 * lane + part; }
 
-void order_inputs(const float* x, int64_t count, float* out) {
+KERNEL void round_row(const float* x, int64_t count, float* out) {
   int64_t k = 0;
-  for (; k + kGroup <= count; k += kGroup)
+  for (; k + kLanes <= count; k += kLanes) store(out + k, round_to_bf16(load(x + k)));
+  store_partial(out + k, round_to_bf16(load_partial(x + k, count - k)), count - k);
+}
+
+// In place.
+void order_inputs(float* x, int64_t count) {
+  int64_t k = 0;
+  for (; k + kGroup <= count; k += kGroup) {
+    float group[kGroup];
+    std::copy_n(x + k, kGroup, group);
     for (int64_t part = 0; part < 4; ++part)
       for (int64_t lane = 0; lane < kLanes; ++lane)
-        out[k + part * kLanes + lane] = x[k + column_of(part, lane)] * kInputScale;
-  for (; k < count; ++k) out[k] = x[k] * kInputScale;
+        x[k + part * kLanes + lane] = group[column_of(part, lane)] * kInputScale;
+  }
+  for (; k < count; ++k) x[k] *= kInputScale;
 }
 
 // A group of 32, in the order of column_of.
@@ -278,19 +289,6 @@ int64_t grain_of(int64_t work) {
   return std::max<int64_t>(1, (1 << 20) / std::max<int64_t>(work, 1));
 }
 
-// Rows [begin, end) of W as stored. False: the format has to be widened first.
-bool dot_stored(View2<const float> x_MK, const WeightView& w, int64_t begin, int64_t end,
-                View2<float> y_MN) {
-  const int64_t row = w.first_row + begin, offset = row * w.cols;
-  float* const y = y_MN.data + begin;
-  if (w.format == WeightFormat::kBF16) {
-    dot_panel_bf16(x_MK, {static_cast<const uint16_t*>(w.data) + offset, w.cols}, end - begin, y,
-                   y_MN.stride);
-    return true;
-  }
-  return false;
-}
-
 // Rows of W that share their factors, for a block of x's rows (ordered).
 struct E4M3Item {
   View2<const float> x_MK;
@@ -348,67 +346,127 @@ void many_rows(const E4M3Item& item, float* y, int64_t y_stride) {
   add_rest(item, y, y_stride);
 }
 
-// Items are cut at multiples of kItemRows of the whole matrix.
-void linear_e4m3(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
-  static thread_local std::vector<float> buffer;
-  buffer.resize(x_MK.rows * x_MK.cols);
-  const View2<float> ordered(buffer.data(), x_MK.rows, x_MK.cols);
-  base::parallel_for(x_MK.rows, grain_of(x_MK.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) order_inputs(x_MK[m], x_MK.cols, ordered[m]);
-  });
-  const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
-  const int64_t first = w.first_row / kItemRows;
-  const int64_t num_items = (w.first_row + w.rows + kItemRows - 1) / kItemRows - first;
-  const int64_t num_m_blocks = (x_MK.rows + kChunkM - 1) / kChunkM;
-  const int64_t work = std::min(x_MK.rows, kChunkM) * kItemRows * w.cols;
-  base::parallel_for(num_items * num_m_blocks, grain_of(work), [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end; ++at) {
-      const int64_t m = at / num_items * kChunkM;
-      const int64_t row = std::max((first + at % num_items) * kItemRows, w.first_row);
-      const int64_t row_end =
-          std::min((first + at % num_items + 1) * kItemRows, w.first_row + w.rows);
-      const auto* bits = static_cast<const uint8_t*>(w.data) + row * w.cols;
-      const auto x_block = ordered.slice_rows(m, std::min(m + kChunkM, x_MK.rows));
-      const E4M3Item item{{x_block.data, x_block.rows, x_block.cols},
-                          {bits, w.cols},
-                          row_end - row,
-                          w.scale_inv + row / kQuantGroup * num_blocks};
-      float* const y = y_MN[m] + (row - w.first_row);
-      if (x_MK.rows <= kTileM)
-        few_rows(item, y, y_MN.stride);
-      else
-        many_rows(item, y, y_MN.stride);
+// A product, its x as the items take it (rounded if asked for; for E4M3 in order), and its items
+// among those of all: blocks of rows of x times panels of W, which for E4M3 are cut at multiples of
+// kItemRows of the whole matrix.
+struct ItemRange {
+  const LinearProduct* product;
+  View2<const float> x_MK;
+  int64_t num_panels = 0, begin = 0, end = 0;
+
+  bool is_e4m3() const { return product->w_NK.format == WeightFormat::kE4M3; }
+  int64_t block_rows() const { return is_e4m3() ? kChunkM : kBlockM; }
+  int64_t panel_rows() const { return is_e4m3() ? kItemRows : kPanelN; }
+  // The first panel's number among those of the whole matrix, where it matters.
+  int64_t first_panel() const { return is_e4m3() ? product->w_NK.first_row / kItemRows : 0; }
+
+  int64_t work() const {
+    return std::min(x_MK.rows, block_rows()) * panel_rows() * x_MK.cols * (end - begin);
+  }
+
+  void multiply(int64_t at) const {
+    const int64_t m = at / num_panels * block_rows(), panel = at % num_panels;
+    const auto x = x_MK.slice_rows(m, std::min(m + block_rows(), x_MK.rows));
+    is_e4m3() ? multiply_e4m3(x, m, panel) : multiply_panel(x, m, panel);
+  }
+
+ private:
+  void multiply_e4m3(View2<const float> x, int64_t m, int64_t panel) const {
+    const auto& [_, w, y_MN] = *product;
+    const int64_t first = (first_panel() + panel) * kItemRows;
+    const int64_t row = std::max(first, w.first_row);
+    const int64_t row_end = std::min(first + kItemRows, w.first_row + w.rows);
+    const int64_t num_blocks = (w.cols + kQuantGroup - 1) / kQuantGroup;
+    const E4M3Item item{x,
+                        {static_cast<const uint8_t*>(w.data) + row * w.cols, w.cols},
+                        row_end - row,
+                        w.scale_inv + row / kQuantGroup * num_blocks};
+    const auto multiply_rows = x_MK.rows <= kTileM ? few_rows : many_rows;
+    multiply_rows(item, y_MN[m] + (row - w.first_row), y_MN.stride);
+  }
+
+  void multiply_panel(View2<const float> x, int64_t m, int64_t panel) const {
+    static thread_local std::vector<float> widened;
+    const auto& [_, w, y_MN] = *product;
+    const int64_t n = panel * kPanelN, n_end = std::min(n + kPanelN, w.rows);
+    const int64_t offset = (w.first_row + n) * w.cols;
+    float* const y = y_MN[m] + n;
+    if (x_MK.rows <= kTileM && w.format == WeightFormat::kBF16)
+      return dot_panel_bf16(x, {static_cast<const uint16_t*>(w.data) + offset, w.cols}, n_end - n,
+                            y, y_MN.stride);
+    const float* rows = static_cast<const float*>(w.data) + offset;
+    if (w.format != WeightFormat::kF32) {
+      widened.resize(kPanelN * w.cols);
+      widen_rows(w, n, n_end, widened.data());
+      rows = widened.data();
     }
-  });
+    dot_panel(x, rows, n_end - n, y, y_MN.stride);
+  }
+};
+
+bool is_same(View2<const float> a, View2<const float> b) {
+  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
+}
+
+// Whether x has to be copied for the product.
+bool is_prepared(const ItemRange& range, bool round) { return round || range.is_e4m3(); }
+
+// Sets each range's x, one copy for all that take the same in the same way.
+void prepare_inputs(std::span<ItemRange> ranges, bool round) {
+  static thread_local std::vector<float> copies;
+  int64_t size = 0;
+  for (const ItemRange& range : ranges)
+    if (is_prepared(range, round)) size += range.x_MK.rows * range.x_MK.cols;
+  copies.resize(size);
+  float* next = copies.data();
+  for (size_t i = 0; i < ranges.size(); ++i) {
+    const View2<const float> x = ranges[i].x_MK;
+    if (!is_prepared(ranges[i], round)) continue;
+    if (i > 0 && is_same(ranges[i - 1].product->x_MK, x) &&
+        ranges[i - 1].is_e4m3() == ranges[i].is_e4m3()) {
+      ranges[i].x_MK = ranges[i - 1].x_MK;
+      continue;
+    }
+    const View2<float> copy(next, x.rows, x.cols);
+    next += x.rows * x.cols;
+    const bool is_e4m3 = ranges[i].is_e4m3();
+    base::parallel_for(x.rows, grain_of(4 * x.cols), [&](int64_t begin, int64_t end) {
+      for (int64_t m = begin; m < end; ++m) {
+        if (round)
+          round_row(x[m], x.cols, copy[m]);
+        else
+          std::copy_n(x[m], x.cols, copy[m]);
+        if (is_e4m3) order_inputs(copy[m], x.cols);
+      }
+    });
+    ranges[i].x_MK = copy;
+  }
 }
 
 }  // namespace
 
-void linear_f32(View2<const float> x_MK, const WeightView& w, View2<float> y_MN) {
-  if (w.format == WeightFormat::kE4M3) {
-    linear_e4m3(x_MK, w, y_MN);
-    return;
+void linear_f32(std::span<const LinearProduct> products, bool round) {
+  static thread_local std::vector<ItemRange> ranges;
+  ranges.clear();
+  int64_t num_items = 0, work = 0;
+  for (const LinearProduct& product : products) {
+    ItemRange range{&product, product.x_MK};
+    const int64_t last_row = product.w_NK.rows + (range.is_e4m3() ? product.w_NK.first_row : 0);
+    range.num_panels = ceil_div(last_row, range.panel_rows()) - range.first_panel();
+    range.begin = num_items;
+    range.end = num_items += range.num_panels * ceil_div(range.x_MK.rows, range.block_rows());
+    if (range.begin == range.end) continue;
+    work += range.work();
+    ranges.push_back(range);
   }
-  const int64_t num_panels = (w.rows + kPanelN - 1) / kPanelN;
-  const int64_t num_m_blocks = (x_MK.rows + kBlockM - 1) / kBlockM;
-  const int64_t panel_work = std::min(x_MK.rows, kBlockM) * kPanelN * w.cols;
-  const int64_t grain = grain_of(panel_work);
-  base::parallel_for(num_panels * num_m_blocks, grain, [&](int64_t begin, int64_t end) {
-    static thread_local std::vector<float> panel;
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t m = item / num_panels * kBlockM;
-      const int64_t n = item % num_panels * kPanelN;
-      const int64_t n_end = std::min(n + kPanelN, w.rows);
-      const int64_t offset = (w.first_row + n) * w.cols;
-      const auto x_block = x_MK.slice_rows(m, std::min(m + kBlockM, x_MK.rows));
-      if (x_MK.rows <= kTileM && dot_stored(x_block, w, n, n_end, y_MN)) continue;
-      const float* rows = static_cast<const float*>(w.data) + offset;
-      if (w.format != WeightFormat::kF32) {
-        panel.resize(kPanelN * w.cols);
-        widen_rows(w, n, n_end, panel.data());
-        rows = panel.data();
-      }
-      dot_panel(x_block, rows, n_end - n, y_MN[m] + n, y_MN.stride);
+  if (num_items == 0) return;
+  prepare_inputs(ranges, round);
+  const std::span<const ItemRange> all = ranges;
+  base::parallel_for(num_items, grain_of(work / num_items), [=](int64_t begin, int64_t end) {
+    const ItemRange* range = all.data();
+    for (int64_t at = begin; at < end; ++at) {
+      while (at >= range->end) ++range;
+      range->multiply(at - range->begin);
     }
   });
 }

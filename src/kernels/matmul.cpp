@@ -233,39 +233,30 @@ bool is_stored_short(const WeightView& w) {
 }  // namespace
 
 void linear(View2<const float> x_MK, const WeightView& w, View2<float> y_MN, Precision precision) {
-  check_linear(x_MK, w, y_MN);
-  if (w.cols == 0) {
-    for (int64_t m = 0; m < y_MN.rows; ++m) std::fill_n(y_MN[m], y_MN.cols, 0.0f);
-    return;
-  }
-  if (precision == Precision::kBF16) {
-    if (has_bf16_dot() && is_stored_short(w)) {
-      if (has_amx()) return linear_amx(x_MK, w, y_MN);
-      const LinearProduct product{x_MK, w, y_MN};
-      return linear_bf16({&product, 1});
-    }
-    static thread_local std::vector<float> rounded;
-    rounded.resize(x_MK.rows * x_MK.cols);
-    for (int64_t m = 0; m < x_MK.rows; ++m)
-      round_to_bf16({x_MK[m], static_cast<size_t>(x_MK.cols)},
-                    std::span(rounded).subspan(m * x_MK.cols, x_MK.cols));
-    return linear_f32({rounded.data(), x_MK.rows, x_MK.cols}, w, y_MN);
-  }
-  linear_f32(x_MK, w, y_MN);
+  const LinearProduct product{x_MK, w, y_MN};
+  linear_group({&product, 1}, precision);
 }
 
 void linear_group(std::span<const LinearProduct> products, Precision precision) {
-  const bool is_one_loop =
-      precision == Precision::kBF16 && has_bf16_dot() && !has_amx() &&
-      std::all_of(products.begin(), products.end(), [](const LinearProduct& product) {
-        return is_stored_short(product.w_NK) && product.w_NK.cols > 0;
-      });
-  if (!is_one_loop) {
-    for (const auto& [x_MK, w_NK, y_MN] : products) linear(x_MK, w_NK, y_MN, precision);
-    return;
+  // By the kernel that takes them; only what has the same format is multiplied in one loop.
+  static thread_local std::vector<LinearProduct> short_ones, others;
+  short_ones.clear();
+  others.clear();
+  for (const LinearProduct& product : products) {
+    const auto& [x_MK, w, y_MN] = product;
+    check_linear(x_MK, w, y_MN);
+    if (w.cols == 0) {
+      for (int64_t m = 0; m < y_MN.rows; ++m) std::fill_n(y_MN[m], y_MN.cols, 0.0f);
+      continue;
+    }
+    const bool takes_bf16 = precision == Precision::kBF16 && has_bf16_dot() && is_stored_short(w);
+    (takes_bf16 ? short_ones : others).push_back(product);
   }
-  for (const auto& [x_MK, w_NK, y_MN] : products) check_linear(x_MK, w_NK, y_MN);
-  linear_bf16(products);
+  if (has_amx())
+    for (const auto& [x_MK, w, y_MN] : short_ones) linear_amx(x_MK, w, y_MN);
+  else if (!short_ones.empty())
+    linear_bf16(short_ones);
+  if (!others.empty()) linear_f32(others, precision == Precision::kBF16);
 }
 
 // So many rows of x are faster one after the other than with W widened first.

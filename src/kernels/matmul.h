@@ -53,9 +53,8 @@ struct LinearProduct {
 };
 
 // linear of each, the same bits: products too small to be shared out, as those of experts with few
-// tokens, are shared out together. Some x may be the same; no y may be another's x. On AVX512-BF16
-// in kBF16 the work goes to the threads in one loop, elsewhere product by product. Scratch as
-// linear's, of all x.
+// tokens, are shared out together. Some x may be the same; no y may be another's x. The work goes
+// to the threads in one loop, but with AMX product by product. Scratch as linear's, of all x.
 void linear_group(std::span<const LinearProduct> products, Precision precision = Precision::kF32);
 
 // An f32 matrix read through strides, so that a transpose costs nothing to say.
