@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cmath>
 
 #include "kernels/test_data.h"
@@ -47,6 +48,25 @@ TEST(HalfFormats, KnownValues) {
   EXPECT_EQ(to_bf16(1.00390625f), 0x3f80);  // halfway: to even
   EXPECT_EQ(to_bf16(1.01171875f), 0x3f82);
   EXPECT_TRUE(std::isnan(from_bf16(to_bf16(NAN))));
+}
+
+// Eight lanes at a time and what is left of them, any bits: as one by one.
+TEST(HalfFormats, RoundingManyEqualsRoundingOne) {
+  std::vector<float> x;
+  for (const uint32_t bits :
+       {0u, 1u, 0x7fffu, 0x8000u, 0x8001u, 0x18000u, 0x3f808000u, 0x3f818000u, 0x7f7fffffu,
+        0x7f800000u, 0x7f800001u, 0x7fc00000u, 0x7fff8000u, 0x7fffffffu})
+    for (const uint32_t sign : {0u, 0x80000000u}) x.push_back(std::bit_cast<float>(bits | sign));
+  base::Random random(5);
+  for (int i = 0; i < 1000; ++i)
+    x.push_back(std::bit_cast<float>(static_cast<uint32_t>(random.below(uint64_t{1} << 32))));
+  for (const size_t size : {size_t{1}, size_t{7}, size_t{28}, x.size() - 1}) {
+    std::vector<float> rounded(size, -1.0f);
+    round_to_bf16({x.data(), size}, rounded);
+    for (size_t i = 0; i < size; ++i)
+      ASSERT_EQ(std::bit_cast<uint32_t>(rounded[i]), static_cast<uint32_t>(to_bf16(x[i])) << 16)
+          << std::bit_cast<uint32_t>(x[i]);
+  }
 }
 
 TEST(QuantiseActivations, ScalesArePowersOfTwoAndTight) {

@@ -91,8 +91,6 @@ KERNEL void copy_head(const float* row, int64_t dim, bool round, float* out) {
   }
 }
 
-}  // namespace
-
 // Calls pass(first column, number of whole vectors, at most eight) until fewer columns are left
 // than a vector has; returns the first of them.
 template <typename Pass>
@@ -109,6 +107,8 @@ int64_t for_each_pass(int64_t cols, const Pass& pass) {
 View2<const float> columns_from(View2<const float> rows, int64_t d, int64_t vectors) {
   return {rows.data + d, rows.rows, vectors * kLanes, rows.stride};
 }
+
+}  // namespace
 
 void gathered_dots(const float* x, View2<const float> rows, std::span<const int32_t> index,
                    float* out) {

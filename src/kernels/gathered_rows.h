@@ -16,6 +16,9 @@ namespace fathom::kernels {
 // begin with a cache line or its half and are padded with zeros to whole vectors of eight.
 class HeadRowsF32 {
  public:
+  HeadRowsF32() = default;
+  HeadRowsF32(const HeadRowsF32&) = delete;
+
   // Row i holds num_heads heads of rows.cols / num_heads numbers; `round` rounds them to bf16.
   // Parallel over rows.
   void assign(View2<const float> rows, int64_t num_heads, bool round);

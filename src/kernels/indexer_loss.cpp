@@ -20,7 +20,8 @@ namespace {
 
 constexpr int64_t kQueryBlock = 64;
 constexpr int64_t kKeyBlock = 128;
-constexpr int64_t kSelectingQueries = 32;  // that add to keys together
+constexpr int64_t kSelectingQueries = 32;  // at most, that add to keys together
+constexpr int64_t kMostWeights = 1 << 18;  // of theirs
 // Blocks of queries go round so many sums of dk, which are added in order at the end: the bits do
 // not depend on the number of threads. More would let more threads work, and take more memory.
 constexpr int64_t kNumParts = 8;
@@ -108,16 +109,16 @@ double recall_row(const float* p, int64_t count, const float* scores, int64_t k,
 // One thread's work on blocks of queries, summing into its part's dk.
 class BlockLoss {
  public:
-  BlockLoss(const IndexerLossInput& input, const IndexerLossOutput& output,
-            const HeadRowsF32& index_queries, View2<float> dk)
-      : in_(input), out_(output), index_queries_(index_queries), dk_(dk) {}
+  BlockLoss(const IndexerLossInput& input, const IndexerLossOutput& output, View2<float> dk)
+      : in_(input), out_(output), dk_(dk) {}
 
   double loss = 0, recall = 0;
 
   void add(int64_t t_begin, int64_t t_end) {
     if (in_.keys_T.empty()) return add_dense(t_begin, t_end);
-    for (int64_t t = t_begin; t < t_end; t += kSelectingQueries)
-      add_selected(t, std::min(t + kSelectingQueries, t_end));
+    const int64_t at_once = selecting_queries(t_begin, t_end);
+    for (int64_t t = t_begin; t < t_end; t += at_once)
+      add_selected(t, std::min(t + at_once, t_end));
   }
 
  private:
@@ -200,15 +201,23 @@ class BlockLoss {
     });
   }
 
+  // How many queries add to keys together: as many as keep z within kMostWeights.
+  int64_t selecting_queries(int64_t t_begin, int64_t t_end) const {
+    size_t longest = 1;
+    for (int64_t t = t_begin; t < t_end; ++t) longest = std::max(longest, in_.keys_T[t].size());
+    return std::clamp<int64_t>(kMostWeights / (num_heads() * static_cast<int64_t>(longest)), 1,
+                               kSelectingQueries);
+  }
+
   void add_selected(int64_t t_begin, int64_t t_end) {
     queries_.assign(in_.keys_T, t_begin, t_end);
+    index_queries_.assign(in_.q_TJX.slice_rows(t_begin, t_end), num_heads(), false);
     const int64_t head_size = (t_end - t_begin) * queries_.weights_stride();
     z_.resize(num_heads() * head_size);
     for (int64_t t = t_begin; t < t_end; ++t)
       add_query(t, z_.data() + (t - t_begin) * queries_.weights_stride(), head_size);
     for (int64_t j = 0; j < num_heads(); ++j)
-      queries_.add_weighted(z_.data() + j * head_size,
-                            index_queries_.head(j).slice_rows(t_begin, t_end), dk_);
+      queries_.add_weighted(z_.data() + j * head_size, index_queries_.head(j), dk_);
   }
 
   // One query's loss, dq and dw; z of its keys becomes dL/dz, for each head `head_size` further.
@@ -249,9 +258,9 @@ class BlockLoss {
 
   const IndexerLossInput& in_;
   const IndexerLossOutput& out_;
-  const HeadRowsF32& index_queries_;  // where keys are selected
   View2<float> dk_;
   QueriesOfKeys queries_;
+  HeadRowsF32 index_queries_;  // of those
   std::vector<float> p_, scores_, tile_, z_;
   std::vector<int32_t> best_;
 };
@@ -281,11 +290,9 @@ void indexer_loss(const IndexerLossInput& in, IndexerLossOutput& out) {
   const int64_t num_parts = std::min(kNumParts, num_blocks);
   std::vector<float> dk(num_parts * num_keys * dim, 0.0f);
   std::vector<double> loss(num_parts), recall(num_parts);
-  HeadRowsF32 index_queries;
-  if (!in.keys_T.empty()) index_queries.assign(in.q_TJX, in.w_TJ.cols, false);
   base::parallel_for(num_parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
-      BlockLoss block(in, out, index_queries, {dk.data() + part * num_keys * dim, num_keys, dim});
+      BlockLoss block(in, out, {dk.data() + part * num_keys * dim, num_keys, dim});
       for (int64_t i = part; i < num_blocks; i += num_parts)
         block.add(i * kQueryBlock, std::min((i + 1) * kQueryBlock, tokens));
       loss[part] = block.loss;

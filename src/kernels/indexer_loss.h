@@ -37,7 +37,8 @@ struct IndexerLossOutput {
 };
 
 // CHECKs shapes. Parallel over blocks of queries; bits do not depend on the threads. Scratch:
-// blocks of 64 query rows by all keys, and eight times dk: linear in S. Oracle
+// blocks of 64 query rows by all keys or, with keys_T, a few megabytes a thread, and eight
+// times dk: linear in S. Oracle
 // reference::indexer_loss, 1e-5. With selected keys in bf16: kernels/indexer_loss_bf16, or
 // kernels/indexer_loss_amx where probabilities are given; 2% of the gradients' norm.
 void indexer_loss(const IndexerLossInput& input, IndexerLossOutput& output);

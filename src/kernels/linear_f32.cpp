@@ -134,12 +134,6 @@ constexpr int64_t kGroup = 4 * kLanes;
 // Where lane `lane` of the group's vector `part` stands in order.
 constexpr int64_t column_of(int64_t part, int64_t lane) { return 4 * lane + part; }
 
-KERNEL void round_row(const float* x, int64_t count, float* out) {
-  int64_t k = 0;
-  for (; k + kLanes <= count; k += kLanes) store(out + k, round_to_bf16(load(x + k)));
-  store_partial(out + k, round_to_bf16(load_partial(x + k, count - k)), count - k);
-}
-
 // In place.
 void order_inputs(float* x, int64_t count) {
   int64_t k = 0;
@@ -156,7 +150,6 @@ void order_inputs(float* x, int64_t count) {
 // A group of 32, in the order of column_of.
 FATHOM_INLINE void load_group(const uint8_t* p, F32x8 (&out)[4]) {
 #if defined(__AVX2__)
-  typedef int16_t I16x16 __attribute__((vector_size(32)));
   I16x16 words;
   std::memcpy(&words, p, sizeof words);
   // Both bytes of each word where the upper one stands, shifted by the four bits that an f32's
@@ -432,10 +425,9 @@ void prepare_inputs(std::span<ItemRange> ranges, bool round) {
     const bool is_e4m3 = ranges[i].is_e4m3();
     base::parallel_for(x.rows, grain_of(4 * x.cols), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m) {
-        if (round)
-          round_row(x[m], x.cols, copy[m]);
-        else
-          std::copy_n(x[m], x.cols, copy[m]);
+        const std::span<float> row(copy[m], x.cols);
+        std::copy_n(x[m], x.cols, copy[m]);
+        if (round) round_to_bf16(row, row);
         if (is_e4m3) order_inputs(copy[m], x.cols);
       }
     });

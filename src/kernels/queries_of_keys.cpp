@@ -51,7 +51,8 @@ constexpr decltype(&add_columns<1>) kAddColumns[kMostVectors] = {
 }  // namespace
 
 void QueriesOfKeys::assign(SelectedKeys keys_T, int64_t begin, int64_t end) {
-  // Of each key: how many queries selected it, then where its next place is; zero between calls.
+  // Of each key from the first to the last: how many queries selected it, then where its next place
+  // is.
   static thread_local std::vector<int32_t> next_S;
   int32_t first = std::numeric_limits<int32_t>::max(), last = -1;
   int64_t most = kLanes, num_places = 0;
@@ -62,24 +63,26 @@ void QueriesOfKeys::assign(SelectedKeys keys_T, int64_t begin, int64_t end) {
     num_places += std::ssize(keys);
     first = std::min(first, keys.front());
     last = std::max(last, keys.back());
-    if (std::ssize(next_S) <= last) next_S.resize(last + 1);
-    for (const int32_t s : keys) ++next_S[s];
   }
   stride_bits_ = std::bit_width(static_cast<uint64_t>(most - 1));
   CHECK_LE((end - begin) << stride_bits_, std::numeric_limits<int32_t>::max());
   keys_.clear();
   begins_.assign(1, 0);
+  places_.resize(num_places);
+  if (num_places == 0) return;
+  if (std::ssize(next_S) <= last) next_S.resize(last + 1);
+  std::fill(next_S.begin() + first, next_S.begin() + last + 1, 0);
+  for (int64_t t = begin; t < end; ++t)
+    for (const int32_t s : keys_T[t]) ++next_S[s];
   for (int32_t s = first; s <= last; ++s) {
     if (next_S[s] == 0) continue;
     keys_.push_back(s);
     begins_.push_back(begins_.back() + std::exchange(next_S[s], begins_.back()));
   }
-  places_.resize(num_places);
   for (int64_t t = begin; t < end; ++t) {
     int32_t place = static_cast<int32_t>((t - begin) << stride_bits_);
     for (const int32_t s : keys_T[t]) places_[next_S[s]++] = place++;
   }
-  for (const int32_t s : keys_) next_S[s] = 0;
 }
 
 void QueriesOfKeys::add_weighted(const float* weights, View2<const float> x,

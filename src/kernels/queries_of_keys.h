@@ -12,7 +12,8 @@ namespace fathom::kernels {
 
 class QueriesOfKeys {
  public:
-  // Queries [begin, end) of keys_T. Serial.
+  // Queries [begin, end) of keys_T. Serial; looks at every key from the first to the last that any
+  // of them selected. Scratch: four bytes for each of these a thread.
   void assign(SelectedKeys keys_T, int64_t begin, int64_t end);
 
   // Where weights stand: that of query begin + q for the i-th of its own keys at

@@ -79,10 +79,11 @@ FATHOM_INLINE F32x8 min(F32x8 a, F32x8 b) { return a < b ? a : b; }
 
 // Each lane rounded to bf16 (nearest even), as f32; NaN stays NaN.
 FATHOM_INLINE F32x8 round_to_bf16(F32x8 x) {
-  const I32x8 bits = std::bit_cast<I32x8>(x);
-  const I32x8 rounded = bits + 0x7fff + (bits >> 16 & 1);
-  const I32x8 quiet = bits | 0x00400000;  // rounded, NaN could become infinity
-  return std::bit_cast<F32x8>((x == x ? rounded : quiet) & static_cast<int32_t>(0xffff0000));
+  typedef uint32_t U32x8 __attribute__((vector_size(32)));
+  const U32x8 bits = std::bit_cast<U32x8>(x);
+  const U32x8 rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+  const U32x8 quiet = bits | 0x00400000u;  // rounded, NaN could become infinity
+  return std::bit_cast<F32x8>((x == x ? rounded : quiet) & 0xffff0000u);
 }
 
 // e^x to 2 ulp for x in [-87, 88]; below it 0, above it inf. -inf gives 0, NaN gives NaN.

@@ -1,6 +1,7 @@
 #include "kernels/softmax_row.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "kernels/bf16_dot.h"
@@ -143,6 +144,12 @@ double exp_row(const float* x, int64_t count, float maximum, float factor, float
 bool are_finite(const float* x, int64_t count) { return has_no_infinite_exponent(x, count); }
 
 float max_row(const float* x, int64_t count) { return max_of(x, count); }
+
+float log_sum_exp(float maximum, float scale, float sum) {
+  float scaled = maximum * scale;
+  asm("" : "+m"(scaled));
+  return scaled + std::log(sum);
+}
 
 float sum_p_log_p(const float* p, int64_t count) { return sum_x_log_x(p, count); }
 

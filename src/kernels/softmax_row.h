@@ -13,6 +13,10 @@ void scale_row(float* x, int64_t count, float factor);
 // taken in one fixed order. Minus infinity gives 0.
 double exp_row(const float* x, int64_t count, float maximum, float factor, float* out);
 
+// maximum * scale + log(sum): the log-sum-exp of scaled scores, of which the exponentials' sum is
+// of distances to the maximum. The product is rounded before it is added.
+float log_sum_exp(float maximum, float scale, float sum);
+
 // Of p[i] log p[i]; zeros add nothing. In f32 and one fixed order.
 float sum_p_log_p(const float* p, int64_t count);
 

@@ -1,12 +1,12 @@
 #include "kernels/sparse_attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <vector>
 
 #include "base/parallel.h"
 #include "kernels/amx_tile.h"
+#include "kernels/fp8.h"
 #include "kernels/gathered_rows.h"
 #include "kernels/queries_of_keys.h"
 #include "kernels/softmax_row.h"
@@ -21,26 +21,16 @@ constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 // Queries taken together: for each head one after another, so that what they select of it stays in
 // the second cache.
 constexpr int64_t kBlockQueries = 64;
-// So many keys' rows of a head stay in the first cache.
+// So many keys' rows of a head, of k or of v, stay in the first cache.
 constexpr int64_t kChunkKeys = 128;
 
 bool rounds(const AttentionShape& shape) { return shape.precision == Precision::kBF16; }
-
-// The numbers of a row, without what pads it.
-View2<const float> first_columns(View2<const float> rows, int64_t dim) {
-  return {rows.data, rows.rows, dim, rows.stride};
-}
 
 KERNEL float dot(const float* a, const float* b, int64_t count) {
   F32x8 sum{};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) sum += load(a + i) * load(b + i);
   return horizontal_sum(sum + load_partial(a + i, count - i) * load_partial(b + i, count - i));
-}
-
-// In whole vectors, up to seven numbers behind the last.
-KERNEL void round_all(float* x, int64_t count) {
-  for (int64_t i = 0; i < count; i += kLanes) store(x + i, round_to_bf16(load(x + i)));
 }
 
 KERNEL void add_scaled(const float* x, float factor, int64_t count, float* out) {
@@ -74,16 +64,16 @@ class Forward {
       io_.lse_HT[h][t] = kMinusInfinity;
       return;
     }
-    scores.resize(round_up(count, kLanes));
+    scores.resize(count);
     float* const p = scores.data();
     gathered_dots(q_.head(h)[t], k_.head(h), keys, p);
     const float maximum = max_row(p, count);
     const auto sum = static_cast<float>(exp_row(p, count, maximum, shape_.scale, p));
-    io_.lse_HT[h][t] = maximum * shape_.scale + std::log(sum);
+    io_.lse_HT[h][t] = log_sum_exp(maximum, shape_.scale, sum);
     if (io_.mean_probabilities)
       add_scaled(p, 1 / (sum * static_cast<float>(shape_.num_heads)), count, mean_probabilities(t));
-    if (rounds(shape_)) round_all(p, count);
-    add_gathered_sum(p, 1 / sum, first_columns(v_.head(h), shape_.v_dim), keys, out);
+    if (rounds(shape_)) round_to_bf16(scores, scores);
+    add_gathered_sum(p, 1 / sum, head_columns(v_.head(h), 0, shape_.v_dim), keys, out);
   }
 
   float* mean_probabilities(int64_t t) const {
@@ -117,7 +107,7 @@ KERNEL void score_gradients(const ScoreGradient& of, int64_t count, float* score
   }
 }
 
-// A block of queries at a time, in it head by head: no two heads write to the same place.
+// Some blocks of queries at a time, in them head by head: no two heads write to the same place.
 class Backward {
  public:
   Backward(const AttentionShape& shape, const SparseAttentionBackward& io)
@@ -128,26 +118,35 @@ class Backward {
     dout_.assign(io.dout, shape.num_heads, rounds(shape));
   }
 
-  void add_block(int64_t begin, int64_t end) {
-    queries_.assign(io_.keys_T, begin, end);
-    base::parallel_for(shape_.num_heads, 1, [&](int64_t first, int64_t last) {
-      for (int64_t h = first; h < last; ++h) add_head(h, begin, end);
+  // Several blocks from query `begin` on: who selected a key is found once for all heads.
+  void add_blocks(int64_t begin, int64_t end) {
+    const int64_t num_blocks = ceil_div(end - begin, kBlockQueries);
+    queries_.resize(num_blocks);
+    const auto first = [&](int64_t i) { return begin + i * kBlockQueries; };
+    base::parallel_for(num_blocks, 1, [&](int64_t first_block, int64_t last_block) {
+      for (int64_t i = first_block; i < last_block; ++i)
+        queries_[i].assign(io_.keys_T, first(i), std::min(first(i + 1), end));
+    });
+    base::parallel_for(shape_.num_heads, 1, [&](int64_t first_head, int64_t last_head) {
+      for (int64_t h = first_head; h < last_head; ++h)
+        for (int64_t i = 0; i < num_blocks; ++i)
+          add_block(queries_[i], h, first(i), std::min(first(i + 1), end));
     });
   }
 
  private:
   // Queries first, then dk, then dv.
-  void add_head(int64_t h, int64_t begin, int64_t end) const {
+  void add_block(const QueriesOfKeys& queries, int64_t h, int64_t begin, int64_t end) const {
     static thread_local std::vector<float> p, ds;
-    const int64_t stride = queries_.weights_stride();
+    const int64_t stride = queries.weights_stride();
     p.resize((end - begin) * stride);
     ds.resize((end - begin) * stride);
     for (int64_t t = begin; t < end; ++t)
       add_query(t, h, p.data() + (t - begin) * stride, ds.data() + (t - begin) * stride);
-    queries_.add_weighted(ds.data(), q_.head(h).slice_rows(begin, end),
-                          head_columns(io_.dk, h, shape_.qk_dim));
-    queries_.add_weighted(p.data(), dout_.head(h).slice_rows(begin, end),
-                          head_columns(io_.dv, h, shape_.v_dim));
+    queries.add_weighted(ds.data(), q_.head(h).slice_rows(begin, end),
+                         head_columns(io_.dk, h, shape_.qk_dim));
+    queries.add_weighted(p.data(), dout_.head(h).slice_rows(begin, end),
+                         head_columns(io_.dv, h, shape_.v_dim));
   }
 
   // dq; p become probabilities, ds the scores' gradients.
@@ -164,14 +163,14 @@ class Backward {
       gathered_dots(q_.head(h)[t], k_.head(h), chunk, p + i);
       gathered_dots(dout, v_.head(h), chunk, ds + i);
       score_gradients(gradient, std::ssize(chunk), p + i, ds + i);
-      add_gathered_sum(ds + i, 1.0f, first_columns(k_.head(h), shape_.qk_dim), chunk, dq);
+      add_gathered_sum(ds + i, 1.0f, head_columns(k_.head(h), 0, shape_.qk_dim), chunk, dq);
     }
   }
 
   const AttentionShape& shape_;
   const SparseAttentionBackward& io_;
   HeadRowsF32 q_, k_, v_, dout_;
-  QueriesOfKeys queries_;
+  std::vector<QueriesOfKeys> queries_;  // of each block
 };
 
 }  // namespace
@@ -201,8 +200,9 @@ void sparse_attention_backward(const AttentionShape& shape, const SparseAttentio
   clear_rows(io.dk);
   clear_rows(io.dv);
   Backward backward(shape, io);
-  for (int64_t t = 0; t < io.q.rows; t += kBlockQueries)
-    backward.add_block(t, std::min(t + kBlockQueries, io.q.rows));
+  constexpr int64_t kQueriesAtOnce = 8 * kBlockQueries;
+  for (int64_t t = 0; t < io.q.rows; t += kQueriesAtOnce)
+    backward.add_blocks(t, std::min(t + kQueriesAtOnce, io.q.rows));
 }
 
 }  // namespace fathom::kernels

@@ -20,9 +20,10 @@ namespace fathom::kernels {
 // works on its own keys in f32, one head at a time for 64 queries, whose sums by keys go on in
 // registers (kernels/queries_of_keys); in bf16 its operands are rounded first. Forward parallel
 // over blocks of 64 queries, backward over heads. Oracle reference::attention with the selection as
-// its mask, 2e-5, and within 1% of the norm when rounded. Scratch: a copy of all operands, and a
-// thread eight bytes for each key of 64 queries. Work and memory grow with what is selected, not
-// with S^2; bits do not depend on the threads.
+// its mask, 2e-5, and within 1% of the norm when rounded. Scratch: a copy of all operands, and
+// weights of 64 queries, two f32 for each place of the longest list rounded up to a power of two, a
+// thread. Work and memory grow with what is selected, not with S^2; bits do not depend on the
+// threads.
 struct SparseAttentionForward {
   View2<const float> q, k, v;
   View2<float> out, lse_HT;

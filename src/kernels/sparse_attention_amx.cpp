@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -10,6 +9,7 @@
 #include "base/check.h"
 #include "base/parallel.h"
 #include "kernels/key_union_amx.h"
+#include "kernels/softmax_row.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -162,7 +162,7 @@ class Forward {
       float* const out = io_.out[t] + h * shape_.v_dim;
       for (int64_t d = 0; d < shape_.v_dim; ++d) out[d] = sum[d] * factor;
       io_.lse_HT[h][t] =
-          is_empty ? kMinusInfinity : maximum_Q[q] * shape_.scale + std::log(sum_Q[q]);
+          is_empty ? kMinusInfinity : log_sum_exp(maximum_Q[q], shape_.scale, sum_Q[q]);
     }
   }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "kernels/gathered_bf16.h"
 #include "kernels/gathered_rows.h"
 #include "kernels/scattered_bf16.h"
+#include "kernels/softmax_row.h"
 #include "kernels/tile.h"
 
 namespace fathom::kernels {
@@ -99,7 +99,7 @@ class Forward {
     auto* const weights = scratch.weights.reserve<uint32_t>(padded / 2);
     gathered_dots(q_, t, k_, h, keys.all(), scores);
     const Softmax softmax = softmax_weights(count, padded, shape_.scale, scores, weights);
-    io_.lse_HT[h][t] = softmax.maximum * shape_.scale + std::log(softmax.sum);
+    io_.lse_HT[h][t] = log_sum_exp(softmax.maximum, shape_.scale, softmax.sum);
     add_gathered_sum(weights, 1 / softmax.sum, v_, h, keys.all(), out);
     if (io_.mean_probabilities)
       add_scaled(scores, 1 / (softmax.sum * static_cast<float>(shape_.num_heads)), count,

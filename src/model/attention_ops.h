@@ -37,7 +37,7 @@ struct Attended {
   torch::Tensor out_NHV;
   torch::Tensor lse_HN;  // log-sum-exp of the scaled scores attended to; carries no gradient
   // Beside selection.keys, the mean over heads of the keys' probabilities; carries no gradient.
-  // Undefined unless wanted, and where the kernels do not give it.
+  // Undefined unless wanted.
   torch::Tensor probabilities;
 };
 
