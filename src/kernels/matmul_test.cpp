@@ -305,7 +305,8 @@ TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
 }
 
 // Two products of the same x, one of no rows, one with part of a matrix, one that is shared out by
-// itself, and for as many formats as a group may have.
+// itself, and for as many formats as a group may have, each of which ends with the x that the next
+// begins with.
 void expect_bits_of_products(std::span<const TestKind> kinds, Precision precision) {
   constexpr int64_t kMost = 150, kOutputs = 260;
   struct Case {
@@ -327,7 +328,8 @@ void expect_bits_of_products(std::span<const TestKind> kinds, Precision precisio
                                                                         {16, 384, 1, 16, 32, 5},
                                                                         {16, 384, 1, 16, 32, 5, 2},
                                                                         {16, 300, 1, 16, 32, 5, 2},
-                                                                        {150, 384, 1, 0, 260}}) {
+                                                                        {150, 384, 1, 0, 260},
+                                                                        {1, 200, 0, 40, 60}}) {
       const TestWeight& weight = weights.emplace_back(format, kOutputs, cols, factors);
       const View2<float> all = inputs[x].view;
       products.push_back({View2<const float>(all[first_row], rows, cols, row_step * all.stride),
