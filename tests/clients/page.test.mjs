@@ -26,8 +26,13 @@ after(async () => {
 test('a text grows and the rate is shown', async () => {
   await page.waitForFunction(() => document.getElementById('model').textContent.includes('context'));
   const before = await page.inputValue('#text');
+  // Drawn at random, an answer may end after a few tokens.
+  const setTemperature = (value) =>
+    page.evaluate((to) => { document.getElementById('temperature').value = to; }, value);
+  await setTemperature('0');
   await page.click('#run');
   await page.waitForSelector('#stop', {state: 'hidden'});
+  await setTemperature('0.8');
   const text = await page.inputValue('#text');
   assert.ok(text.startsWith(before) && text.length > before.length + 20, text);
   assert.match(await page.textContent('#status'), /\d+ tokens, \d+ tokens\/s/);
