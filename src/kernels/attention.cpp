@@ -32,9 +32,8 @@ KERNEL void mask_row(const uint8_t* allowed, int64_t count, float* scores) {
 // Sets what query t at `position` may not see in scores of keys [s_begin, s_begin + count) to -inf.
 void apply_mask(float* scores, int64_t s_begin, int64_t count, int64_t position,
                 const AttentionMask& mask, int64_t t) {
-  if (mask.is_causal)
-    for (int64_t i = std::max<int64_t>(0, position + 1 - s_begin); i < count; ++i)
-      scores[i] = kMinusInfinity;
+  for (int64_t i = std::max<int64_t>(0, position + 1 - s_begin); i < count; ++i)
+    scores[i] = kMinusInfinity;
   if (mask.allowed) mask_row(mask.allowed + t * mask.stride + s_begin, count, scores);
 }
 
@@ -60,14 +59,13 @@ void forward_query_block(const AttentionShape& shape, const AttentionForward& io
   static thread_local std::vector<float> scores;
   scores.resize(kQueryBlock * kKeyBlock);
   const int64_t offset = io.k.rows - io.q.rows;
-  const bool is_causal = io.mask.is_causal;
   const auto q = head_columns(io.q, h, shape.qk_dim).slice_rows(t_begin, t_end);
   const auto out = head_columns(io.out, h, shape.v_dim).slice_rows(t_begin, t_end);
   float maximum[kQueryBlock], sum[kQueryBlock];
   std::fill_n(maximum, q.rows, kMinusInfinity);
   std::fill_n(sum, q.rows, 0.0f);
   for (int64_t t = 0; t < out.rows; ++t) std::fill_n(out[t], out.cols, 0.0f);
-  const int64_t s_total = is_causal ? offset + t_end : io.k.rows;
+  const int64_t s_total = offset + t_end;
   for (int64_t s = 0; s < s_total; s += kKeyBlock) {
     const int64_t s_end = std::min(s + kKeyBlock, s_total);
     const auto k = head_columns(io.k, h, shape.qk_dim).slice_rows(s, s_end);
@@ -134,8 +132,7 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
     const int64_t s_size = std::min(kKeyBlock, s_total - s);
     const auto dk_block = dk.slice_rows(s, s + s_size), dv_block = dv.slice_rows(s, s + s_size);
     bool is_first = true;
-    const int64_t first_t =
-        io.mask.is_causal ? std::max<int64_t>(0, s - offset) / kQueryBlock * kQueryBlock : 0;
+    const int64_t first_t = std::max<int64_t>(0, s - offset) / kQueryBlock * kQueryBlock;
     for (int64_t t = first_t; t < t_total; t += kQueryBlock) {
       const int64_t t_size = std::min(kQueryBlock, t_total - t);
       const View2<float> p(scratch.p.data(), t_size, s_size, kKeyBlock);
@@ -159,7 +156,7 @@ void backward_head(const AttentionShape& shape, const AttentionBackward& io, int
 
 void attention_forward(const AttentionShape& shape, const AttentionForward& io, int64_t head_begin,
                        int64_t head_end) {
-  if (io.mask.is_causal) CHECK_LE(io.q.rows, io.k.rows);
+  CHECK_LE(io.q.rows, io.k.rows);
   CHECK_EQ(io.k.rows, io.v.rows);
   for (int64_t h = head_begin; h < head_end; ++h)
     for (int64_t t = 0; t < io.q.rows; t += kQueryBlock)
@@ -168,7 +165,7 @@ void attention_forward(const AttentionShape& shape, const AttentionForward& io, 
 
 void attention_backward(const AttentionShape& shape, const AttentionBackward& io,
                         int64_t head_begin, int64_t head_end) {
-  if (io.mask.is_causal) CHECK_LE(io.q.rows, io.k.rows);
+  CHECK_LE(io.q.rows, io.k.rows);
   for (int64_t h = head_begin; h < head_end; ++h) backward_head(shape, io, h);
 }
 
@@ -205,7 +202,7 @@ void attention(const AttentionShape& shape, const AttentionForward& io) {
     for (int64_t s = 0; s < io.k.rows; ++s) values[s] = io.v[s] + h * shape.v_dim;
     for (int64_t t = 0; t < io.q.rows; ++t) {
       const auto score = [&](int64_t s) -> double {
-        if (io.mask.is_causal && s > offset + t) return kMinusInfinity;
+        if (s > offset + t) return kMinusInfinity;
         if (io.mask.allowed && !io.mask.allowed[t * io.mask.stride + s]) return kMinusInfinity;
         return shape.scale *
                dot(io.q[t] + h * shape.qk_dim, io.k[s] + h * shape.qk_dim, shape.qk_dim);

@@ -11,11 +11,10 @@
 namespace fathom::kernels {
 
 // Which keys a query may see besides causality: row t of `allowed` holds S bytes, 0 = masked. Null
-// allows all (dense). Where the mask itself says what is causal (gathered keys), is_causal is off.
+// allows all (dense).
 struct AttentionMask {
   const uint8_t* allowed = nullptr;
   int64_t stride = 0;
-  bool is_causal = true;
 };
 
 struct AttentionShape {

@@ -1,7 +1,6 @@
 // Products with the rows of a matrix that a list of indices names: what training's sparse attention
-// and the indexer's loss are made of. The products are serial and do
-// not allocate. Bits depend on the operands alone.
-// Oracles: plain loops in gathered_rows_test.cpp, relative tolerance 1e-5.
+// and the indexer's loss are made of. The products are serial and do not allocate. Bits depend on
+// the operands alone. Oracles: plain loops in gathered_rows_test.cpp, relative tolerance 1e-5.
 #pragma once
 
 #include <cstdint>

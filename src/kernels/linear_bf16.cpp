@@ -482,10 +482,6 @@ void linear_transposed_row(const float* x_N, const WeightView& w, float* y_K) {
 
 namespace {
 
-bool is_same(View2<const float> a, View2<const float> b) {
-  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
-}
-
 // A product, and its items among those of all: blocks of rows of x times panels of W, which are cut
 // at multiples of 16 of the whole matrix, whose rows share their factors.
 struct ItemRange {
@@ -542,7 +538,7 @@ void linear_bf16(std::span<const LinearProduct> products) {
     const auto& [x_MK, w, y_MN] = product;
     if (x_MK.rows == 0 || w.rows == 0) continue;
     const int64_t stride = round_up(w.cols, kQuantGroup);
-    const bool shares_x = !ranges.empty() && is_same(ranges.back().product->x_MK, x_MK);
+    const bool shares_x = !ranges.empty() && share_input(*ranges.back().product, product);
     const int64_t x_begin = shares_x ? ranges.back().x_begin : size;
     if (!shares_x) size += x_MK.rows * stride;
     const int64_t first = w.first_row / kPanelRows;

@@ -397,10 +397,6 @@ struct ItemRange {
   }
 };
 
-bool is_same(View2<const float> a, View2<const float> b) {
-  return a.data == b.data && a.rows == b.rows && a.cols == b.cols && a.stride == b.stride;
-}
-
 // Whether x has to be copied for the product.
 bool is_prepared(const ItemRange& range, bool round) { return round || range.is_e4m3(); }
 
@@ -415,7 +411,7 @@ void prepare_inputs(std::span<ItemRange> ranges, bool round) {
   for (size_t i = 0; i < ranges.size(); ++i) {
     const View2<const float> x = ranges[i].x_MK;
     if (!is_prepared(ranges[i], round)) continue;
-    if (i > 0 && is_same(ranges[i - 1].product->x_MK, x) &&
+    if (i > 0 && share_input(*ranges[i - 1].product, *ranges[i].product) &&
         ranges[i - 1].is_e4m3() == ranges[i].is_e4m3()) {
       ranges[i].x_MK = ranges[i - 1].x_MK;
       continue;

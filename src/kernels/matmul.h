@@ -52,6 +52,12 @@ struct LinearProduct {
   View2<float> y_MN;
 };
 
+// Whether both have the same x.
+inline bool share_input(const LinearProduct& a, const LinearProduct& b) {
+  const View2<const float>&x = a.x_MK, &y = b.x_MK;
+  return x.data == y.data && x.rows == y.rows && x.cols == y.cols && x.stride == y.stride;
+}
+
 // linear of each, the same bits: products too small to be shared out, as those of experts with few
 // tokens, are shared out together. Some x may be the same; no y may be another's x. The work goes
 // to the threads in one loop, but with AMX product by product. Scratch as linear's, of all x.
