@@ -32,6 +32,8 @@ constexpr Chart kCharts[] = {
     {"Validation", "validation_bits_per_byte", "bits per byte"},
     {"Loss", "loss", "nats per token"},
     {"Loss of the token after the next (MTP)", "mtp_loss", "nats per token"},
+    {"MTP against the model: KL", "validation_mtp_divergence", "nats per token"},
+    {"MTP against the model: overlap", "validation_mtp_overlap", "share of the probability"},
     {"Indexer: KL from attention", "indexer_loss", "nats, mean over layers"},
     {"Indexer: recall of attention's mass, training", "indexer_recall", "share"},
     {"Indexer: recall of attention's mass, validation", "validation_indexer_recall",

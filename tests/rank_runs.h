@@ -111,7 +111,7 @@ inline Json rank_recipe(const fs::path& data) {
       "warmup_steps": 2, "validate_every": 6, "checkpoint_every": 4, "document_masking": false,
       "bf16_matmuls": false, "balance_weight": 0.01
     },
-    "stages": {"warmup": {"training": {}}, "sparse": {"training": {}}}
+    "stages": {"warmup": {"training": {}}, "sparse": {"training": {}}, "mtp": {"training": {}}}
   })");
   recipe["data"] = data.string();
   return recipe;
@@ -164,8 +164,9 @@ class RankRuns : public testing::Test {
   double expect_near_curves(const std::string& a, const std::string& b, int64_t num_steps,
                             double tolerance) const {
     double greatest = 0;
-    for (const char* key : {"loss", "mtp_loss", "indexer_loss", "indexer_recall", "max_violation",
-                            "validation_loss"}) {
+    for (const char* key :
+         {"loss", "mtp_loss", "mtp_divergence", "mtp_overlap", "indexer_loss", "indexer_recall",
+          "max_violation", "validation_loss", "validation_mtp_divergence"}) {
       const auto first = metrics(a, key), second = metrics(b, key);
       EXPECT_EQ(first.size(), second.size()) << key;
       for (size_t i = 0; i < std::min(first.size(), second.size()); ++i) {

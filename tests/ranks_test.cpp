@@ -60,6 +60,27 @@ TEST_F(RankStages, FourRanksShareDocumentsAndExperts) {
   expect_equal_stages({"--nproc", "4", "--sequence-parallel", "2", "--expert-parallel", "4"});
 }
 
+// MTP against the model: by whole rows, experts shared or not.
+TEST_F(RankStages, TwoRanksFitMtpAsOneDoes) {
+  sum_in_another_order();
+  train("dense");
+  const std::vector<std::string> begin = {"--stage", "mtp", "--init", latest("dense")};
+  train("one", begin);
+  EXPECT_EQ(metrics("one", "mtp_overlap").size(), 12u);
+  train("two", joined(begin, kTwoRanks));
+  train("experts", joined(begin, {"--nproc", "2", "--expert-parallel", "2"}));
+  for (const char* run : {"two", "experts"}) expect_near_curves("one", run, 12, 1e-5);
+  json_["training"]["micro_batch_rows"] = 4;  // which the ranks share by rows
+  train("one_whole", begin);
+  train("two_halves", joined(begin, kTwoRanks));
+  expect_near_curves("one_whole", "two_halves", 12, 1e-5);
+  Process tokens(command("tokens", joined(begin, {"--nproc", "2", "--sequence-parallel", "2"})), {},
+                 folder_ / "tokens.log");
+  EXPECT_EQ(tokens.wait(), 1);
+  EXPECT_NE(tokens.output().find("--sequence-parallel is 2; the mtp stage"), std::string::npos)
+      << tokens.output();
+}
+
 TEST_F(RankRuns, ResumesToTheSameBitsAndOnOtherNumbersOfRanks) {
   train("straight", kTwoRanks);
   train("half", joined({"--stop-after-step", "6"}, kTwoRanks));

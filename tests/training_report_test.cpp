@@ -35,11 +35,13 @@ TEST_F(TrainingReport, HoldsEveryCurveThatARunHas) {
       R"("indexer_gradient_norm":1,"indexer_recall":0.4})"
       "\n"
       R"({"step":1,"validation_loss":4,"validation_bits_per_byte":2,)"
-      R"("validation_indexer_recall":[0.5,0.7]})"
+      R"("validation_indexer_recall":[0.5,0.7],"validation_mtp_divergence":0.4,)"
+      R"("validation_mtp_overlap":0.7})"
       "\n");
   for (const char* title :
-       {"Validation", "Loss", "Loss of the token after the next (MTP)",
-        "Indexer: KL from attention", "Indexer: recall of attention's mass, training",
+       {"Validation", "Loss", "Loss of the token after the next (MTP)", "MTP against the model: KL",
+        "MTP against the model: overlap", "Indexer: KL from attention",
+        "Indexer: recall of attention's mass, training",
         "Indexer: recall of attention's mass, validation", "Expert balance (MaxVio)",
         "Gradient norm before clipping", "Gradient norm of the indexers", "Learning rate",
         "Time of a step"})

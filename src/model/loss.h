@@ -49,6 +49,7 @@ struct Losses {
   torch::Tensor total;
   double main = 0;                           // mean cross-entropy in nats over targets >= 0
   double mtp = 0;                            // the same for the token after the next
+  double mtp_overlap = 0;                    // of mtp_divergence_loss: DraftDivergence::overlap
   std::vector<double> indexer;               // per layer (MTP's last), nats a token
   std::vector<double> indexer_recall;        // per layer; 0 where attention is not dense
   std::vector<double> attention_entropy;     // per layer, where forward.attention_entropy is set
@@ -57,6 +58,14 @@ struct Losses {
 
 // The logits are never stored whole: the head and the cross-entropy run over blocks of rows.
 Losses language_model_loss(const Model& model, const TrainingBatch& batch,
+                           const LossOptions& options);
+
+// The MTP layer against the model: `mtp` is the divergence of its guesses from what the model
+// itself predicts one token later (model/draft_divergence.h), over the same tokens as above, and
+// counts once. Balance and the indexer's loss are the MTP layer's alone. Gradients reach that layer
+// and, where it is not frozen, the embedding; the main model's forward pass records none, and
+// `main` stays 0. CHECKs that ranks share no row.
+Losses mtp_divergence_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options);
 
 }  // namespace fathom::model

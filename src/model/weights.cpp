@@ -95,6 +95,8 @@ class SlotWriter {
   std::vector<TensorSlot>& slots_;
 };
 
+std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
+
 LayerWeights empty_layer(const Config& config, bool is_moe) {
   LayerWeights layer;
   if (is_moe) {
@@ -110,6 +112,10 @@ LayerWeights empty_layer(const Config& config, bool is_moe) {
 
 bool is_indexer(const TensorSlot& slot) { return slot.name.find(".indexer.") != std::string::npos; }
 
+bool is_mtp(const TensorSlot& slot, const Config& config) {
+  return slot.name.starts_with(layer_prefix(config.num_hidden_layers));
+}
+
 Weights empty_weights(const Config& config) {
   Weights weights;
   for (int64_t i = 0; i < config.num_hidden_layers; ++i)
@@ -121,7 +127,6 @@ Weights empty_weights(const Config& config) {
 std::vector<TensorSlot> tensor_slots(Weights& weights, const Config& config) {
   std::vector<TensorSlot> slots;
   SlotWriter writer(config, slots);
-  const auto layer_prefix = [](size_t i) { return "model.layers." + std::to_string(i) + "."; };
   writer.embedding("model.embed_tokens.weight", weights.embed_tokens);
   for (size_t i = 0; i < weights.layers.size(); ++i)
     writer.layer(layer_prefix(i), weights.layers[i]);

@@ -92,6 +92,8 @@ struct TensorSlot {
 
 // Whether it belongs to a lightning indexer, which trains by a loss of its own.
 bool is_indexer(const TensorSlot& slot);
+// Whether it belongs to the MTP layer alone: embedding and head are the model's.
+bool is_mtp(const TensorSlot& slot, const Config& config);
 
 // A Weights with all layers and experts present and every tensor undefined.
 Weights empty_weights(const Config& config);

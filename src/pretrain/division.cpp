@@ -33,6 +33,11 @@ void check_groups(const Ranks& ranks, const Recipe& recipe) {
   if (recipe.training.sequence_length % ranks.sequence_parallel != 0)
     fail("training.sequence_length is {}; --sequence-parallel {} needs a multiple of it",
          recipe.training.sequence_length, ranks.sequence_parallel);
+  if (recipe.stage == Stage::kMtp && ranks.sequence_parallel > 1)
+    fail(
+        "--sequence-parallel is {}; the mtp stage, which holds a token's guess against the next "
+        "token's, needs whole rows on each rank",
+        ranks.sequence_parallel);
   if (recipe.model.n_routed_experts % ranks.expert_parallel != 0)
     fail("model.n_routed_experts is {}; --expert-parallel {} needs a multiple of it",
          recipe.model.n_routed_experts, ranks.expert_parallel);

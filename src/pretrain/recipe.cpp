@@ -187,6 +187,8 @@ void check_recipe(const Recipe& r, const RecipeSource& source) {
   check.require(r.tokenizer.vocab_size == r.model.vocab_size, "tokenizer.vocab_size",
                 fmt::format("is {} but \"model.vocab_size\" is {}; they must agree",
                             r.tokenizer.vocab_size, r.model.vocab_size));
+  check.require(r.stage != Stage::kMtp || r.model.num_nextn_predict_layers > 0,
+                "model.num_nextn_predict_layers", "is 0; the mtp stage needs an MTP layer");
   check_training(r.training, r.model, check);
   check_optimizer(r.optimizer, check);
   check_experiment(r, check);
@@ -234,7 +236,7 @@ void check_stages(const Json& json, const RecipeSource& source) {
     const bool is_known = std::any_of(std::begin(kStages) + 1, std::end(kStages),
                                       [&](const auto& stage) { return stage.first == name; });
     if (!is_known)
-      fail("{}: \"stages.{}\" is not a known stage; expected extend, warmup or sparse",
+      fail("{}: \"stages.{}\" is not a known stage; expected extend, warmup, sparse or mtp",
            source.of("stages." + name), name);
     if (!sections.is_object())
       fail("{}: \"stages.{}\" must be an object", source.of("stages." + name), name);

@@ -244,7 +244,8 @@ TEST(RecipeStages, RefuseWhatTheyDoNotKnow) {
   Json json = staged_recipe();
   json["stages"]["sprase"] = Json::object();
   EXPECT_EQ(error_of(json, Stage::kDense),
-            "r.json: \"stages.sprase\" is not a known stage; expected extend, warmup or sparse");
+            "r.json: \"stages.sprase\" is not a known stage; expected extend, warmup, sparse or "
+            "mtp");
   json = staged_recipe();
   json["stages"]["extend"]["trainng"] = Json::object();
   EXPECT_EQ(error_of(json, Stage::kDense),
@@ -254,6 +255,10 @@ TEST(RecipeStages, RefuseWhatTheyDoNotKnow) {
   json["stages"]["sparse"]["training"]["stpes"] = 5;
   EXPECT_EQ(error_of(json, Stage::kSparse),
             "r.json: \"training.stpes\" is not a known key; check its spelling");
+  json = staged_recipe();
+  json["stages"]["mtp"] = {{"model", {{"num_nextn_predict_layers", 0}}}};
+  EXPECT_EQ(error_of(json, Stage::kMtp),
+            "r.json: \"model.num_nextn_predict_layers\" is 0; the mtp stage needs an MTP layer");
 }
 
 }  // namespace

@@ -37,8 +37,8 @@ void add_scaled(const std::vector<double>& more, double factor, std::vector<doub
 // A step's figures and counts are sums over the ranks' parts of it.
 void sum_over(const model::RankGroup& ranks, StepReport& report, std::vector<Tensor>& counts) {
   if (ranks.size() == 1) return;
-  double* const figures[] = {&report.loss, &report.mtp_loss, &report.indexer_loss,
-                             &report.indexer_recall};
+  double* const figures[] = {&report.loss, &report.mtp_loss, &report.mtp_overlap,
+                             &report.indexer_loss, &report.indexer_recall};
   Tensor sums = torch::zeros({std::ssize(figures)}, torch::kDouble);
   for (size_t i = 0; i < std::size(figures); ++i) sums.data_ptr<double>()[i] = *figures[i];
   ranks.all_reduce(sums);
@@ -99,7 +99,7 @@ model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
   options.indexer_weight = recipe.indexer_weight;
   options.language_model = stage != Stage::kWarmup;
   options.forward = {.form = model::AttentionForm::kMha,
-                     .sparse = stage == Stage::kSparse,
+                     .sparse = stage == Stage::kSparse || stage == Stage::kMtp,
                      .indexer_loss = trains_indexer(stage),
                      .bf16_matmuls = recipe.bf16_matmuls};
   return options;
@@ -119,7 +119,9 @@ model::LossOptions loss_options(const Recipe& recipe) {
 
 void freeze(model::Model& model, Stage stage) {
   for (const auto& slot : model::tensor_slots(model.weights, model.config)) {
-    const bool is_trained = stage != Stage::kWarmup || model::is_indexer(slot);
+    const bool is_trained = stage == Stage::kWarmup ? model::is_indexer(slot)
+                            : stage == Stage::kMtp  ? model::is_mtp(slot, model.config)
+                                                    : true;
     slot.tensor->set_requires_grad(is_trained && slot.role != model::Role::kExpertBias);
   }
 }
@@ -160,10 +162,13 @@ Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& check
 void Trainer::add_micro_batch(const model::TrainingBatch& batch, const model::LossOptions& options,
                               double weight, StepReport& report,
                               std::vector<Tensor>& counts) const {
-  const auto losses = model::language_model_loss(model_, batch, options);
+  const auto losses = recipe_.stage == Stage::kMtp
+                          ? model::mtp_divergence_loss(model_, batch, options)
+                          : model::language_model_loss(model_, batch, options);
   (losses.total * weight).backward();
   report.loss += losses.main * weight;
   report.mtp_loss += losses.mtp * weight;
+  report.mtp_overlap += losses.mtp_overlap * weight;
   report.indexer_loss += mean(losses.indexer) * weight;
   report.indexer_recall += mean(losses.indexer_recall) * weight;
   add_counts(losses.expert_counts, weight > 0, counts);
@@ -207,7 +212,9 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
 }
 
 void Trainer::balance_experts(const std::vector<Tensor>& counts, double rate, StepReport& report) {
-  const auto biases = expert_biases(model_.weights);
+  // Counts of the last layers: the MTP stage counts its own alone.
+  const auto all = expert_biases(model_.weights);
+  const std::span biases = std::span(all).last(counts.size());
   for (size_t i = 0; i < counts.size(); ++i) {
     const Tensor load = counts[i].to(torch::kFloat32);
     const Tensor mean = load.mean();
@@ -231,7 +238,8 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
   const torch::NoGradGuard no_grad;
   const TrainingRecipe& t = recipe_.training;
   model::LossOptions options = loss_options(recipe_);
-  const bool has_indexer = options.forward.indexer_loss;
+  const bool has_mtp = recipe_.stage == Stage::kMtp;
+  const bool has_indexer = options.forward.indexer_loss && !has_mtp;
   options.mtp_weight = 0;
   options.language_model = true;
   options.forward = validation_options();
@@ -267,17 +275,24 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
     result.loss += of_model.main * targets;
     add_scaled(of_model.attention_entropy, tokens, result.attention_entropy);
     if (sequence.is_first()) num_targets += targets, num_tokens += tokens;
+    if (has_mtp) {
+      const auto drafts = model::mtp_divergence_loss(model_, local.batch, options);
+      result.mtp_divergence += drafts.mtp * tokens;
+      result.mtp_overlap += drafts.mtp_overlap * tokens;
+    }
     if (!has_indexer) continue;
     const auto losses = model::language_model_loss(model_, local.batch, indexer_options);
     add_scaled(losses.indexer, tokens, result.indexer_loss);
     add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
   }
-  std::vector<double> sums = {result.loss, num_targets, num_tokens};
+  std::vector<double> sums = {result.loss, num_targets, num_tokens, result.mtp_divergence,
+                              result.mtp_overlap};
   for (auto* values :
        {&sums, &result.indexer_loss, &result.indexer_recall, &result.attention_entropy})
     sum_over(division_.all, *values);
   result.loss = sums[0], num_targets = sums[1], num_tokens = sums[2];
   result.loss /= num_targets;
+  result.mtp_divergence = sums[3] / num_tokens, result.mtp_overlap = sums[4] / num_tokens;
   for (double& loss : result.indexer_loss) loss /= num_tokens;
   for (double& recall : result.indexer_recall) recall /= num_tokens;
   for (double& entropy : result.attention_entropy) entropy /= num_tokens;

@@ -18,8 +18,9 @@ model::LossOptions loss_options(const Recipe& recipe);
 void freeze(model::Model& model, Stage stage);
 
 struct StepReport {
-  double loss = 0;  // main cross-entropy, nats a token
-  double mtp_loss = 0;
+  double loss = 0;            // main cross-entropy, nats a token
+  double mtp_loss = 0;        // the same for the token after the next; stage mtp: divergence
+  double mtp_overlap = 0;     // stage mtp: model/draft_divergence.h
   double indexer_loss = 0;    // mean over layers, nats a token; stages warmup and sparse
   double indexer_recall = 0;  // of attention's mass by the top-k; dense attention only
   double gradient_norm = 0;   // before clipping, without the indexers
@@ -32,6 +33,8 @@ struct StepReport {
 
 struct Validation {
   double loss = 0;                        // nats a token
+  double mtp_divergence = 0;              // stage mtp: model/draft_divergence.h, nats a token
+  double mtp_overlap = 0;                 // stage mtp
   std::vector<double> indexer_loss;       // stages warmup and sparse
   std::vector<double> indexer_recall;     // of attention's mass by the top-k keys
   std::vector<double> attention_entropy;  // where the recipe's experiment asks for it

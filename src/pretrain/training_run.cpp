@@ -77,13 +77,17 @@ void report_step(Run& run, const StepReport& report, base::Progress* progress) {
                   {"step_seconds", report.seconds},
                   {"seconds", run.state.seconds}};
   std::string line = fmt::format("step {}, lr {:.2e}", run.state.step, report.learning_rate);
+  if (stage == Stage::kMtp) {
+    line += fmt::format(", divergence {:.3f}, overlap {:.3f}", report.mtp_loss, report.mtp_overlap);
+    metrics.update({{"mtp_divergence", report.mtp_loss}, {"mtp_overlap", report.mtp_overlap}});
+  } else if (stage != Stage::kWarmup) {
+    line += fmt::format(", loss {:.3f}, mtp {:.3f}", report.loss, report.mtp_loss);
+    metrics.update({{"loss", report.loss}, {"mtp_loss", report.mtp_loss}});
+  }
   if (stage != Stage::kWarmup) {
-    line += fmt::format(", loss {:.3f}, mtp {:.3f}, norm {:.2f}, maxvio {:.2f}", report.loss,
-                        report.mtp_loss, report.gradient_norm, report.max_violation);
-    metrics.update({{"loss", report.loss},
-                    {"mtp_loss", report.mtp_loss},
-                    {"gradient_norm", report.gradient_norm},
-                    {"max_violation", report.max_violation}});
+    line += fmt::format(", norm {:.2f}, maxvio {:.2f}", report.gradient_norm, report.max_violation);
+    metrics.update(
+        {{"gradient_norm", report.gradient_norm}, {"max_violation", report.max_violation}});
   }
   if (trains_indexer(stage)) {
     line += fmt::format(", indexer {:.3f}, its norm {:.2f}", report.indexer_loss,
@@ -117,6 +121,12 @@ void validate(Run& run, const Trainer& trainer) {
              run.state.step, nats, bits);
   Json metrics = {
       {"step", run.state.step}, {"validation_loss", nats}, {"validation_bits_per_byte", bits}};
+  if (run.options.recipe.stage == Stage::kMtp) {
+    fmt::print(stderr, "MTP against the model: divergence {:.4f} nats a token, overlap {:.4f}\n",
+               validation.mtp_divergence, validation.mtp_overlap);
+    metrics.update({{"validation_mtp_divergence", validation.mtp_divergence},
+                    {"validation_mtp_overlap", validation.mtp_overlap}});
+  }
   if (!run.held_out.empty()) {
     const auto retrieval =
         measure_retrieval(trainer.model(), run.held_out, trainer.validation_options());

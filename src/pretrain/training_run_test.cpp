@@ -333,7 +333,8 @@ class Stages : public TrainingRun {
                              {"mscale_all_dim", 1.0}}}}},
                          {"training", steps}}},
                        {"warmup", {{"model", {{"index_topk", 16}}}, {"training", steps}}},
-                       {"sparse", {{"training", steps}}}};
+                       {"sparse", {{"training", steps}}},
+                       {"mtp", {{"training", steps}}}};
     run_training(options("dense"));
   }
   fs::path latest(const std::string& run) const {
@@ -393,6 +394,24 @@ TEST_F(Stages, T14TheSparseStageTrainsEverythingAndResumesToTheSameBits) {
   EXPECT_TRUE(changed.contains("model.layers.1.self_attn.indexer.wk.weight"));
   EXPECT_TRUE(changed.contains("model.layers.1.self_attn.q_b_proj.weight"));
   EXPECT_TRUE(changed.contains("model.embed_tokens.weight"));
+}
+
+TEST_F(Stages, TheMtpStageBringsTheMtpLayerNearerToAModelThatStaysAsItIs) {
+  json_["stages"]["mtp"]["training"].update({{"steps", 60}, {"validate_every", 1}});
+  run_training(stage(Stage::kMtp, "mtp", "dense"));
+  const auto changed = changed_tensors(latest("dense"), latest("mtp"));
+  for (const std::string& name : changed) EXPECT_TRUE(name.starts_with("model.layers.2.")) << name;
+  for (const char* name : {"eh_proj.weight", "self_attn.indexer.wk.weight",
+                           "mlp.gate.e_score_correction_bias", "shared_head.norm.weight"})
+    EXPECT_TRUE(changed.contains(std::string("model.layers.2.") + name)) << name;
+  const auto lines = read_metrics(folder_ / "mtp", "validation_mtp_divergence");
+  ASSERT_EQ(lines.size(), 60u);
+  const Json &first = lines.front(), &last = lines.back();
+  EXPECT_LT(last["validation_mtp_divergence"],
+            0.7 * first["validation_mtp_divergence"].get<double>());
+  EXPECT_GT(last["validation_mtp_overlap"], first["validation_mtp_overlap"].get<double>() + 0.02);
+  EXPECT_EQ(last["validation_loss"], first["validation_loss"]);
+  EXPECT_FALSE(read_metrics(folder_ / "mtp", "mtp_divergence").front().contains("loss"));
 }
 
 TEST_F(Stages, AStageBeginsWithAModelOfItsShape) {
