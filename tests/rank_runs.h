@@ -164,9 +164,9 @@ class RankRuns : public testing::Test {
   double expect_near_curves(const std::string& a, const std::string& b, int64_t num_steps,
                             double tolerance) const {
     double greatest = 0;
-    for (const char* key :
-         {"loss", "mtp_loss", "mtp_divergence", "mtp_overlap", "indexer_loss", "indexer_recall",
-          "max_violation", "validation_loss", "validation_mtp_divergence"}) {
+    for (const char* key : {"loss", "mtp_loss", "mtp_divergence", "mtp_overlap", "indexer_loss",
+                            "indexer_recall", "max_violation", "validation_loss",
+                            "validation_mtp_divergence", "validation_mtp_overlap"}) {
       const auto first = metrics(a, key), second = metrics(b, key);
       EXPECT_EQ(first.size(), second.size()) << key;
       for (size_t i = 0; i < std::min(first.size(), second.size()); ++i) {

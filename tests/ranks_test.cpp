@@ -70,7 +70,8 @@ TEST_F(RankStages, TwoRanksFitMtpAsOneDoes) {
   train("two", joined(begin, kTwoRanks));
   train("experts", joined(begin, {"--nproc", "2", "--expert-parallel", "2"}));
   for (const char* run : {"two", "experts"}) expect_near_curves("one", run, 12, 1e-5);
-  json_["training"]["micro_batch_rows"] = 4;  // which the ranks share by rows
+  // A micro-batch whose rows the ranks share, of documents that do not divide evenly.
+  json_["training"].update({{"micro_batch_rows", 4}, {"document_masking", true}});
   train("one_whole", begin);
   train("two_halves", joined(begin, kTwoRanks));
   expect_near_curves("one_whole", "two_halves", 12, 1e-5);

@@ -32,7 +32,7 @@ TEST_F(TrainingReport, HoldsEveryCurveThatARunHas) {
   const std::string html = report_of(
       R"({"step":1,"tokens":64,"seconds":1,"step_seconds":0.5,"learning_rate":0.1,"loss":4,)"
       R"("mtp_loss":4,"gradient_norm":1,"max_violation":0.5,"indexer_loss":2,)"
-      R"("indexer_gradient_norm":1,"indexer_recall":0.4})"
+      R"("indexer_gradient_norm":1,"indexer_recall":0.4,"mtp_divergence":0.4,"mtp_overlap":0.7})"
       "\n"
       R"({"step":1,"validation_loss":4,"validation_bits_per_byte":2,)"
       R"("validation_indexer_recall":[0.5,0.7],"validation_mtp_divergence":0.4,)"

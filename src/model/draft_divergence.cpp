@@ -3,6 +3,11 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
+#include <algorithm>
+
+#include "base/parallel.h"
+#include "kernels/softmax_divergence.h"
+
 namespace fathom::model {
 namespace {
 
@@ -10,54 +15,60 @@ using torch::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// So that a block's logits, 8 MB of f32 for a vocabulary of 8,192, stay in the third cache.
-constexpr int64_t kBlockRows = 256;
+constexpr int64_t kBlockRows = 256;  // whose logits are there at once, both models'
 
-struct Sums {
-  double divergence = 0, overlap = 0;
+// The model's rows and the head stay as they are; the gradient is for the draft's rows.
+struct Rows {
+  Tensor draft_MD, model_MD, head_VD;
+  ops::LinearOptions options;
 };
 
-// Adds a block's rows to the sums; returns q - p.
-Tensor add_block(const Tensor& draft, const Tensor& model, const Linear& head,
-                 const ops::LinearOptions& options, Sums& sums) {
-  const Tensor log_q = ops::linear(draft, head, options).log_softmax(1);
-  const Tensor log_p = ops::linear(model, head, options).log_softmax(1);
-  const Tensor p = log_p.exp(), q = log_q.exp();
-  sums.divergence += (p * (log_p - log_q)).sum(torch::kDouble).item<double>();
-  sums.overlap += torch::minimum(p, q).sum(torch::kDouble).item<double>();
-  return q - p;
-}
-
-// out_MD = dz_MV W_VD.
-void multiply(const Tensor& dz, const Tensor& weight, const ops::LinearOptions& options,
-              const Tensor& out) {
-  kernels::gemm({out.size(0), out.size(1), weight.size(0)}, {dz.data_ptr<float>(), dz.size(1), 1},
-                {weight.data_ptr<float>(), weight.size(1), 1}, ops::view2(out), false,
-                options.bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32);
+// Rows [begin, begin + count); writes their gradients, where wanted. The sum over the rows.
+kernels::SoftmaxDivergence divergence_of_block(const Rows& rows, int64_t begin, int64_t count,
+                                               const Tensor& gradient_MD) {
+  const auto logits = [&](const Tensor& x_MD) {
+    return ops::linear(x_MD.narrow(0, begin, count), {rows.head_VD, {}}, rows.options);
+  };
+  const Tensor draft = logits(rows.draft_MD), model = logits(rows.model_MD);
+  const View2<float> draft_MV = ops::view2(draft), model_MV = ops::view2(model);
+  std::vector<kernels::SoftmaxDivergence> of_row(count);
+  base::parallel_for(count, 1, [&](int64_t first, int64_t end) {
+    for (int64_t m = first; m < end; ++m)
+      of_row[m] = kernels::softmax_divergence(draft_MV[m], model_MV[m], draft_MV.cols);
+  });
+  kernels::SoftmaxDivergence sum;
+  for (const auto& row : of_row) {
+    sum.divergence += row.divergence;
+    sum.overlap += row.overlap;
+  }
+  if (!gradient_MD.defined()) return sum;
+  const View2<float> head = ops::view2(rows.head_VD), out = ops::view2(gradient_MD);
+  kernels::gemm({count, head.cols, head.rows}, {draft_MV.data, draft_MV.stride, 1},
+                {head.data, head.stride, 1}, out.slice_rows(begin, begin + count), false,
+                ops::precision_of(rows.options.bf16_matmuls));
+  return sum;
 }
 
 struct DivergenceFunction : torch::autograd::Function<DivergenceFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& draft, const Tensor& model,
-                        const Tensor& weight, bool bf16, double* overlap) {
-    const ops::LinearOptions options{bf16, false};
+  static Tensor forward(AutogradContext* ctx, const Tensor& draft, const Rows& rows,
+                        bool with_gradient, double* overlap) {
     const int64_t num_rows = draft.size(0);
     const double scale = num_rows > 0 ? 1 / static_cast<double>(num_rows) : 0;
-    Tensor gradient = torch::empty_like(draft);
-    Sums sums;
+    const Tensor gradient = with_gradient ? torch::empty_like(draft) : Tensor();
+    double divergence = 0;
     for (int64_t begin = 0; begin < num_rows; begin += kBlockRows) {
-      const int64_t count = std::min(kBlockRows, num_rows - begin);
-      const Tensor dz = add_block(draft.narrow(0, begin, count), model.narrow(0, begin, count),
-                                  {weight, {}}, options, sums);
-      multiply(dz, weight, options, gradient.narrow(0, begin, count));
+      const auto block =
+          divergence_of_block(rows, begin, std::min(kBlockRows, num_rows - begin), gradient);
+      divergence += block.divergence;
+      *overlap += block.overlap;
     }
-    gradient.mul_(scale);
-    *overlap = sums.overlap * scale;
-    ctx->save_for_backward({gradient});
-    return torch::tensor(static_cast<float>(sums.divergence * scale));
+    *overlap *= scale;
+    if (with_gradient) ctx->save_for_backward({gradient.mul_(scale)});
+    return torch::tensor(static_cast<float>(divergence * scale));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    return {ctx->get_saved_variables()[0] * grads[0], Tensor(), Tensor(), Tensor(), Tensor()};
+    return {ctx->get_saved_variables()[0] * grads[0], Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -65,10 +76,11 @@ struct DivergenceFunction : torch::autograd::Function<DivergenceFunction> {
 
 DraftDivergence draft_divergence(const Tensor& draft, const Tensor& model, const Linear& head,
                                  const ops::LinearOptions& options) {
+  const bool with_gradient = torch::GradMode::is_enabled() && draft.requires_grad();
+  const Rows rows{draft.detach().contiguous(), model.detach().contiguous(), head.weight.detach(),
+                  options};
   DraftDivergence result;
-  result.loss =
-      DivergenceFunction::apply(draft.contiguous(), model.contiguous(), head.weight.detach(),
-                                options.bf16_matmuls, &result.overlap);
+  result.loss = DivergenceFunction::apply(draft.contiguous(), rows, with_gradient, &result.overlap);
   return result;
 }
 

@@ -17,9 +17,10 @@ struct DraftDivergence {
 
 // p = softmax(model_MD W^T) and q = softmax(draft_MD W^T), both through the model's head W, whose
 // weights are f32 and stay as they are. f32, row-major; no rows: both figures are 0. Logits are
-// kept for a block of rows only. dL/dz_q = (q - p) / M, rounded to bf16 like the other operands
-// where the options say so. Reference: log_softmax and kl_div in double, tolerance 1e-5; gradient:
-// central differences (model/draft_divergence_test.cpp).
+// kept for 256 rows only. Products in f32 or, where the options say so, of operands rounded to
+// bf16, q - p among them, which is dL/dz_q times the number of rows. Parallel, the same bits on any
+// number of threads. Oracle: the formulas in double, tolerance 1e-5 in f32; gradient: central
+// differences (model/draft_divergence_test.cpp).
 DraftDivergence draft_divergence(const torch::Tensor& draft_MD, const torch::Tensor& model_MD,
                                  const Linear& head_VD, const ops::LinearOptions& options);
 

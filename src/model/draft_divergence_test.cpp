@@ -78,12 +78,14 @@ TEST(MtpDivergenceLoss, HoldsEachGuessAgainstThePredictionOneTokenLater) {
   TrainingBatch batch{
       torch::randint(50, {24}, torch::kLong), torch::randint(50, {24}, torch::kLong), {10, 14}};
   batch.targets_N[20] = -1;  // so that 19 has no target after the next, nor has 20
-  const LossOptions options{.balance_weight = 0,
-                            .forward = {.form = AttentionForm::kMha, .sparse = false}};
+  const LossOptions options{
+      .balance_weight = 0,
+      .forward = {.form = AttentionForm::kMha, .sparse = false, .indexer_loss = true}};
   const Losses losses = mtp_divergence_loss(model, batch, options);
   losses.total.backward();
+  EXPECT_EQ(losses.indexer.size(), 1u);  // MTP's
   for (const TensorSlot& slot : tensor_slots(model.weights, model.config)) {
-    if (slot.role == Role::kExpertBias || is_indexer(slot)) continue;
+    if (slot.role == Role::kExpertBias) continue;
     const bool is_reached =
         is_mtp(slot, model.config) || slot.tensor == &model.weights.embed_tokens;
     EXPECT_EQ(slot.tensor->grad().defined(), is_reached) << slot.name;
@@ -99,7 +101,7 @@ TEST(MtpDivergenceLoss, HoldsEachGuessAgainstThePredictionOneTokenLater) {
   const Tensor index = torch::tensor(rows);
   const Exact expected = exact(drafts.index_select(0, index), hidden.index_select(0, index + 1),
                                model.weights.lm_head.weight);
-  EXPECT_NEAR(losses.mtp, expected.divergence, 1e-5);
+  EXPECT_NEAR(losses.mtp_divergence, expected.divergence, 1e-5);
   EXPECT_NEAR(losses.mtp_overlap, expected.overlap, 1e-5);
   EXPECT_EQ(losses.main, 0);
   EXPECT_EQ(losses.expert_counts.size(), 1u);

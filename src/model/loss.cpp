@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include "base/check.h"
+#include "model/distribution.h"
 #include "model/draft_divergence.h"
 #include "model/ops.h"
 
@@ -106,21 +107,21 @@ Tensor forward_without_gradients(const Model& model, const TrainingBatch& batch,
 
 Losses mtp_divergence_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options) {
-  const std::vector<Segment> segments = segments_of(batch);
   const ForwardOptions how = forward_options(batch, options);
+  CHECK(!how.distribution || how.distribution->sequence.size() == 1,
+        "ranks that share a row do not see each other's hidden states");
+  const std::vector<Segment> segments = segments_of(batch);
   const Tensor hidden = forward_without_gradients(model, batch, segments, how);
   ForwardStatistics statistics;
   const Tensor predicted =
       forward_mtp(model, hidden, batch.targets_N.clamp_min(0), segments, how, &statistics);
   const Tensor rows = (after_next(batch) >= 0).nonzero().squeeze(1);
-  CHECK(rows.numel() == 0 || rows.max().item<int64_t>() + 1 < hidden.size(0),
-        "ranks that share a row do not see each other's hidden states");
   const DraftDivergence divergence =
       draft_divergence(predicted.index_select(0, rows), hidden.index_select(0, rows + 1),
                        model.weights.lm_head, {how.bf16_matmuls, false});
   Losses losses;
   losses.total = options.share.mtp * divergence.loss;
-  losses.mtp = losses.total.item<double>();
+  losses.mtp_divergence = losses.total.item<double>();
   losses.mtp_overlap = options.share.mtp * divergence.overlap;
   add_statistics(statistics, options, losses);
   return losses;

@@ -44,12 +44,14 @@ struct LossOptions {
 };
 
 struct Losses {
-  // main + mtp_weight * mtp + balance_weight * balance + indexer_weight * sum of the indexers'
-  // losses; call backward() on it. Undefined if it has no part.
+  // main + mtp_weight * mtp (or mtp_divergence in their place) + balance_weight * balance +
+  // indexer_weight * sum of the indexers' losses; call backward() on it. Undefined if it has no
+  // part.
   torch::Tensor total;
-  double main = 0;                           // mean cross-entropy in nats over targets >= 0
-  double mtp = 0;                            // the same for the token after the next
-  double mtp_overlap = 0;                    // of mtp_divergence_loss: DraftDivergence::overlap
+  double main = 0;  // mean cross-entropy in nats over targets >= 0
+  double mtp = 0;   // the same for the token after the next
+  // Of mtp_divergence_loss alone, which has neither of these two: model/draft_divergence.h.
+  double mtp_divergence = 0, mtp_overlap = 0;
   std::vector<double> indexer;               // per layer (MTP's last), nats a token
   std::vector<double> indexer_recall;        // per layer; 0 where attention is not dense
   std::vector<double> attention_entropy;     // per layer, where forward.attention_entropy is set
@@ -60,11 +62,11 @@ struct Losses {
 Losses language_model_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options);
 
-// The MTP layer against the model: `mtp` is the divergence of its guesses from what the model
-// itself predicts one token later (model/draft_divergence.h), over the same tokens as above, and
-// counts once. Balance and the indexer's loss are the MTP layer's alone. Gradients reach that layer
-// and, where it is not frozen, the embedding; the main model's forward pass records none, and
-// `main` stays 0. CHECKs that ranks share no row.
+// The MTP layer against the model: the divergence of its guesses from what the model itself
+// predicts one token later, over the same tokens as MTP's cross-entropy above. Balance, expert
+// counts and the indexer's loss are the MTP layer's alone. Gradients reach that layer and, where it
+// is not frozen, the embedding; the main model's forward pass records none. CHECKs that no row is
+// shared by ranks.
 Losses mtp_divergence_loss(const Model& model, const TrainingBatch& batch,
                            const LossOptions& options);
 

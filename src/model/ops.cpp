@@ -27,10 +27,6 @@ bool needs_gradient(std::initializer_list<Tensor> tensors) {
 kernels::Strided rows_of(const Tensor& x) { return {x.data_ptr<float>(), x.size(-1), 1}; }
 kernels::Strided transpose_of(const Tensor& x) { return {x.data_ptr<float>(), 1, x.size(-1)}; }
 
-kernels::Precision precision_of(bool bf16) {
-  return bf16 ? kernels::Precision::kBF16 : kernels::Precision::kF32;
-}
-
 // a [M,K] b [K,N] in any orientation.
 Tensor gemm(const kernels::GemmShape& shape, kernels::Strided a, kernels::Strided b, bool bf16) {
   Tensor c = torch::empty({shape.m, shape.n});
@@ -308,7 +304,7 @@ bool is_quantised(const Linear& w, const LinearOptions& options) {
 }
 
 // What went through FP8 is exact in bf16.
-kernels::Precision precision_of(const Linear& w, const LinearOptions& options) {
+kernels::Precision product_precision(const Linear& w, const LinearOptions& options) {
   return precision_of(options.bf16_matmuls || is_quantised(w, options));
 }
 
@@ -325,7 +321,7 @@ Tensor linear(const Tensor& x, const Linear& w, const LinearOptions& options) {
   if (takes_gemm(w, options))
     return gemm({input.size(0), w.weight.size(0), input.size(1)}, rows_of(input),
                 transpose_of(w.weight), true);
-  return linear_forward(input, weight_view(w), precision_of(w, options));
+  return linear_forward(input, weight_view(w), product_precision(w, options));
 }
 
 Tensor through_fp8(const Tensor& x, const Linear& w, const LinearOptions& options) {
@@ -357,7 +353,7 @@ std::vector<Tensor> linear_group(const Tensor& x, std::initializer_list<const Li
     outputs.push_back(torch::empty({input.size(0), w->weight.size(0)}));
     products.push_back({view2(input), weight_view(*w), view2(outputs.back())});
   }
-  kernels::linear_group(products, precision_of(first, options));
+  kernels::linear_group(products, product_precision(first, options));
   return outputs;
 }
 
@@ -412,12 +408,12 @@ void mlp_group(std::span<const MlpRows> mlps, const LinearOptions& options) {
     products.push_back({mlp.x_MD, weight_view(mlp.weights->gate_proj), gates.back()});
     products.push_back({mlp.x_MD, weight_view(mlp.weights->up_proj), ups.back()});
   }
-  kernels::linear_group(products, precision_of(first, options));
+  kernels::linear_group(products, product_precision(first, options));
   pass_gates(gates, ups, is_quantised(first, options));
   products.clear();
   for (size_t i = 0; i < mlps.size(); ++i)
     products.push_back({gates[i], weight_view(mlps[i].weights->down_proj), mlps[i].y_MD});
-  kernels::linear_group(products, precision_of(first, options));
+  kernels::linear_group(products, product_precision(first, options));
 }
 
 Tensor rms_norm(const Tensor& x, const Tensor& weight, double eps) {

@@ -21,6 +21,9 @@ struct LinearOptions {
   bool bf16_matmuls = false;    // round both operands (in backward too) to bf16
   bool quantise_input = false;  // pass x through FP8 if the weight is FP8 (deploy)
 };
+inline kernels::Precision precision_of(bool bf16_matmuls) {
+  return bf16_matmuls ? kernels::Precision::kBF16 : kernels::Precision::kF32;
+}
 
 // y_MN = x_MK W^T. Gradients for x and an f32 W.
 torch::Tensor linear(const torch::Tensor& x_MK, const Linear& w_NK, const LinearOptions& options);

@@ -60,7 +60,7 @@ struct TrainingRecipe {
   double late_mtp_fraction = 0;     // share of the steps
   double balance_weight = 1e-3;     // alpha of the balance loss, same section, eq. (17)
   std::string balance = "batch";    // what that is taken over; or "sequence": each row, eq. (18)
-  double indexer_weight = 1;        // of the indexers' losses: stages warmup and sparse
+  double indexer_weight = 1;        // of the indexers' losses, where they are trained
   double expert_bias_rate = 1e-3;   // gamma of the report of V3, section 2.1.2
   double fixed_bias_fraction = 0;   // of the steps, at the end: gamma is 0
   std::vector<int64_t> skip_steps;  // whose batches are left out: no gradient, no update

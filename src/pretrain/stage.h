@@ -19,9 +19,11 @@ inline constexpr std::pair<std::string_view, Stage> kStages[] = {{"dense", Stage
 
 inline std::string_view name_of(Stage stage) { return kStages[static_cast<int>(stage)].first; }
 
-// Whether attention is sparse where the language model is judged, and indexers are trained.
+// All of them in the warm-up and the sparse stage, MTP's in its own.
 inline bool trains_indexer(Stage stage) {
   return stage == Stage::kWarmup || stage == Stage::kSparse || stage == Stage::kMtp;
 }
+
+inline bool trains_sparsely(Stage stage) { return stage == Stage::kSparse || stage == Stage::kMtp; }
 
 }  // namespace fathom::pretrain

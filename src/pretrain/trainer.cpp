@@ -37,8 +37,8 @@ void add_scaled(const std::vector<double>& more, double factor, std::vector<doub
 // A step's figures and counts are sums over the ranks' parts of it.
 void sum_over(const model::RankGroup& ranks, StepReport& report, std::vector<Tensor>& counts) {
   if (ranks.size() == 1) return;
-  double* const figures[] = {&report.loss, &report.mtp_loss, &report.mtp_overlap,
-                             &report.indexer_loss, &report.indexer_recall};
+  double* const figures[] = {&report.loss,        &report.mtp_loss,     &report.mtp_divergence,
+                             &report.mtp_overlap, &report.indexer_loss, &report.indexer_recall};
   Tensor sums = torch::zeros({std::ssize(figures)}, torch::kDouble);
   for (size_t i = 0; i < std::size(figures); ++i) sums.data_ptr<double>()[i] = *figures[i];
   ranks.all_reduce(sums);
@@ -99,7 +99,7 @@ model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
   options.indexer_weight = recipe.indexer_weight;
   options.language_model = stage != Stage::kWarmup;
   options.forward = {.form = model::AttentionForm::kMha,
-                     .sparse = stage == Stage::kSparse || stage == Stage::kMtp,
+                     .sparse = trains_sparsely(stage),
                      .indexer_loss = trains_indexer(stage),
                      .bf16_matmuls = recipe.bf16_matmuls};
   return options;
@@ -168,6 +168,7 @@ void Trainer::add_micro_batch(const model::TrainingBatch& batch, const model::Lo
   (losses.total * weight).backward();
   report.loss += losses.main * weight;
   report.mtp_loss += losses.mtp * weight;
+  report.mtp_divergence += losses.mtp_divergence * weight;
   report.mtp_overlap += losses.mtp_overlap * weight;
   report.indexer_loss += mean(losses.indexer) * weight;
   report.indexer_recall += mean(losses.indexer_recall) * weight;
@@ -199,7 +200,7 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
     add_micro_batch(local.batch, options, weight, report, counts);
   }
   sum_over(division_.all, report, counts);
-  if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss)) return report;
+  if (!std::isfinite(report.sum_of_losses())) return report;
   report.learning_rate =
       recipe_.optimizer.learning_rate * learning_rate_factor(t, step, total_steps);
   const torch::NoGradGuard no_grad;
@@ -212,9 +213,11 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
 }
 
 void Trainer::balance_experts(const std::vector<Tensor>& counts, double rate, StepReport& report) {
-  // Counts of the last layers: the MTP stage counts its own alone.
+  // The counts are of the first layers where MTP's is not run, and of MTP's alone in its stage.
   const auto all = expert_biases(model_.weights);
-  const std::span biases = std::span(all).last(counts.size());
+  CHECK_LE(counts.size(), all.size());
+  const std::span biases = recipe_.stage == Stage::kMtp ? std::span(all).last(counts.size())
+                                                        : std::span(all).first(counts.size());
   for (size_t i = 0; i < counts.size(); ++i) {
     const Tensor load = counts[i].to(torch::kFloat32);
     const Tensor mean = load.mean();
@@ -234,26 +237,77 @@ model::ForwardOptions Trainer::validation_options() const {
   return options;
 }
 
-Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
-  const torch::NoGradGuard no_grad;
-  const TrainingRecipe& t = recipe_.training;
+struct Trainer::ValidationSums {
+  double targets = 0, mtp_targets = 0, tokens = 0;  // that the sums below are over
+  double loss = 0;                                  // targets
+  double mtp_divergence = 0, mtp_overlap = 0;       // mtp_targets
+  std::vector<double> indexer_loss, indexer_recall, attention_entropy;  // tokens; per layer
+
+  void add_up(const model::RankGroup& ranks) {
+    double* const numbers[] = {&targets, &mtp_targets,    &tokens,
+                               &loss,    &mtp_divergence, &mtp_overlap};
+    std::vector<double> sums;
+    for (const double* number : numbers) sums.push_back(*number);
+    for (auto* values : {&sums, &indexer_loss, &indexer_recall, &attention_entropy})
+      sum_over(ranks, *values);
+    for (size_t i = 0; i < sums.size(); ++i) *numbers[i] = sums[i];
+  }
+
+  Validation means() const {
+    const auto over = [](std::vector<double> values, double count) {
+      for (double& value : values) value /= count;
+      return values;
+    };
+    const double drafts = std::max(mtp_targets, 1.0);
+    return {.loss = loss / targets,
+            .mtp_divergence = mtp_divergence / drafts,
+            .mtp_overlap = mtp_overlap / drafts,
+            .indexer_loss = over(indexer_loss, tokens),
+            .indexer_recall = over(indexer_recall, tokens),
+            .attention_entropy = over(attention_entropy, tokens)};
+  }
+};
+
+void Trainer::add_validation(const model::TrainingBatch& whole, double factor,
+                             ValidationSums& sums) const {
+  const auto& distribution = division_.distributions.at(division_.sequence_parallel);
+  const auto& sequence = distribution.sequence;
+  const auto local = local_batch(whole, sequence.rank(), sequence.size());
   model::LossOptions options = loss_options(recipe_);
-  const bool has_mtp = recipe_.stage == Stage::kMtp;
-  const bool has_indexer = options.forward.indexer_loss && !has_mtp;
   options.mtp_weight = 0;
   options.language_model = true;
   options.forward = validation_options();
-  const auto& distribution = division_.distributions.at(division_.sequence_parallel);
   options.forward.distribution = &distribution;
-  model::LossOptions indexer_options = options;
-  indexer_options.language_model = indexer_options.forward.sparse = false;
-  indexer_options.forward.indexer_loss = true;
-  indexer_options.forward.attention_entropy = false;
-  Validation result;
+  options.share = local.share;
+  const auto count = [&](const Tensor& of) { return factor * (of >= 0).sum().item<double>(); };
+  const double targets = count(whole.targets_N), tokens = count(whole.tokens_N);
+  const auto of_model = model::language_model_loss(model_, local.batch, options);
+  sums.loss += of_model.main * targets;
+  add_scaled(of_model.attention_entropy, tokens, sums.attention_entropy);
+  if (sequence.is_first()) sums.targets += targets, sums.tokens += tokens;
+  if (recipe_.stage == Stage::kMtp) {
+    const double mtp_targets = count(model::targets_after_next(whole));
+    const auto drafts = model::mtp_divergence_loss(model_, local.batch, options);
+    sums.mtp_targets += mtp_targets;
+    sums.mtp_divergence += drafts.mtp_divergence * mtp_targets;
+    sums.mtp_overlap += drafts.mtp_overlap * mtp_targets;
+  }
+  if (sums.indexer_loss.empty()) return;
+  options.language_model = options.forward.sparse = options.forward.attention_entropy = false;
+  options.forward.indexer_loss = true;
+  const auto of_indexers = model::language_model_loss(model_, local.batch, options);
+  add_scaled(of_indexers.indexer, tokens, sums.indexer_loss);
+  add_scaled(of_indexers.indexer_recall, tokens, sums.indexer_recall);
+}
+
+Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
+  const torch::NoGradGuard no_grad;
+  const TrainingRecipe& t = recipe_.training;
   const auto num_layers = static_cast<size_t>(model_.config.num_hidden_layers);
-  if (has_indexer) result.indexer_loss = result.indexer_recall = std::vector<double>(num_layers);
-  if (options.forward.attention_entropy) result.attention_entropy.resize(num_layers);
-  double num_targets = 0, num_tokens = 0;
+  ValidationSums sums;
+  if (loss_options(recipe_).forward.indexer_loss && recipe_.stage != Stage::kMtp)
+    sums.indexer_loss = sums.indexer_recall = std::vector<double>(num_layers);
+  if (recipe_.experiment.attention_entropy) sums.attention_entropy.resize(num_layers);
   const int64_t count = std::min(rows.num_rows(), max_rows);
   const int64_t num_batches = (count + t.micro_batch_rows - 1) / t.micro_batch_rows;
   // Ranks that share experts work in step: where one has no batch left, it repeats the last for
@@ -262,41 +316,13 @@ Validation Trainer::validate(const TokenRows& rows, int64_t max_rows) const {
       (num_batches + division_.num_streams - 1) / division_.num_streams * division_.num_streams;
   for (int64_t i = division_.stream; i < num_batches_of_all; i += division_.num_streams) {
     const int64_t begin = std::min(i, num_batches - 1) * t.micro_batch_rows;
-    const double factor = i < num_batches ? 1 : 0;
     std::vector<int64_t> part(std::min(t.micro_batch_rows, count - begin));
     std::iota(part.begin(), part.end(), begin);
-    const auto whole = make_batch(rows, part, model_.config.bos_token_id, t.document_masking);
-    const auto& sequence = distribution.sequence;
-    const auto local = local_batch(whole, sequence.rank(), sequence.size());
-    options.share = indexer_options.share = local.share;
-    const double targets = factor * (whole.targets_N >= 0).sum().item<double>();
-    const double tokens = factor * static_cast<double>(whole.tokens_N.size(0));
-    const auto of_model = model::language_model_loss(model_, local.batch, options);
-    result.loss += of_model.main * targets;
-    add_scaled(of_model.attention_entropy, tokens, result.attention_entropy);
-    if (sequence.is_first()) num_targets += targets, num_tokens += tokens;
-    if (has_mtp) {
-      const auto drafts = model::mtp_divergence_loss(model_, local.batch, options);
-      result.mtp_divergence += drafts.mtp * tokens;
-      result.mtp_overlap += drafts.mtp_overlap * tokens;
-    }
-    if (!has_indexer) continue;
-    const auto losses = model::language_model_loss(model_, local.batch, indexer_options);
-    add_scaled(losses.indexer, tokens, result.indexer_loss);
-    add_scaled(losses.indexer_recall, tokens, result.indexer_recall);
+    add_validation(make_batch(rows, part, model_.config.bos_token_id, t.document_masking),
+                   i < num_batches ? 1 : 0, sums);
   }
-  std::vector<double> sums = {result.loss, num_targets, num_tokens, result.mtp_divergence,
-                              result.mtp_overlap};
-  for (auto* values :
-       {&sums, &result.indexer_loss, &result.indexer_recall, &result.attention_entropy})
-    sum_over(division_.all, *values);
-  result.loss = sums[0], num_targets = sums[1], num_tokens = sums[2];
-  result.loss /= num_targets;
-  result.mtp_divergence = sums[3] / num_tokens, result.mtp_overlap = sums[4] / num_tokens;
-  for (double& loss : result.indexer_loss) loss /= num_tokens;
-  for (double& recall : result.indexer_recall) recall /= num_tokens;
-  for (double& entropy : result.attention_entropy) entropy /= num_tokens;
-  return result;
+  sums.add_up(division_.all);
+  return sums.means();
 }
 
 }  // namespace fathom::pretrain

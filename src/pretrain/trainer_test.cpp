@@ -115,6 +115,24 @@ TEST_F(TinyTrainer, TheMtpLossStopsWhereItsLateWeightIsZero) {
   EXPECT_EQ(t.step(rows("train"), 8, 10).mtp_loss, 0);
 }
 
+// Two layers with experts and MTP, which is not run: each bias follows its own layer's loads.
+TEST_F(TinyTrainer, WithoutMtpTheOtherLayersBiasesMoveAlone) {
+  json_["model"]["num_hidden_layers"] = 3;
+  json_["training"].update(
+      {{"mtp_weight", 0.0}, {"balance_weight", 0.0}, {"expert_bias_rate", 0.05}});
+  Trainer t = trainer();
+  const auto bias_of = [&](size_t layer) {
+    return t.model().weights.layers[layer].moe->e_score_correction_bias;
+  };
+  bias_of(1)[0] = 1;  // every token's first choice in one layer
+  t.step(rows("train"), 0, 10);
+  const torch::Tensor mtp = t.model().weights.mtp->layer.moe->e_score_correction_bias;
+  EXPECT_EQ(mtp.abs().max().item<double>(), 0);
+  // The favourite loses, so that of the mean, which stays at 0, it is less than 3/4 away.
+  EXPECT_LT(bias_of(1)[0].item<double>(), 0.74);
+  EXPECT_GT(bias_of(2).abs().max().item<double>(), 0);
+}
+
 TEST_F(TinyTrainer, BalancingUndoesACollapsedRouter) {
   json_["training"]["balance_weight"] = 0.0;
   json_["training"]["mtp_weight"] = 0.0;

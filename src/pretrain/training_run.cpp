@@ -78,8 +78,10 @@ void report_step(Run& run, const StepReport& report, base::Progress* progress) {
                   {"seconds", run.state.seconds}};
   std::string line = fmt::format("step {}, lr {:.2e}", run.state.step, report.learning_rate);
   if (stage == Stage::kMtp) {
-    line += fmt::format(", divergence {:.3f}, overlap {:.3f}", report.mtp_loss, report.mtp_overlap);
-    metrics.update({{"mtp_divergence", report.mtp_loss}, {"mtp_overlap", report.mtp_overlap}});
+    line += fmt::format(", divergence {:.3f}, overlap {:.3f}", report.mtp_divergence,
+                        report.mtp_overlap);
+    metrics.update(
+        {{"mtp_divergence", report.mtp_divergence}, {"mtp_overlap", report.mtp_overlap}});
   } else if (stage != Stage::kWarmup) {
     line += fmt::format(", loss {:.3f}, mtp {:.3f}", report.loss, report.mtp_loss);
     metrics.update({{"loss", report.loss}, {"mtp_loss", report.mtp_loss}});
@@ -114,7 +116,7 @@ void report_step(Run& run, const StepReport& report, base::Progress* progress) {
 void validate(Run& run, const Trainer& trainer) {
   const Validation validation = trainer.validate(run.validation);
   const double nats = validation.loss;
-  if (!std::isfinite(nats)) fail_as_not_finite(run, "validation loss");
+  if (!std::isfinite(nats + validation.mtp_divergence)) fail_as_not_finite(run, "validation loss");
   if (!run.ranks.is_first()) return;
   const double bits = bits_per_byte(nats, run.validation);
   fmt::print(stderr, "\nstep {}: validation {:.4f} nats a token, {:.4f} bits per byte\n",
@@ -171,7 +173,7 @@ void train(Run& run, Trainer& trainer) {
     StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
     report.seconds = step_watch.seconds();
     ++run.state.step;
-    if (!std::isfinite(report.loss + report.mtp_loss + report.indexer_loss + report.gradient_norm +
+    if (!std::isfinite(report.sum_of_losses() + report.gradient_norm +
                        report.indexer_gradient_norm))
       fail_as_not_finite(run, "loss");
     run.state.seconds = shared_seconds(run);

@@ -16,6 +16,7 @@
 #include "pretrain/schedule.h"
 #include "pretrain/test_data.h"
 #include "pretrain/token_data.h"
+#include "pretrain/trainer.h"
 #include "text/bpe_trainer.h"
 
 namespace fathom::pretrain {
@@ -412,6 +413,42 @@ TEST_F(Stages, TheMtpStageBringsTheMtpLayerNearerToAModelThatStaysAsItIs) {
   EXPECT_GT(last["validation_mtp_overlap"], first["validation_mtp_overlap"].get<double>() + 0.02);
   EXPECT_EQ(last["validation_loss"], first["validation_loss"]);
   EXPECT_FALSE(read_metrics(folder_ / "mtp", "mtp_divergence").front().contains("loss"));
+}
+
+TEST_F(Stages, TheMtpStageResumesToTheSameBits) {
+  run_training(stage(Stage::kMtp, "straight", "dense"));
+  TrainingRunOptions half = stage(Stage::kMtp, "resumed", "dense");
+  half.stop_after_step = 3;
+  run_training(half);
+  run_training(stage(Stage::kMtp, "resumed", "dense"));
+  expect_equal_checkpoints("step-000006");
+}
+
+TEST_F(Stages, MtpIsJudgedByTheSameMeansHoweverRowsAreBatched) {
+  json_["stages"]["mtp"]["training"]["document_masking"] = true;
+  const TokenRows rows(folder_ / "tokens", "validation", 64);
+  std::vector<Validation> found;
+  for (const int64_t micro_batch_rows : {1, 4}) {
+    json_["stages"]["mtp"]["training"]["micro_batch_rows"] = micro_batch_rows;
+    const Recipe recipe = parse_recipe(json_, "test", Stage::kMtp);
+    found.push_back(Trainer::begin_with(recipe, latest("dense")).validate(rows));
+  }
+  EXPECT_NEAR(found[0].mtp_divergence, found[1].mtp_divergence, 1e-6);
+  EXPECT_NEAR(found[0].mtp_overlap, found[1].mtp_overlap, 1e-6);
+}
+
+// What the main model's loss cannot show: it stays as it is.
+TEST_F(Stages, AnMtpLayerThatIsRuinedIsNotSaved) {
+  json_["stages"]["mtp"]["optimizer"] = {{"learning_rate", 1e19}};
+  json_["stages"]["mtp"]["training"].update({{"validate_every", 1}, {"checkpoint_every", 1}});
+  try {
+    run_training(stage(Stage::kMtp, "mtp", "dense"));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_STREQ(error.what(),
+                 "mtp stage: validation loss is not finite at step 1; the last good checkpoint is "
+                 "none (none was written yet)");
+  }
 }
 
 TEST_F(Stages, AStageBeginsWithAModelOfItsShape) {
