@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numbers>
 
+#include <ATen/Parallel.h>
 #include <fmt/ranges.h>
 
 #include "base/check.h"
@@ -304,6 +305,7 @@ void check_run(const TrainingRunOptions& options) {
 }  // namespace
 
 void run_training(const TrainingRunOptions& options) {
+  at::set_num_threads(1);  // its own sums would depend on OMP_NUM_THREADS
   const Recipe& recipe = options.recipe;
   const model::RankGroup ranks = join_ranks(options);
   check_run(options);
