@@ -1,5 +1,6 @@
 #include "engine/engine.h"
 
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
 #include <algorithm>
@@ -193,6 +194,7 @@ struct Engine::State {
 
 void Engine::State::run() {
   const torch::NoGradGuard no_grad;
+  at::set_num_threads(1);  // this thread's: LibTorch's own sums would depend on OMP_NUM_THREADS
   while (true) {
     {
       std::unique_lock lock(mutex);
