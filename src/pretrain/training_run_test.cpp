@@ -350,6 +350,15 @@ class Stages : public TrainingRun {
     options.init = latest(init);
     return options;
   }
+  // Leaves "straight" and "resumed", the one stopped in the middle.
+  void expect_resumed_as_straight(Stage which, const std::string& init) const {
+    run_training(stage(which, "straight", init));
+    TrainingRunOptions half = stage(which, "resumed", init);
+    half.stop_after_step = 3;
+    run_training(half);
+    run_training(stage(which, "resumed", init));
+    expect_equal_checkpoints("step-000006");
+  }
 };
 
 // Bytes of every tensor of a checkpoint that changed between two of them.
@@ -385,12 +394,7 @@ TEST_F(Stages, T9TheWarmUpTouchesNothingButTheIndexers) {
 
 TEST_F(Stages, T14TheSparseStageTrainsEverythingAndResumesToTheSameBits) {
   run_training(stage(Stage::kWarmup, "warmup", "dense"));
-  run_training(stage(Stage::kSparse, "straight", "warmup"));
-  TrainingRunOptions half = stage(Stage::kSparse, "resumed", "warmup");
-  half.stop_after_step = 3;
-  run_training(half);
-  run_training(stage(Stage::kSparse, "resumed", "warmup"));
-  expect_equal_checkpoints("step-000006");
+  expect_resumed_as_straight(Stage::kSparse, "warmup");
   const auto changed = changed_tensors(latest("warmup"), latest("straight"));
   EXPECT_TRUE(changed.contains("model.layers.1.self_attn.indexer.wk.weight"));
   EXPECT_TRUE(changed.contains("model.layers.1.self_attn.q_b_proj.weight"));
@@ -416,12 +420,7 @@ TEST_F(Stages, TheMtpStageBringsTheMtpLayerNearerToAModelThatStaysAsItIs) {
 }
 
 TEST_F(Stages, TheMtpStageResumesToTheSameBits) {
-  run_training(stage(Stage::kMtp, "straight", "dense"));
-  TrainingRunOptions half = stage(Stage::kMtp, "resumed", "dense");
-  half.stop_after_step = 3;
-  run_training(half);
-  run_training(stage(Stage::kMtp, "resumed", "dense"));
-  expect_equal_checkpoints("step-000006");
+  expect_resumed_as_straight(Stage::kMtp, "dense");
 }
 
 TEST_F(Stages, MtpIsJudgedByTheSameMeansHoweverRowsAreBatched) {
