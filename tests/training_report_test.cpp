@@ -39,9 +39,10 @@ TEST_F(TrainingReport, HoldsEveryCurveThatARunHas) {
       R"("validation_mtp_overlap":0.7})"
       "\n");
   for (const char* title :
-       {"Validation", "Loss", "Loss of the token after the next (MTP)", "MTP against the model: KL",
-        "MTP against the model: overlap", "Indexer: KL from attention",
-        "Indexer: recall of attention's mass, training",
+       {"Validation", "Loss", "Loss of the token after the next (MTP)",
+        "MTP against the model: KL, training", "MTP against the model: KL, validation",
+        "MTP against the model: overlap, training", "MTP against the model: overlap, validation",
+        "Indexer: KL from attention", "Indexer: recall of attention's mass, training",
         "Indexer: recall of attention's mass, validation", "Expert balance (MaxVio)",
         "Gradient norm before clipping", "Gradient norm of the indexers", "Learning rate",
         "Time of a step"})
