@@ -17,19 +17,20 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kBlockRows = 256;  // whose logits are there at once, both models'
 
-// The model's rows and the head stay as they are; the gradient is for the draft's rows.
-struct Rows {
-  Tensor draft_MD, model_MD, head_VD;
+// What the draft is held against: it stays as it is.
+struct Target {
+  Tensor model_MD, head_VD;
   ops::LinearOptions options;
 };
 
 // Rows [begin, begin + count); writes their gradients, where wanted. The sum over the rows.
-kernels::SoftmaxDivergence divergence_of_block(const Rows& rows, int64_t begin, int64_t count,
+kernels::SoftmaxDivergence divergence_of_block(const Tensor& draft_MD, const Target& target,
+                                               int64_t begin, int64_t count,
                                                const Tensor& gradient_MD) {
   const auto logits = [&](const Tensor& x_MD) {
-    return ops::linear(x_MD.narrow(0, begin, count), {rows.head_VD, {}}, rows.options);
+    return ops::linear(x_MD.narrow(0, begin, count), {target.head_VD, {}}, target.options);
   };
-  const Tensor draft = logits(rows.draft_MD), model = logits(rows.model_MD);
+  const Tensor draft = logits(draft_MD), model = logits(target.model_MD);
   const View2<float> draft_MV = ops::view2(draft), model_MV = ops::view2(model);
   std::vector<kernels::SoftmaxDivergence> of_row(count);
   base::parallel_for(count, 1, [&](int64_t first, int64_t end) {
@@ -42,23 +43,23 @@ kernels::SoftmaxDivergence divergence_of_block(const Rows& rows, int64_t begin, 
     sum.overlap += row.overlap;
   }
   if (!gradient_MD.defined()) return sum;
-  const View2<float> head = ops::view2(rows.head_VD), out = ops::view2(gradient_MD);
+  const View2<float> head = ops::view2(target.head_VD), out = ops::view2(gradient_MD);
   kernels::gemm({count, head.cols, head.rows}, {draft_MV.data, draft_MV.stride, 1},
                 {head.data, head.stride, 1}, out.slice_rows(begin, begin + count), false,
-                ops::precision_of(rows.options.bf16_matmuls));
+                ops::precision_of(target.options.bf16_matmuls));
   return sum;
 }
 
 struct DivergenceFunction : torch::autograd::Function<DivergenceFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& draft, const Rows& rows,
+  static Tensor forward(AutogradContext* ctx, const Tensor& draft, const Target& target,
                         bool with_gradient, double* overlap) {
     const int64_t num_rows = draft.size(0);
     const double scale = num_rows > 0 ? 1 / static_cast<double>(num_rows) : 0;
     const Tensor gradient = with_gradient ? torch::empty_like(draft) : Tensor();
     double divergence = 0;
     for (int64_t begin = 0; begin < num_rows; begin += kBlockRows) {
-      const auto block =
-          divergence_of_block(rows, begin, std::min(kBlockRows, num_rows - begin), gradient);
+      const auto block = divergence_of_block(draft, target, begin,
+                                             std::min(kBlockRows, num_rows - begin), gradient);
       divergence += block.divergence;
       *overlap += block.overlap;
     }
@@ -77,10 +78,10 @@ struct DivergenceFunction : torch::autograd::Function<DivergenceFunction> {
 DraftDivergence draft_divergence(const Tensor& draft, const Tensor& model, const Linear& head,
                                  const ops::LinearOptions& options) {
   const bool with_gradient = torch::GradMode::is_enabled() && draft.requires_grad();
-  const Rows rows{draft.detach().contiguous(), model.detach().contiguous(), head.weight.detach(),
-                  options};
+  const Target target{model.detach().contiguous(), head.weight.detach(), options};
   DraftDivergence result;
-  result.loss = DivergenceFunction::apply(draft.contiguous(), rows, with_gradient, &result.overlap);
+  result.loss =
+      DivergenceFunction::apply(draft.contiguous(), target, with_gradient, &result.overlap);
   return result;
 }
 
