@@ -1,6 +1,6 @@
 #include "engine/prefix_cache.h"
 
-#include <algorithm>
+#include <queue>
 
 namespace fathom::engine {
 namespace {
@@ -34,14 +34,13 @@ void PrefixCache::insert(std::span<const int32_t> tokens, std::span<const Page> 
   Node* node = &root_;
   ++clock_;
   for (int64_t i = 0; i < std::ssize(pages) && (i + 1) * kPageRows <= std::ssize(tokens); ++i) {
-    auto& child = node->children[page_tokens(tokens, i)];
-    if (!child) {
-      child = std::make_unique<Node>();
-      child->page = pages[i];
+    const auto [at, is_new] = node->children.try_emplace(page_tokens(tokens, i));
+    if (is_new) {
+      at->second = std::make_unique<Node>(Node{pages[i], node, at});
       ++num_pages_;
     }
-    child->last_used = clock_;
-    node = child.get();
+    node = at->second.get();
+    node->last_used = clock_;
   }
 }
 
@@ -59,31 +58,27 @@ int64_t PrefixCache::num_idle_pages() const {
 
 void PrefixCache::evict(int64_t num_idle) {
   int64_t excess = num_idle_pages() - num_idle;
-  // A node with children in use is itself in use: sequences hold all their pages.
-  while (excess > 0) {
-    struct Leaf {
-      int64_t last_used;
-      Node* parent;
-      std::vector<int32_t> tokens;
-    };
-    std::vector<Leaf> leaves;
-    const auto visit = [&](const auto& self, Node& node) -> void {
-      for (const auto& [tokens, child] : node.children) {
-        if (child->children.empty() && is_idle(child->page))
-          leaves.push_back({child->last_used, &node, tokens});
-        self(self, *child);
-      }
-    };
-    visit(visit, root_);
-    if (leaves.empty()) return;
-    std::sort(leaves.begin(), leaves.end(),
-              [](const Leaf& a, const Leaf& b) { return a.last_used < b.last_used; });
-    for (const Leaf& leaf : leaves) {
-      if (excess == 0) return;
-      leaf.parent->children.erase(leaf.tokens);
-      --num_pages_;
-      --excess;
+  if (excess <= 0) return;
+  // Ends of sequences, the longest unused first. A node with children in use is itself in use:
+  // sequences hold all their pages.
+  const auto was_used_later = [](const Node* a, const Node* b) {
+    return a->last_used > b->last_used;
+  };
+  std::priority_queue<Node*, std::vector<Node*>, decltype(was_used_later)> ends(was_used_later);
+  const auto visit = [&](const auto& self, Node& node) -> void {
+    for (const auto& [tokens, child] : node.children) {
+      if (child->children.empty() && is_idle(child->page)) ends.push(child.get());
+      self(self, *child);
     }
+  };
+  visit(visit, root_);
+  for (; excess > 0 && !ends.empty(); --excess) {
+    Node* const parent = ends.top()->parent;
+    const auto at = ends.top()->at;
+    ends.pop();
+    parent->children.erase(at);
+    --num_pages_;
+    if (parent != &root_ && parent->children.empty() && is_idle(parent->page)) ends.push(parent);
   }
 }
 

@@ -31,10 +31,14 @@ class PrefixCache {
   void evict(int64_t num_idle);
 
  private:
+  struct Node;
+  using Children = std::map<std::vector<int32_t>, std::unique_ptr<Node>>;
   struct Node {
-    Page page;
+    Page page = {};
+    Node* parent = nullptr;
+    Children::iterator at = {};  // where it stands among its parent's children
     int64_t last_used = 0;
-    std::map<std::vector<int32_t>, std::unique_ptr<Node>> children;
+    Children children = {};
   };
   Node root_;
   int64_t num_pages_ = 0;

@@ -63,5 +63,21 @@ TEST(PrefixCache, EvictsTheLongestUnusedEndsFirstAndNothingInUse) {
   EXPECT_EQ(cache.find(old_tokens), held);
 }
 
+// However many pages go at once, and though the older sequence's beginning is no end at first.
+TEST(PrefixCache, EvictsAWholeOldSequenceBeforeAnyPageOfANewOne) {
+  PrefixCache cache;
+  const auto old_tokens = tokens_from(0, 321), new_tokens = tokens_from(1000, 321);
+  cache.insert(old_tokens, new_pages(5));
+  cache.insert(new_tokens, new_pages(5));
+  cache.evict(6);
+  EXPECT_EQ(cache.find(old_tokens).size(), 1u);
+  EXPECT_EQ(cache.find(new_tokens).size(), 5u);
+  cache.evict(3);
+  EXPECT_EQ(cache.find(old_tokens).size(), 0u);
+  EXPECT_EQ(cache.find(new_tokens).size(), 3u);
+  cache.evict(0);
+  EXPECT_EQ(cache.num_pages(), 0);
+}
+
 }  // namespace
 }  // namespace fathom::engine
