@@ -60,9 +60,10 @@ void finish(Sequence& sequence, RequestEvent event) {
   sequence.on_event(event);
 }
 
-void fail_sequence(Sequence& sequence, const std::string& error) {
-  finish(sequence, {.finish_reason = FinishReason::kFailed, .error = error});
+void fail_sequence(Sequence& sequence, FinishReason reason, const std::string& error) {
+  finish(sequence, {.finish_reason = reason, .error = error});
   sequence.on_event = nullptr;  // marks it for removal
+  sequence.has_failed = true;
 }
 
 // Rows [first, first + count) of the batch for the sequence's next record.
@@ -96,6 +97,7 @@ Draw draw_token(const Sequence& sequence, std::span<const float> logits, base::R
 struct Choice {
   Draw drawn = {};
   std::optional<std::string> error = {};  // why there is none
+  FinishReason reason = FinishReason::kFailed;
 };
 
 Choice choose_token(Sequence& sequence, std::span<const float> logits) {
@@ -108,7 +110,7 @@ Choice choose_token(Sequence& sequence, std::span<const float> logits) {
     if (sequence.request.constraint) sequence.request.constraint->accept(drawn.id);
     return {.drawn = std::move(drawn)};
   } catch (const std::exception& error) {  // of the request's own constraint
-    return {.error = error.what()};
+    return {.error = error.what(), .reason = FinishReason::kRefused};
   }
 }
 
@@ -161,7 +163,9 @@ struct Engine::State {
 
   void run();
   void admit();
-  void begin(Sequence& sequence);
+  void take_known_prefix(Sequence& sequence);
+  void keep_pages(const Sequence& sequence);
+  void make_room();
   void remove_ended();
   int64_t reserved_pages() const;
   void step(const std::vector<Sequence*>& sequences);
@@ -202,6 +206,8 @@ void Engine::State::run() {
       if (is_stopping) break;
       remove_cancelled();
       admit();
+      for (const auto& sequence : running)
+        if (sequence->is_prefilling()) take_known_prefix(*sequence);
     }
     try {
       const auto sequences = schedule(running, options.max_batch_tokens, context_length());
@@ -225,6 +231,7 @@ void Engine::State::remove_cancelled() {
       if (std::find(cancelled.begin(), cancelled.end(), sequence->id) == cancelled.end())
         return false;
       finish(*sequence, {.finish_reason = FinishReason::kCancelled});
+      keep_pages(*sequence);
       return true;
     });
   };
@@ -232,6 +239,7 @@ void Engine::State::remove_cancelled() {
   cancel_in(running);
   cancel_in(waiting);
   cancelled.clear();
+  make_room();
 }
 
 int64_t Engine::State::reserved_pages() const {
@@ -246,29 +254,39 @@ void Engine::State::admit() {
          reserved_pages() + waiting.front()->num_pages <= max_pages) {
     running.push_back(std::move(waiting.front()));
     waiting.pop_front();
-    begin(*running.back());
+    make_room();
   }
 }
 
-// Takes from the prefix cache what is known; what is kept for later makes way for the rest.
-void Engine::State::begin(Sequence& sequence) {
-  if (options.keep_prefixes && !sequence.request.record)
-    sequence.cache.share(prefixes.find(sequence.request.prompt));
-  sequence.num_cached_tokens = sequence.cache.num_tokens();
-  statistics.num_cached_tokens += sequence.num_cached_tokens;
-  prefixes.evict(max_pages - reserved_pages());
+// What is known of the prompt by now and was not when its last chunk was computed: a request that
+// came just before may have the same beginning.
+void Engine::State::take_known_prefix(Sequence& sequence) {
+  if (!options.keep_prefixes || sequence.request.record) return;
+  const auto pages = prefixes.find(sequence.request.prompt);
+  const int64_t num_known = std::ssize(pages) * kernels::kPageRows;
+  if (num_known <= sequence.cache.num_tokens()) return;
+  sequence.cache = model::KvCache(model::config_of(*model), options.cache_format);
+  sequence.cache.share(pages);
+  statistics.num_cached_tokens += num_known - sequence.num_cached_tokens;
+  sequence.num_cached_tokens = num_known;
 }
+
+// For later requests, and for those that wait for this one's prompt.
+void Engine::State::keep_pages(const Sequence& sequence) {
+  if (!options.keep_prefixes || sequence.has_failed) return;
+  // The last token was sampled, not computed.
+  prefixes.insert({sequence.tokens.data(), static_cast<size_t>(sequence.cache.num_tokens())},
+                  sequence.cache.pages());
+}
+
+// What is kept for later makes way for what runs.
+void Engine::State::make_room() { prefixes.evict(max_pages - reserved_pages()); }
 
 void Engine::State::remove_ended() {
-  const auto num_before = running.size();
-  for (const auto& sequence : running) {
-    if (sequence->on_event != nullptr || !options.keep_prefixes) continue;
-    // The last token was sampled, not computed.
-    const std::span tokens(sequence->tokens.data(), sequence->cache.num_tokens());
-    prefixes.insert(tokens, sequence->cache.pages());
-  }
-  std::erase_if(running, [](const auto& sequence) { return sequence->on_event == nullptr; });
-  if (running.size() != num_before) prefixes.evict(max_pages - reserved_pages());
+  const auto has_ended = [](const auto& sequence) { return sequence->on_event == nullptr; };
+  for (const auto& sequence : running)
+    if (has_ended(sequence)) keep_pages(*sequence);
+  if (std::erase_if(running, has_ended) > 0) make_room();
 }
 
 void Engine::State::step(const std::vector<Sequence*>& sequences) {
@@ -289,6 +307,8 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
   take_tokens(batch, logits, experts, step);
   if (options.speculate) draft(batch, hidden);
   const std::scoped_lock lock(mutex);
+  for (size_t i = 0; i < sequences.size(); ++i)  // its logits were numbers: it is worth keeping
+    if (batch.is_prompt(i) && !sequences[i]->is_prefilling()) keep_pages(*sequences[i]);
   statistics.num_prompt_tokens += step.num_prompt_tokens;
   statistics.num_generated_tokens += step.num_generated_tokens;
   statistics.num_drafted_tokens += step.num_drafted_tokens;
@@ -368,7 +388,7 @@ bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits
   const Request& request = sequence.request;
   const model::Config& config = model::config_of(*model);
   if (choice.error) {
-    fail_sequence(sequence, *choice.error);
+    fail_sequence(sequence, choice.reason, *choice.error);
     return false;
   }
   RequestEvent event;
@@ -399,7 +419,7 @@ bool Engine::State::take_token(Sequence& sequence, std::span<const float> logits
 
 void Engine::State::fail_all(const std::string& error) {
   for (auto& sequence : running) {
-    if (sequence->on_event != nullptr) fail_sequence(*sequence, error);
+    if (sequence->on_event != nullptr) fail_sequence(*sequence, FinishReason::kFailed, error);
   }
 }
 
@@ -438,6 +458,9 @@ Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
   for (const auto& [id, bias] : request.sampling.logit_bias)
     if (id < 0 || id >= config.vocab_size)
       fail("logit_bias names token {}; the vocabulary has {}", id, config.vocab_size);
+  for (const int32_t id : request.stop_token_ids)
+    if (id < 0 || id >= config.vocab_size)
+      fail("stop_token_ids names token {}; the vocabulary has {}", id, config.vocab_size);
   if (prompt_tokens >= context_length())
     fail("the prompt has {} tokens; all caches together hold {}", prompt_tokens, context_length());
   const int64_t length = std::min(prompt_tokens + request.max_tokens, context_length());
@@ -450,9 +473,10 @@ Engine::RequestId Engine::submit(Request request, EventCallback on_event) {
   sequence->num_pages = num_pages;
   const std::scoped_lock lock(state_->mutex);
   if (state_->is_stopping) throw Stopped("the engine has stopped");
-  if (static_cast<int>(state_->waiting.size()) >= state_->options.max_waiting_requests)
-    throw QueueFull(
-        fmt::format("{} requests are waiting already; try again later", state_->waiting.size()));
+  // Those that the next step will begin wait too, until then.
+  const auto num_requests = std::ssize(state_->waiting) + std::ssize(state_->running);
+  if (num_requests >= state_->options.max_running_requests + state_->options.max_waiting_requests)
+    throw QueueFull(fmt::format("{} requests run or wait already; try again later", num_requests));
   sequence->id = state_->next_id++;
   const RequestId id = sequence->id;
   state_->waiting.push_back(std::move(sequence));

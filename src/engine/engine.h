@@ -26,7 +26,7 @@ struct EngineOptions {
   Numerics numerics = Numerics::kServed;
   int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts
   int max_running_requests = 64;   // others wait their turn
-  int max_waiting_requests = 256;  // beyond it submit() refuses
+  int max_waiting_requests = 256;  // beyond these and those that run submit() refuses
   model::CacheFormat cache_format = model::CacheFormat::kBF16;
   // All caches together: those of running requests, each with room to its end, and prefixes kept
   // for later ones, which make way. A request that finds no room waits.

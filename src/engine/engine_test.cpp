@@ -302,23 +302,27 @@ TEST(Engine, AConstraintNarrowsEveryToken) {
       (*mask)[0] = 0;
       return std::span<const uint64_t>(*mask);
     };
-    EXPECT_EQ(start(engine, request).get().error,
-              "the constraint leaves no token of the vocabulary");
+    const Answer refused = start(engine, request).get();
+    EXPECT_EQ(refused.finish_reason, FinishReason::kRefused);
+    EXPECT_EQ(refused.error, "the constraint leaves no token of the vocabulary");
   }
 }
 
 // Rows of a vocabulary entry that is damaged make every logit row damaged.
 TEST(Engine, DamagedWeightsFailTheRequestAndLeaveTheEngineUp) {
-  auto model = std::make_shared<model::Model>(model::initialise(tiny_config(), 3));
+  model::Config config = tiny_config();
+  config.max_position_embeddings = 256;  // a page is full before the logits are asked for
+  auto model = std::make_shared<model::Model>(model::initialise(config, 3));
   model->weights.lm_head.weight.data_ptr<float>()[5 * 32] = NAN;
   Engine engine(model);
   for (int i = 0; i < 2; ++i) {
-    const Answer answer = start(engine, request_of(i, 10)).get();
+    const Answer answer = start(engine, request_of(i, 100)).get();
     EXPECT_EQ(answer.finish_reason, FinishReason::kFailed);
-    EXPECT_EQ(answer.error, "the logits of position 9 are not finite; the weights are damaged");
+    EXPECT_EQ(answer.error, "the logits of position 99 are not finite; the weights are damaged");
     EXPECT_TRUE(answer.ids.empty());
   }
   EXPECT_EQ(engine.statistics().num_generated_tokens, 0);
+  EXPECT_EQ(engine.statistics().cache_pages_kept, 0);
 }
 
 model::Config long_config() {
@@ -347,6 +351,44 @@ TEST(Engine, APrefixHitChangesNoBit) {
         request.prompt.insert(request.prompt.end(), answer.ids.begin(), answer.ids.end());
     }
   }
+}
+
+// Six that come together: the first one's prompt is known by the time the last ones' turn comes.
+TEST(Engine, RequestsThatComeTogetherShareTheirPrompt) {
+  const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
+  Engine cold(model, {.keep_prefixes = false}), warm(model, {.max_batch_tokens = 100});
+  const Request request = request_of(1, 300);
+  const Answer expected = start(cold, request).get();
+  std::vector<std::future<Answer>> answers;
+  for (int i = 0; i < 6; ++i) answers.push_back(start(warm, request));
+  int64_t num_cached = 0;
+  for (auto& future : answers) {
+    const Answer answer = future.get();
+    num_cached += answer.num_cached_tokens;
+    EXPECT_EQ(answer.ids, expected.ids);
+    EXPECT_EQ(answer.logprobs, expected.logprobs);
+  }
+  EXPECT_EQ(num_cached, 5 * 256);
+  EXPECT_EQ(warm.statistics().num_cached_tokens, 5 * 256);
+}
+
+TEST(Engine, CancelledRequestsLeaveTheirPages) {
+  const auto model = std::make_shared<const model::Model>(model::initialise(long_config(), 3));
+  Engine engine(model);
+  Request request = request_of(1, 200);
+  request.max_tokens = 700;
+  std::promise<void> has_begun;
+  std::promise<FinishReason> ended;
+  std::once_flag first;
+  const auto id = engine.submit(request, [&](const RequestEvent& event) {
+    std::call_once(first, [&] { has_begun.set_value(); });
+    if (event.is_finished) ended.set_value(event.finish_reason);
+  });
+  has_begun.get_future().wait();
+  engine.cancel(id);
+  ASSERT_EQ(ended.get_future().get(), FinishReason::kCancelled);
+  request.max_tokens = 1;
+  EXPECT_EQ(start(engine, request).get().num_cached_tokens, 192);
 }
 
 // Drafts change how many passes an answer takes, not the answer: alone, in a crowd, greedy or not,

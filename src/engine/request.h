@@ -34,7 +34,8 @@ enum class FinishReason {
   kStop,       // a stop token was sampled (it is the last token reported)
   kLength,     // max_tokens or the end of the context
   kCancelled,  // cancel() or the engine's shutdown
-  kFailed,     // see RequestEvent::error
+  kFailed,     // of no fault of the request; see RequestEvent::error
+  kRefused,    // the request's own constraint cannot be followed; see RequestEvent::error
 };
 
 // What reinforcement learning needs to compute the sampler's policy again (V3.2 report, section

@@ -23,6 +23,7 @@ struct Sequence {
   std::vector<int32_t> tokens = {};   // the prompt and what was generated
   int64_t num_pages = 0;              // that it may need to its end
   int64_t num_cached_tokens = 0;      // of the prompt, found in the prefix cache
+  bool has_failed = false;            // what it computed is not to be kept
   int64_t num_scheduled = 0;          // tokens of this step's forward pass, the draft included
   std::optional<int32_t> draft = {};  // the token after the next, if MTP is right
   std::vector<int32_t> routed_experts = {};  // for the next token's record
