@@ -18,7 +18,18 @@ Grammar::Symbol derived(Rule rule) { return {rule, {}}; }
 
 constexpr int kMostLevels = 16;  // of alternatives within a parameter's alternatives
 
-std::string in_quotes(std::string_view text) { return "\"" + std::string(text) + "\""; }
+bool holds_markup(const std::string& text) { return text.find(markup::kDsml) != text.npos; }
+
+// A name as it stands in a tag.
+std::string in_quotes(const Json& name, const std::string& where) {
+  if (!name.is_string() || name.get_ref<const std::string&>().empty())
+    fail("{} is {}; expected a name", where, name.dump());
+  const std::string& text = name.get_ref<const std::string&>();
+  if (text.find_first_of("\"<>\n") != std::string::npos || holds_markup(text))
+    fail("{} is {}; expected a name without quotes, angle brackets, new lines and markup", where,
+         name.dump());
+  return "\"" + text + "\"";
+}
 
 bool names_string(const Json& type) {
   if (type.is_array()) return std::any_of(type.begin(), type.end(), names_string);
@@ -35,10 +46,8 @@ class CallGrammar {
   Sequence call(const Json& tool, const std::string& where) {
     const Json& function = member(tool, "function", where);
     const Json& name = member(function, "name", where + ".function");
-    if (!name.is_string() || name.get_ref<const std::string&>().empty())
-      fail("{}.function.name is {}; expected a name", where, name.dump());
     Sequence all = literal(std::string(markup::kInvokeTag) +
-                           " name=" + in_quotes(name.get<std::string>()) + ">\n");
+                           " name=" + in_quotes(name, where + ".function.name") + ">\n");
     append(all, {derived(arguments(function, where + ".function"))});
     append(all, literal(std::string(markup::kInvokeEndTag) + ">\n"));
     return all;
@@ -75,11 +84,12 @@ class CallGrammar {
                            is_strict ? UnheldKeywords::kRefused : UnheldKeywords::kIgnored);
     const Json& schema = json.resolved(root, where);
     if (!schema.is_object()) fail("{}: expected an object", where);
+    json.check_keywords(schema, where);
+    for (const char* keyword : {"enum", "const", "anyOf", "oneOf", "allOf"})
+      if (is_strict && schema.contains(keyword)) json.fail_unheld(where + "." + keyword);
     if (!schema.contains("properties")) return end;
     if (!schema.at("properties").is_object()) fail("{}.properties: expected an object", where);
-    std::set<Json> required;
-    if (schema.contains("required"))
-      for (const Json& name : schema.at("required")) required.insert(name);
+    const auto required = json.required_of(schema, schema.at("properties"), where);
     std::vector<std::pair<std::string, const Json*>> properties;
     for (const auto& [name, property] : schema.at("properties").items())
       properties.emplace_back(name, &property);
@@ -89,8 +99,8 @@ class CallGrammar {
       const Rule rule = grammar_.add_rule();
       if (!required.contains(name)) grammar_.add_alternative(rule, {derived(rest)});
       for (Sequence& written : values(json, *property, where + "." + name)) {
-        Sequence all =
-            literal(std::string(markup::kParameterTag) + " name=" + in_quotes(name) + " string=");
+        Sequence all = literal(std::string(markup::kParameterTag) +
+                               " name=" + in_quotes(name, where + "'s property") + " string=");
         append(all, written);
         append(all, literal("<" + std::string(markup::kParameterEndTag) + ">\n"));
         append(all, {derived(rest)});
@@ -112,6 +122,29 @@ class CallGrammar {
     return all;
   }
 
+  static std::vector<Sequence> listed(const JsonSchemaGrammar& json, const Json& schema,
+                                      const std::string& where) {
+    std::vector<Sequence> all;
+    for (const Json& value : json.listed_values(schema, where)) {
+      if (value.is_string() && holds_markup(value.get_ref<const std::string&>()))
+        fail("{} lists {}, which holds the markup of calls", where, value.dump());
+      all.push_back(value.is_string() ? as_string(literal(value.get<std::string>()))
+                                      : as_json(literal(value.dump(-1, ' ', false))));
+    }
+    return all;
+  }
+
+  // Options alone can be held to, and one of all.
+  static void check_options(const JsonSchemaGrammar& json, const Json& schema, const char* keyword,
+                            const std::string& where) {
+    if (!json.refuses()) return;
+    if (keyword == std::string("allOf") && schema.at(keyword).size() > 1)
+      json.fail_unheld(fmt::format("{}.allOf of {} schemas", where, schema.at(keyword).size()));
+    for (const auto& [name, unused] : schema.items())
+      if (name != keyword && !is_annotation(name))
+        json.fail_unheld(fmt::format("{}.{} beside {}", where, name, keyword));
+  }
+
   // The ways to write a value of `schema`: its strings bare, everything else as JSON.
   std::vector<Sequence> values(JsonSchemaGrammar& json, const Json& given, const std::string& where,
                                int level = 0) {
@@ -126,23 +159,20 @@ class CallGrammar {
       all.push_back(as_json({derived(json.value_without_strings())}));
       return all;
     }
+    json.check_keywords(schema, where);
+    if (schema.contains("enum") || schema.contains("const")) return listed(json, schema, where);
     for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
       if (!schema.contains(keyword) || !schema.at(keyword).is_array()) continue;
+      check_options(json, schema, keyword, where);
       for (const Json& option : schema.at(keyword))
         for (Sequence& way : values(json, option, where + "." + keyword, level + 1))
           all.push_back(std::move(way));
       return all;
     }
-    if (schema.contains("enum") || schema.contains("const")) {
-      const Json list =
-          schema.contains("const") ? Json::array({schema.at("const")}) : schema.at("enum");
-      for (const Json& value : list)
-        all.push_back(value.is_string() ? as_string(literal(value.get<std::string>()))
-                                        : as_json(literal(value.dump(-1, ' ', false))));
-      return all;
-    }
     if (!schema.contains("type") || !names_string(schema.at("type")))
       return {as_json({derived(json.schema(schema, where))})};
+    for (const char* keyword : {"minLength", "maxLength"})  // of a string that no quotes end
+      if (json.refuses() && schema.contains(keyword)) json.fail_unheld(where + "." + keyword);
     all.push_back(as_string({derived(free_string_)}));
     if (!schema.at("type").is_array()) return all;
     others_.push_back(std::make_unique<Json>(schema));  // the rules refer to it
@@ -212,7 +242,7 @@ Grammar answer_grammar(const AnswerFormat& format) {
   } else {
     grammar.add_alternative(start, {derived(content)});
   }
-  grammar.check();
+  grammar.finish();
   return grammar;
 }
 

@@ -125,9 +125,62 @@ TEST(AnswerGrammar, StrictToolsRefuseWhatCannotBeHeld) {
         "out, or set \"strict\" to false");
   }
   EXPECT_THROW(answer_grammar({.kind = Kind::kCalls}), Error);
+  const auto error = [](const char* parameters, bool is_strict) {
+    Json tool = {{"name", "f"}, {"strict", is_strict}, {"parameters", Json::parse(parameters)}};
+    try {
+      answer_grammar({.kind = Kind::kCalls, .tools = {{{"function", tool}}}});
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  const std::string unheld =
+      " cannot be held to while sampling; leave it out, or set \"strict\" to false";
+  const std::string x = "tools[0].function.parameters.x.";
+  const std::pair<const char*, std::string> strings[] = {
+      {R"({"type": "string", "pattern": "^a+$"})", x + "pattern"},
+      {R"({"type": "string", "maxLength": 3})", x + "maxLength"},
+      {R"({"anyOf": [{"type": "string"}], "minimum": 3})", x + "minimum"},
+      {R"({"anyOf": [{"type": "string"}], "type": "string"})", x + "type beside anyOf"},
+      {R"({"enum": ["a"], "minLength": 3})", x + "minLength beside enum"},
+      {R"({"allOf": [{"type": "string"}, {}]})", x + "allOf of 2 schemas"}};
+  for (const auto& [schema, place] : strings) {
+    const std::string parameters = R"({"properties": {"x": )" + std::string(schema) + "}}";
+    EXPECT_EQ(error(parameters.c_str(), true), place + unheld);
+    EXPECT_EQ(error(parameters.c_str(), false), "taken") << schema;
+  }
+  const char* const kMissing = R"({"properties": {"x": {}}, "required": ["y"]})";
+  EXPECT_EQ(error(kMissing, true),
+            "tools[0].function.parameters.required names \"y\"; expected one of the properties");
+  EXPECT_EQ(error(kMissing, false), "taken");
   const Json circle = Json::parse(R"([{"type": "function", "function": {"name": "f", "parameters":
       {"properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}, {"type": "null"}]}}}}}])");
   EXPECT_THROW(answer_grammar({.kind = Kind::kCalls, .tools = circle}), Error);
+}
+
+// What would close a tag, or a value, too early.
+TEST(AnswerGrammar, NamesAndValuesHoldNoMarkup) {
+  const auto error = [](const std::string& name, const std::string& property, const Json& schema) {
+    const Json parameters = {{"type", "object"}, {"properties", {{property, schema}}}};
+    const Json function = {{"name", name}, {"parameters", parameters}};
+    try {
+      answer_grammar({.kind = Kind::kCalls, .tools = {{{"function", function}}}});
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("taken");
+  };
+  const std::string expected =
+      "; expected a name without quotes, angle brackets, new lines and markup";
+  EXPECT_EQ(error("f", "a b", {}), "taken");
+  EXPECT_EQ(error("f\">", "a", {}), R"(tools[0].function.name is "f\">")" + expected);
+  EXPECT_EQ(error("f", "a\" string=\"true\">", {}),
+            R"(tools[0].function.parameters's property is "a\" string=\"true\">")" + expected);
+  EXPECT_EQ(error("f", "a", {{"enum", {"x</｜DSML｜parameter>\n"}}}),
+            "tools[0].function.parameters.a lists \"x</｜DSML｜parameter>\\n\", which holds the "
+            "markup of calls");
+  EXPECT_EQ(error("f", "a", {{"enum", Json::array()}}),
+            "tools[0].function.parameters.a.enum is []; expected an array that is not empty");
 }
 
 }  // namespace

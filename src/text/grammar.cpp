@@ -13,6 +13,7 @@ using Sequence = Grammar::Sequence;
 
 constexpr size_t kMostRules = 1 << 18;
 constexpr size_t kMostSymbols = 1 << 20;
+constexpr int64_t kMostExpansions = 1 << 20;  // for one token: a third of a second
 
 [[noreturn]] void fail_too_large() {
   fail(
@@ -20,25 +21,38 @@ constexpr size_t kMostSymbols = 1 << 20;
       "bounds");
 }
 
-// Which rules derive the empty text; grows until nothing changes.
-std::vector<bool> nullable_rules(const Grammar& grammar, Grammar::Rule num_rules) {
-  std::vector<bool> nullable(num_rules, false);
-  const auto is_empty = [&](int32_t alternative) {
-    const Sequence& sequence = grammar.sequence(alternative);
-    return std::all_of(sequence.begin(), sequence.end(), [&](const Symbol& symbol) {
-      return symbol.rule >= 0 && nullable[symbol.rule];
-    });
+// Rules with an alternative that holds nothing but such rules and, if `with_bytes`, sets of bytes:
+// those that derive some text, or the empty one.
+std::vector<bool> deriving_rules(const Grammar& grammar, Grammar::Rule num_rules, bool with_bytes) {
+  struct Use {
+    Grammar::Rule rule;
+    size_t alternative;  // of all, in order
   };
-  for (bool has_changed = true; has_changed;) {
-    has_changed = false;
-    for (Grammar::Rule rule = 0; rule < num_rules; ++rule) {
-      const auto& alternatives = grammar.alternatives(rule);
-      if (nullable[rule] || std::none_of(alternatives.begin(), alternatives.end(), is_empty))
-        continue;
-      nullable[rule] = has_changed = true;
+  std::vector<int64_t> num_missing;  // symbols of each alternative that are not known to be such
+  std::vector<std::vector<Use>> uses(num_rules);
+  std::vector<bool> is_deriving(num_rules, false);
+  std::vector<Grammar::Rule> found;
+  const auto add = [&](Grammar::Rule rule) {
+    if (!is_deriving[rule]) found.push_back(rule);
+    is_deriving[rule] = true;
+  };
+  for (Grammar::Rule rule = 0; rule < num_rules; ++rule)
+    for (const int32_t alternative : grammar.alternatives(rule)) {
+      int64_t missing = 0;
+      for (const Symbol& symbol : grammar.sequence(alternative)) {
+        missing += symbol.rule >= 0 || !with_bytes || symbol.bytes.none();
+        if (symbol.rule >= 0) uses[symbol.rule].push_back({rule, num_missing.size()});
+      }
+      num_missing.push_back(missing);
+      if (missing == 0) add(rule);
     }
+  while (!found.empty()) {
+    const Grammar::Rule rule = found.back();
+    found.pop_back();
+    for (const Use& use : uses[rule])
+      if (--num_missing[use.alternative] == 0) add(use.rule);
   }
-  return nullable;
+  return is_deriving;
 }
 
 // Rules that some derivation of `rule` can begin with.
@@ -70,9 +84,28 @@ void Grammar::add_alternative(Rule rule, Sequence sequence) {
   sequences_.push_back(std::move(sequence));
 }
 
-void Grammar::check() const {
+void Grammar::finish() {
+  drop_endless();
+  check_beginnings();
+}
+
+void Grammar::drop_endless() {
+  const auto is_deriving =
+      deriving_rules(*this, static_cast<Rule>(rules_.size()), /*with_bytes=*/true);
+  for (auto& alternatives : rules_)
+    std::erase_if(alternatives, [&](int32_t alternative) {
+      return std::any_of(sequences_[alternative].begin(), sequences_[alternative].end(),
+                         [&](const Symbol& symbol) {
+                           return symbol.rule >= 0 ? !is_deriving[symbol.rule]
+                                                   : symbol.bytes.none();
+                         });
+    });
+  if (!is_deriving.at(kStart)) fail("no answer satisfies the request's schema or tools");
+}
+
+void Grammar::check_beginnings() const {
   const auto num_rules = static_cast<Rule>(rules_.size());
-  const std::vector<bool> nullable = nullable_rules(*this, num_rules);
+  const std::vector<bool> nullable = deriving_rules(*this, num_rules, /*with_bytes=*/false);
   enum class Mark : uint8_t { kNew, kOpen, kDone };
   std::vector<Mark> marks(num_rules, Mark::kNew);
   // Depth first, without recursion: a grammar's rules can stand in one long chain.
@@ -190,6 +223,8 @@ int32_t GrammarMatcher::frame_number(const Frame& frame) {
 // all ended sequences left.
 void GrammarMatcher::expand(const Frame& frame, Seen& seen, Stacks& stacks) {
   if (!seen.insert(frame).second) return;
+  if (++num_expansions_ > kMostExpansions)
+    fail("the answer's grammar leaves too many readings open; make its alternatives differ early");
   const Sequence& sequence = grammar_->sequence(frame.alternative);
   if (frame.position == std::ssize(sequence)) {
     if (frame.below == kBottom)
@@ -224,6 +259,7 @@ GrammarMatcher::State GrammarMatcher::state_number(Stacks stacks) {
       return state;
   const auto state = static_cast<State>(states_.size());
   candidates.push_back(state);
+  num_tops_ += std::ssize(stacks.tops);
   states_.push_back(std::move(stacks));
   transitions_.emplace_back().fill(kUnknown);
   return state;

@@ -24,23 +24,27 @@ class Grammar {
   };
   using Sequence = std::vector<Symbol>;
 
-  // A rule without alternatives derives nothing. Both throw Error where the grammar grows beyond
+  // Both throw Error where the grammar grows beyond
   // 2^18 rules or 2^20 symbols: it may come from a request.
   Rule add_rule();
   void add_alternative(Rule rule, Sequence sequence);
   // Where derivation begins: the first rule that was added.
   static constexpr Rule kStart = 0;
 
-  // Throws Error if a rule can begin with itself: following it would not end. Call once all rules
-  // stand.
-  void check() const;
+  // Drops the alternatives that no text ends, so that whatever is begun can be finished. Throws
+  // Error if nothing is left to derive, or if a rule can begin with itself: following it would not
+  // end. Call once all rules stand.
+  void finish();
 
   const std::vector<int32_t>& alternatives(Rule rule) const { return rules_[rule]; }
   const Sequence& sequence(int32_t alternative) const { return sequences_[alternative]; }
 
  private:
-  std::vector<std::vector<int32_t>> rules_;
-  std::vector<Sequence> sequences_;
+  void drop_endless();
+  void check_beginnings() const;
+
+  std::vector<std::vector<int32_t>> rules_;  // alternatives
+  std::vector<Sequence> sequences_;          // of alternatives
   size_t num_symbols_ = 0;
 };
 
@@ -66,6 +70,10 @@ class GrammarMatcher {
 
   explicit GrammarMatcher(std::shared_ptr<const Grammar> grammar);
 
+  // Following is bounded: a grammar may leave more readings open than there is time for. next()
+  // throws Error after this much work since the last call of this.
+  void begin_token() { num_expansions_ = 0; }
+
   State start() const { return start_; }
   // kDead if no derivation goes on with `byte`.
   State next(State state, uint8_t byte) {
@@ -75,7 +83,9 @@ class GrammarMatcher {
   // Whether what was read is a whole derivation.
   bool may_end(State state) const { return states_[state].may_end; }
 
-  int64_t num_states() const { return static_cast<int64_t>(states_.size()); }
+  // Of all states, their open readings and what these share: 8 to 80 bytes each.
+  int64_t num_kept() const { return std::ssize(states_) + num_tops_ + std::ssize(frames_); }
+  int64_t num_states() const { return std::ssize(states_); }
   // Forgets every state but this one; returns its new number.
   State forget_others(State state);
 
@@ -110,6 +120,7 @@ class GrammarMatcher {
   std::vector<Stacks> states_;
   std::unordered_map<uint64_t, std::vector<State>> states_by_hash_;
   std::vector<std::array<State, 256>> transitions_;
+  int64_t num_expansions_ = 0, num_tops_ = 0;
   State start_ = kDead;
 };
 

@@ -74,9 +74,48 @@ TEST(Grammar, RefusesARuleThatBeginsWithItself) {
   grammar.add_alternative(empty, {});
   grammar.add_alternative(empty, literal("e"));
   grammar.add_alternative(other, literal("o"));
-  EXPECT_NO_THROW(grammar.check());
+  EXPECT_NO_THROW(grammar.finish());
   grammar.add_alternative(other, {{empty, {}}, {start, {}}});
-  EXPECT_THROW(grammar.check(), Error);
+  EXPECT_THROW(grammar.finish(), Error);
+}
+
+TEST(Grammar, LeadsIntoNothingThatNoTextEnds) {
+  Grammar grammar;
+  const auto start = grammar.add_rule(), endless = grammar.add_rule(), empty = grammar.add_rule();
+  grammar.add_alternative(endless, {byte_in("a"), {endless, {}}});
+  grammar.add_alternative(start, {byte_in("a"), {endless, {}}});
+  grammar.add_alternative(start, {byte_in("b"), {empty, {}}});
+  Grammar nothing = grammar;
+  EXPECT_THROW(nothing.finish(), Error);
+  grammar.add_alternative(start, literal("cd"));
+  grammar.finish();
+  GrammarMatcher matcher(std::make_shared<const Grammar>(grammar));
+  EXPECT_EQ(matcher.next(matcher.start(), 'a'), GrammarMatcher::kDead);
+  EXPECT_EQ(matcher.next(matcher.start(), 'b'), GrammarMatcher::kDead);
+  EXPECT_TRUE(derives(grammar, "cd"));
+}
+
+// Each level ten readings that differ at their ends alone: a hundred thousand after five.
+TEST(Grammar, TooManyOpenReadingsEndInAnError) {
+  Grammar grammar;
+  std::vector<Grammar::Rule> levels;
+  for (int i = 0; i < 8; ++i) levels.push_back(grammar.add_rule());
+  for (int i = 0; i + 1 < 8; ++i)
+    for (int way = 0; way < 10; ++way)
+      grammar.add_alternative(levels[i], {byte_in("["),
+                                          {levels[i + 1], {}},
+                                          byte_in(std::string(1, static_cast<char>('a' + way)))});
+  grammar.add_alternative(levels.back(), literal("1"));
+  grammar.finish();
+  GrammarMatcher matcher(std::make_shared<const Grammar>(grammar));
+  auto state = matcher.start();
+  EXPECT_THROW(
+      {
+        for (int i = 0; i < 7; ++i) state = matcher.next(state, '[');
+      },
+      Error);
+  matcher.begin_token();
+  EXPECT_NE(matcher.next(matcher.start(), '['), GrammarMatcher::kDead);
 }
 
 TEST(Grammar, ForgettingOtherStatesChangesNothing) {

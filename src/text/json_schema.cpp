@@ -6,6 +6,14 @@
 #include "base/check.h"
 
 namespace fathom::text {
+
+bool is_annotation(const std::string& keyword) {
+  static const std::set<std::string> kAnnotations = {
+      "title", "description", "default",  "examples",  "format",     "$schema",    "$defs",
+      "$id",   "$comment",    "readOnly", "writeOnly", "deprecated", "definitions"};
+  return kAnnotations.contains(keyword);
+}
+
 namespace {
 
 using Rule = Grammar::Rule;
@@ -39,6 +47,29 @@ int64_t count_of(const Json& schema, const char* keyword, int64_t otherwise,
     fail("{}.{} is {}; expected an integer from 0 to {}", where, keyword, as_text(*it),
          kMostRepeats);
   return count;
+}
+
+// What a schema asks for beside the keywords that are `known`.
+Json rest_of(const Json& schema, std::initializer_list<std::string_view> known) {
+  Json rest = Json::object();
+  for (const auto& [keyword, value] : schema.items())
+    if (!is_annotation(keyword) && std::find(known.begin(), known.end(), keyword) == known.end())
+      rest[keyword] = value;
+  return rest;
+}
+
+bool is_of_type(const Json& value, const Json& type) {
+  if (type.is_array())
+    return std::any_of(type.begin(), type.end(),
+                       [&](const Json& one) { return is_of_type(value, one); });
+  if (type == "number") return value.is_number();
+  if (type == "integer") return value.is_number_integer();
+  return type == (value.is_object()    ? "object"
+                  : value.is_array()   ? "array"
+                  : value.is_string()  ? "string"
+                  : value.is_boolean() ? "boolean"
+                  : value.is_null()    ? "null"
+                                       : "");
 }
 
 // Bounds that cannot be held to are none where `unheld` says so.
@@ -186,6 +217,7 @@ const Json& JsonSchemaGrammar::resolved(const Json& schema, const std::string& w
   const Json* at = &schema;
   for (int steps = 0; at->is_object() && at->contains("$ref"); ++steps) {
     const Json& ref = at->at("$ref");
+    check_alone(rest_of(*at, {"$ref"}), "$ref", where);
     if (!ref.is_string() || !ref.get_ref<const std::string&>().starts_with('#'))
       fail("{}.$ref is {}; expected a place in the same schema: \"#/$defs/...\"", where,
            as_text(ref));
@@ -213,19 +245,87 @@ Rule JsonSchemaGrammar::schema(const Json& schema, const std::string& where) {
 
 void JsonSchemaGrammar::check_keywords(const Json& schema, const std::string& where) const {
   static const std::set<std::string> kHeld = {
-      "type",       "properties", "required", "additionalProperties",
-      "items",      "minItems",   "maxItems", "minLength",
-      "maxLength",  "enum",       "const",    "anyOf",
-      "oneOf",      "allOf",      "$ref",     "$defs",
-      "definitions"};
-  static const std::set<std::string> kAnnotations = {
-      "title", "description", "default",  "examples",  "format",    "$schema",
-      "$id",   "$comment",    "readOnly", "writeOnly", "deprecated"};
-  if (unheld_ == UnheldKeywords::kIgnored) return;
+      "type",      "properties", "required", "additionalProperties",
+      "items",     "minItems",   "maxItems", "minLength",
+      "maxLength", "enum",       "const",    "anyOf",
+      "oneOf",     "allOf",      "$ref"};
+  if (unheld_ == UnheldKeywords::kIgnored || !schema.is_object()) return;
   for (const auto& [keyword, unused] : schema.items())
-    if (!kHeld.contains(keyword) && !kAnnotations.contains(keyword))
-      fail("{}.{} cannot be held to while sampling; leave it out, or set \"strict\" to false",
-           where, keyword);
+    if (!kHeld.contains(keyword) && !is_annotation(keyword)) fail_unheld(where + "." + keyword);
+}
+
+void JsonSchemaGrammar::fail_unheld(const std::string& what) const {
+  fail("{} cannot be held to while sampling; leave it out, or set \"strict\" to false", what);
+}
+
+void JsonSchemaGrammar::check_alone(const Json& rest, const char* keyword,
+                                    const std::string& where) const {
+  if (unheld_ == UnheldKeywords::kRefused && !rest.empty())
+    fail_unheld(fmt::format("{}.{} beside {}", where, rest.items().begin().key(), keyword));
+}
+
+// The keyword's array.
+const Json& JsonSchemaGrammar::list_at(const Json& schema, const char* keyword,
+                                       const std::string& where) {
+  const Json& found = schema.at(keyword);
+  if (!found.is_array() || found.empty())
+    fail("{}.{} is {}; expected an array that is not empty", where, keyword, as_text(found));
+  return found;
+}
+
+std::vector<Json> JsonSchemaGrammar::listed_values(const Json& schema,
+                                                   const std::string& where) const {
+  const bool is_one = schema.contains("const");
+  check_alone(rest_of(schema, {"const", "enum", "type"}), is_one ? "const" : "enum", where);
+  const Json list =
+      is_one ? Json::array({schema.at("const")}) : Json(list_at(schema, "enum", where));
+  std::vector<Json> values;
+  for (const Json& value : list) {
+    const auto& others = is_one && schema.contains("enum") ? schema.at("enum") : list;
+    const bool is_listed = std::find(others.begin(), others.end(), value) != others.end();
+    if (is_listed && (!schema.contains("type") || is_of_type(value, schema.at("type"))))
+      values.push_back(value);
+  }
+  if (values.empty()) fail("{}: no value satisfies {}", where, as_text(schema));
+  return values;
+}
+
+// What satisfies both of them, where that can be said in one schema: keywords that do not depend on
+// one another are put side by side.
+const Json& JsonSchemaGrammar::both(const Json& rest, const Json& option, const char* keyword,
+                                    const std::string& where) {
+  static const std::set<std::string> kDependent = {
+      "enum", "const", "$ref", "anyOf", "oneOf", "allOf", "additionalProperties"};
+  if (rest.empty()) return option;
+  const Json& other = resolved(option, where);
+  bool can_join = other.is_object();
+  for (const auto& [name, unused] : rest.items())
+    can_join = can_join && !other.contains(name) && !kDependent.contains(name);
+  for (const std::string& name : kDependent) can_join = can_join && !other.contains(name);
+  if (!can_join) {
+    check_alone(rest, keyword, where);
+    return option;
+  }
+  Json joint = other;
+  joint.update(rest);
+  return *joint_.emplace_back(std::make_unique<Json>(std::move(joint)));
+}
+
+void JsonSchemaGrammar::define_options(Rule rule, const Json& schema, const char* keyword,
+                                       const std::string& where) {
+  const Json& options = list_at(schema, keyword, where);
+  if (keyword == std::string("allOf") && options.size() > 1) {
+    if (unheld_ == UnheldKeywords::kRefused)
+      fail("{}.allOf of {} schemas is not supported; write them as one", where, options.size());
+    grammar_.add_alternative(rule, {derived(value())});
+    return;
+  }
+  const Json rest = rest_of(schema, {keyword});
+  for (size_t i = 0; i < options.size(); ++i) {
+    const std::string place = fmt::format("{}.{}[{}]", where, keyword, i);
+    grammar_.add_alternative(
+        rule, {derived(this->schema(both(rest, options[i], keyword, where), place))});
+  }
 }
 
 void JsonSchemaGrammar::define_schema(Rule rule, const Json& schema, const std::string& where) {
@@ -235,41 +335,24 @@ void JsonSchemaGrammar::define_schema(Rule rule, const Json& schema, const std::
   }
   if (!schema.is_object()) fail("{} is {}; expected an object", where, as_text(schema));
   check_keywords(schema, where);
-  const auto list = [&](const char* keyword) -> const Json& {
-    const Json& found = schema.at(keyword);
-    if (!found.is_array() || found.empty())
-      fail("{}.{} is {}; expected an array that is not empty", where, keyword, as_text(found));
-    return found;
-  };
-  if (schema.contains("const")) {
-    grammar_.add_alternative(rule, literal(as_text(schema.at("const"))));
+  if (schema.contains("const") || schema.contains("enum")) {
+    for (const Json& value : listed_values(schema, where))
+      grammar_.add_alternative(rule, literal(as_text(value)));
     return;
   }
-  if (schema.contains("enum")) {
-    for (const Json& value : list("enum")) grammar_.add_alternative(rule, literal(as_text(value)));
-    return;
-  }
-  for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
-    if (!schema.contains(keyword)) continue;
-    const Json& options = list(keyword);
-    if (keyword == std::string("allOf") && options.size() > 1) {
-      if (unheld_ == UnheldKeywords::kRefused)
-        fail("{}.allOf of {} schemas is not supported; write them as one", where, options.size());
-      grammar_.add_alternative(rule, {derived(value())});
-      return;
-    }
-    for (size_t i = 0; i < options.size(); ++i)
-      grammar_.add_alternative(
-          rule, {derived(this->schema(options[i], fmt::format("{}.{}[{}]", where, keyword, i)))});
-    return;
-  }
+  for (const char* keyword : {"anyOf", "oneOf", "allOf"})
+    if (schema.contains(keyword)) return define_options(rule, schema, keyword, where);
   if (!schema.contains("type")) {
     const bool is_object = schema.contains("properties");
+    const Json rest = rest_of(schema, {});
+    if (!is_object && refuses() && !rest.empty())
+      fail_unheld(fmt::format("{}.{} without a type", where, rest.items().begin().key()));
     grammar_.add_alternative(rule,
                              is_object ? object_of(schema, where) : Sequence{derived(value())});
     return;
   }
-  const Json types = schema.at("type").is_array() ? list("type") : Json::array({schema.at("type")});
+  const Json types = schema.at("type").is_array() ? list_at(schema, "type", where)
+                                                  : Json::array({schema.at("type")});
   for (const Json& type : types) {
     if (!type.is_string()) fail("{}.type is {}; expected a string", where, as_text(type));
     grammar_.add_alternative(rule, typed(type.get<std::string>(), schema, where));
@@ -382,7 +465,7 @@ Grammar json_schema_grammar(const Json& schema, UnheldKeywords unheld) {
   const Rule start = grammar.add_rule();
   JsonSchemaGrammar json(grammar, schema, unheld);
   grammar.add_alternative(start, {derived(json.schema(schema, "schema"))});
-  grammar.check();
+  grammar.finish();
   return grammar;
 }
 

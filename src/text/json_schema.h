@@ -1,8 +1,9 @@
 // JSON Schema (draft 2020-12) as a grammar of the JSON texts that satisfy it.
 //
 // Followed: type (also a list), properties, required, additionalProperties (where there are no
-// properties), items, minItems, maxItems, minLength, maxLength, enum, const, anyOf, oneOf (as
-// anyOf), allOf of one schema, $ref within the document, true. Objects give their properties in the
+// properties), items, minItems, maxItems, minLength, maxLength, enum and const (also beside type),
+// anyOf, oneOf (as anyOf), allOf of one schema, all three also beside keywords that they do not
+// repeat, $ref within the document, true. Objects give their properties in the
 // schema's order and no others; numbers have at most 16 digits before and behind the point; white
 // space is at most one space, or a new line and 20 spaces.
 // At most 1,000 parts (schemas within the schema).
@@ -10,8 +11,10 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "text/grammar.h"
@@ -19,8 +22,12 @@
 namespace fathom::text {
 
 // What becomes of a keyword that a grammar cannot hold an answer to, such as "minimum", of bounds
-// above 4,096, unknown types, allOf of several and requirements that are no properties.
+// above 4,096, unknown types, allOf of several, keywords beside others that they depend on, and
+// requirements that are no properties.
 enum class UnheldKeywords { kRefused, kIgnored };
+
+// Whether a keyword says nothing of what satisfies a schema.
+bool is_annotation(const std::string& keyword);
 
 class JsonSchemaGrammar {
  public:
@@ -37,6 +44,16 @@ class JsonSchemaGrammar {
 
   // $ref followed to a schema that is none.
   const Json& resolved(const Json& schema, const std::string& where) const;
+  // The values of enum or const that are of the schema's type, at least one.
+  std::vector<Json> listed_values(const Json& schema, const std::string& where) const;
+  std::set<std::string> required_of(const Json& schema, const Json& properties,
+                                    const std::string& where) const;
+  // These three throw Error where a keyword is refused: one that is unknown; any of what is asked
+  // for beside `keyword`; `what`.
+  void check_keywords(const Json& schema, const std::string& where) const;
+  void check_alone(const Json& rest, const char* keyword, const std::string& where) const;
+  [[noreturn]] void fail_unheld(const std::string& what) const;
+  bool refuses() const { return unheld_ == UnheldKeywords::kRefused; }
 
  private:
   Grammar::Rule once(const std::string& name, void (JsonSchemaGrammar::*define)(Grammar::Rule));
@@ -62,15 +79,18 @@ class JsonSchemaGrammar {
   Grammar::Sequence object_of(const Json& schema, const std::string& where);
   Grammar::Sequence map_of(Grammar::Rule item);
   Grammar::Sequence list_of(Grammar::Rule item, int64_t fewest, int64_t most);
-  std::set<std::string> required_of(const Json& schema, const Json& properties,
-                                    const std::string& where) const;
-  void check_keywords(const Json& schema, const std::string& where) const;
+  static const Json& list_at(const Json& schema, const char* keyword, const std::string& where);
+  const Json& both(const Json& rest, const Json& option, const char* keyword,
+                   const std::string& where);
+  void define_options(Grammar::Rule rule, const Json& schema, const char* keyword,
+                      const std::string& where);
 
   Grammar& grammar_;
   const Json& root_;
   UnheldKeywords unheld_;
   std::map<std::string, Grammar::Rule> named_;      // rules that every schema shares
-  std::map<const Json*, Grammar::Rule> of_schema_;  // by the schema's place in root_
+  std::map<const Json*, Grammar::Rule> of_schema_;  // by the schema's place, in root_ or joint_
+  std::vector<std::unique_ptr<Json>> joint_;        // schemas put together from two
 };
 
 // Whole answers.

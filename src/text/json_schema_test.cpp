@@ -50,6 +50,13 @@ TEST(JsonSchema, DerivesWhatSatisfiesTheSchemaAndNothingElse) {
        {"{}", R"({"a":null,"b": null})"},
        {R"({"a":1})"}},
       {R"({"anyOf": [{"type": "integer"}, {"type": "string"}]})", {"1", R"("1")"}, {"true"}},
+      {R"({"type": ["integer", "null"], "enum": [1, "a", null, 2.5]})",
+       {"1", "null"},
+       {R"("a")", "2.5"}},
+      {R"({"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "null"}},
+           "anyOf": [{"required": ["a"]}, {"required": ["b"], "title": "x"}]})",
+       {R"({"a": 1})", R"({"b": null})", R"({"a": 1, "b": null})"},
+       {"{}", "1", R"({"a": null})"}},
       {R"({"allOf": [{"$ref": "#/$defs/n"}], "$defs": {"n": {"type": "null"}}})", {"null"}, {"1"}},
       {R"({"$ref": "#/$defs/tree", "$defs": {"tree": {"type": "object", "properties":
            {"of": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}}})",
@@ -108,12 +115,23 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
   EXPECT_EQ(error(R"({"$ref": "#"})"), "schema.$ref leads in a circle");
   EXPECT_EQ(error(R"({"anyOf": [{"$ref": "#"}, {"type": "null"}]})"),
             "the grammar has a rule that begins with itself");
-  for (const char* unheld : {R"({"type": "text"})", R"({"type": "string", "maxLength": 99999})",
-                             R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})",
-                             R"({"allOf": [{"type": "null"}, {}]})"}) {
+  for (const char* unheld :
+       {R"({"type": "text"})", R"({"type": "string", "maxLength": 99999})",
+        R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})",
+        R"({"allOf": [{"type": "null"}, {}]})",
+        R"({"type": "object", "anyOf": [{"type": "null"}, {"type": "object"}]})",
+        R"({"minItems": 1, "enum": [[], [1]]})", R"({"maxItems": 3})",
+        R"({"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}})"}) {
     EXPECT_NE(error(unheld), "taken") << unheld;
     EXPECT_EQ(error(unheld, UnheldKeywords::kIgnored), "taken") << unheld;
   }
+  EXPECT_EQ(error(R"({"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}})"),
+            "schema.maxLength beside $ref cannot be held to while sampling; leave it out, or set "
+            "\"strict\" to false");
+  EXPECT_EQ(error(R"({"type": "integer", "enum": ["a", null]})", UnheldKeywords::kIgnored),
+            R"(schema: no value satisfies {"type":"integer","enum":["a",null]})");
+  EXPECT_EQ(error(R"({"anyOf": [{"$ref": "#"}]})"),
+            "no answer satisfies the request's schema or tools");
   EXPECT_EQ(error(R"({"enum": []})"), "schema.enum is []; expected an array that is not empty");
   EXPECT_EQ(error("3"), "schema is 3; expected an object");
 }

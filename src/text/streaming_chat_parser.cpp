@@ -18,6 +18,12 @@ size_t partial_character(std::string_view text) {
   return 0;
 }
 
+// Bytes at the end that begin the calls' marker and can be nothing else.
+size_t partial_calls(std::string_view text) {
+  const size_t size = partial_marker(text, markup::kCallsOpen);
+  return size > markup::kCallsOpen.find(markup::kDsml) ? size : 0;
+}
+
 void move_front(size_t count, std::string& from, std::string& to) {
   to.append(from, 0, count);
   from.erase(0, count);
@@ -35,8 +41,9 @@ ChatDelta StreamingChatParser::push(std::string_view text) {
   return delta;
 }
 
-ChatDelta StreamingChatParser::finish() {
+ChatDelta StreamingChatParser::finish(bool was_cut) {
   is_finishing_ = true;
+  was_cut_ = was_cut;
   ChatDelta delta;
   read(delta);
   return delta;
@@ -81,6 +88,7 @@ bool StreamingChatParser::read_text(std::vector<Ending> endings, std::string& ou
     for (const Ending& ending : endings)
       held = std::max(held, partial_marker(pending_, ending.marker));
   }
+  if (was_cut_ && part_ == Part::kContent) held = partial_calls(pending_);
   move_front(pending_.size() - held, pending_, out);
   return false;
 }
@@ -100,6 +108,10 @@ bool StreamingChatParser::read_tool_calls(ChatDelta& delta) {
   }
   const bool could_close = markup::kCallsClose.starts_with(pending_);
   if (!is_finishing_ && (could_close || read.status == Status::kUnfinished)) return false;
+  if (was_cut_ && (could_close || read.status == Status::kUnfinished)) {
+    part_ = Part::kDone;
+    return true;
+  }
   // Not a call: what was held back is what the model said.
   if (num_tool_calls_ == 0) delta.content += markup::kCallsOpen;
   part_ = Part::kAfterCalls;

@@ -25,13 +25,15 @@ struct ChatDelta {
 // given out whole, once its closing tag has come. The concatenation of the deltas does not depend
 // on where the pieces are cut, and on text that parse_message accepts it equals parse_message's
 // answer. Malformed markup is given back as content (a server must not lose what the model said);
-// no marker that is still incomplete is ever emitted. The text of the end marker ends everything:
-// neither it nor what follows is given out.
+// no marker that is still incomplete is ever emitted, nor a call that a limit has cut. The text of
+// the end marker ends everything: neither it nor what follows is given out.
 class StreamingChatParser {
  public:
   explicit StreamingChatParser(ThinkingMode mode);
   ChatDelta push(std::string_view text);
-  ChatDelta finish();  // flushes what was held back
+  // Flushes what was held back. A call that has begun is dropped if the completion was cut: it is
+  // not malformed, but nothing to act on or to show.
+  ChatDelta finish(bool was_cut = false);
 
  private:
   enum class Part { kReasoning, kContent, kToolCalls, kAfterCalls, kDone };
@@ -47,7 +49,7 @@ class StreamingChatParser {
   Part part_;
   std::string pending_;  // not yet given out
   int num_tool_calls_ = 0;
-  bool is_finishing_ = false;
+  bool is_finishing_ = false, was_cut_ = false;
 };
 
 }  // namespace fathom::text

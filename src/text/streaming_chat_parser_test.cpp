@@ -131,6 +131,25 @@ TEST(StreamingChatParser, MalformedMarkupIsGivenBackAsContent) {
   }
 }
 
+TEST(StreamingChatParser, ACallThatALimitHasCutIsDropped) {
+  const std::string open = "\n\n<｜DSML｜function_calls>\n",
+                    call = "<｜DSML｜invoke name=\"f\">\n\n</｜DSML｜invoke>\n";
+  const std::string text = "hi" + open + call + call;
+  for (size_t size = 0; size <= text.size(); ++size) {
+    StreamingChatParser parser(ThinkingMode::kChat);
+    Collected all;
+    all.add(parser.push(text.substr(0, size)));
+    all.add(parser.finish(/*was_cut=*/true));
+    EXPECT_EQ(all.content.find("DSML"), std::string::npos) << all.content;
+    EXPECT_EQ(all.content.substr(0, 2), text.substr(0, std::min<size_t>(size, 2)));
+    EXPECT_EQ(all.calls.size(), size < 2 + open.size() + call.size() ? 0
+                                : size < text.size()                 ? 1
+                                                                     : 2);
+  }
+  StreamingChatParser parser(ThinkingMode::kChat);
+  EXPECT_EQ(parser.push("a < b\n\n<").content + parser.finish(true).content, "a < b\n\n<");
+}
+
 TEST(StreamingChatParser, NeverShowsPartOfAMarkerOrCharacter) {
   StreamingChatParser parser(ThinkingMode::kThinking);
   EXPECT_EQ(parser.push("so</th").reasoning_content, "so");

@@ -10,6 +10,8 @@ namespace {
 
 // A kilobyte each, with its transitions; far more than any answer needs at a time.
 constexpr int64_t kMostStates = 8192;
+// What makes them up, where many readings are open: up to 80 bytes each.
+constexpr int64_t kMostKept = 1 << 21;
 
 bool spells_text(const Tokenizer& tokenizer, TokenId id) {
   if (tokenizer.is_special(id)) return false;
@@ -43,7 +45,8 @@ TokenConstraint::TokenConstraint(std::shared_ptr<const TokenSpellings> tokens,
 }
 
 std::span<const uint64_t> TokenConstraint::allowed() {
-  if (matcher_.num_states() > kMostStates) {
+  matcher_.begin_token();
+  if (matcher_.num_states() > kMostStates || matcher_.num_kept() > kMostKept) {
     state_ = matcher_.forget_others(state_);
     masks_.clear();
   }
