@@ -22,7 +22,12 @@ void add_serve_command(CLI::App& app) {
   command
       ->add_option("--max-running", options->max_running_requests,
                    "Requests generated at the same time; others wait")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command
+      ->add_option("--max-waiting", options->max_waiting_requests,
+                   "Requests that wait; others are refused with 429")
+      ->check(CLI::Range(0, 4096))
       ->capture_default_str();
   add_cache_option(*command, options->cache_format);
   command

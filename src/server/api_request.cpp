@@ -130,7 +130,7 @@ void read_max_tokens(const Json& body, ApiRequest& request) {
     const auto value = integer(body, field);
     if (!value) continue;
     if (*value < 1 || *value > INT32_MAX)
-      bad(field, fmt::format("is {}; expected at least 1", *value));
+      bad(field, "is " + shown(*find(body, field)) + "; expected 1 to 2147483647");
     request.max_tokens = static_cast<int>(*value);
   }
 }
@@ -151,12 +151,31 @@ void read_stop(const Json& body, ApiRequest& request) {
   }
 }
 
+std::vector<int32_t> token_ids(const Json& list, const char* field) {
+  std::vector<int32_t> ids;
+  for (const Json& id : list) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX)
+      bad(field, "holds " + shown(id) + "; expected token ids");
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+void read_stop_token_ids(const Json& body, ApiRequest& request) {
+  const Json* list = find(body, "stop_token_ids");
+  if (!list) return;
+  if (!list->is_array() || list->size() > kMostStops)
+    bad("stop_token_ids", fmt::format("must be an array of at most {} token ids", kMostStops));
+  request.stop_token_ids = token_ids(*list, "stop_token_ids");
+}
+
 void read_common(const Json& body, const ApiRequestOptions& options, ApiRequest& request) {
   if (!body.is_object()) throw ApiError(400, "the request body must be a JSON object");
   request.sampling = options.sampling;
   read_sampling(body, request);
   read_max_tokens(body, request);
   read_stop(body, request);
+  read_stop_token_ids(body, request);
   request.is_stream = boolean(body, "stream");
   if (const Json* stream = find(body, "stream_options")) {
     if (!stream->is_object()) bad("stream_options", "must be an object");
@@ -311,11 +330,7 @@ void read_prompt(const Json& body, ApiRequest& request) {
   }
   if (!prompt || !prompt->is_array() || prompt->empty())
     bad("prompt", "must be a string or an array of token ids");
-  for (const Json& id : *prompt) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() > INT32_MAX)
-      bad("prompt", "holds " + shown(id) + "; expected token ids");
-    request.prompt_tokens.push_back(id.get<int32_t>());
-  }
+  request.prompt_tokens = token_ids(*prompt, "prompt");
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ struct ApiRequest {
   engine::SamplingOptions sampling;
   std::optional<int> max_tokens;  // none: up to the context's end for chat, 16 for completions
   std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
   std::shared_ptr<const text::Grammar> grammar = {};  // that the answer follows, if any
   bool is_stream = false;
   bool include_usage = false;

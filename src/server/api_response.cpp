@@ -168,8 +168,10 @@ std::vector<Json> ApiResponse::add(const Piece& piece) {
 
 std::vector<Json> ApiResponse::finish(const Generation& generation) {
   std::vector<Json> chunks;
-  if (request_.is_chat) chunks = add_delta(parser_.finish(), Json());
-  finish_reason_ = tool_calls_.empty() ? generation.finish_reason() : "tool_calls";
+  finish_reason_ = generation.finish_reason();
+  const bool was_cut = finish_reason_ != "stop";
+  if (request_.is_chat) chunks = add_delta(parser_.finish(was_cut), Json());
+  if (!was_cut && !tool_calls_.empty()) finish_reason_ = "tool_calls";
   const int64_t prompt = generation.num_prompt_tokens(),
                 completion = generation.num_completion_tokens(),
                 cached = generation.num_cached_tokens();

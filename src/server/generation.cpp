@@ -1,5 +1,6 @@
 #include "server/generation.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "text/chat_markup.h"
@@ -42,10 +43,9 @@ Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
   }
   engine_request.prompt = prompt_tokens_;
   engine_request.record = request.record;
-  if (const auto eos = tokenizer.find(text::markup::kEos)) {
-    eos_ = *eos;
-    engine_request.stop_token_ids = {eos_};
-  }
+  ends_ = request.stop_token_ids;
+  if (const auto eos = tokenizer.find(text::markup::kEos)) ends_.push_back(*eos);
+  engine_request.stop_token_ids = ends_;
   engine_request.sampling = request.sampling;
   engine_request.max_tokens =
       request.max_tokens.value_or(static_cast<int>(engine.context_length()));
@@ -60,6 +60,11 @@ Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
 
 Generation::~Generation() {
   if (!is_over_) engine_.cancel(id_);
+}
+
+bool Generation::wait(std::chrono::milliseconds most) {
+  std::unique_lock lock(queue_->mutex);
+  return is_over_ || queue_->filled.wait_for(lock, most, [&] { return !queue_->events.empty(); });
 }
 
 engine::RequestEvent Generation::wait_for_event() {
@@ -88,6 +93,10 @@ std::optional<Piece> Generation::next() {
     is_over_ = true;
     throw std::runtime_error("generation failed: " + event.error);
   }
+  if (event.is_finished && event.finish_reason == engine::FinishReason::kRefused) {
+    is_over_ = true;
+    fail("{}", event.error);
+  }
   if (event.is_finished) finish_reason_ = name_of(event.finish_reason);
   Piece piece{"", event.token, std::move(event.top_logprobs), std::move(event.record)};
   if (!event.has_token) {  // cancelled, which nobody but the engine's stop does before the end
@@ -100,7 +109,8 @@ std::optional<Piece> Generation::next() {
   }
   ++num_completion_tokens_;
   num_cached_tokens_ = event.num_cached_tokens;
-  if (event.token.id != eos_) piece.text = stops_.push(decoder_.push(event.token.id));
+  const bool is_end = std::find(ends_.begin(), ends_.end(), event.token.id) != ends_.end();
+  if (!is_end) piece.text = stops_.push(decoder_.push(event.token.id));
   if (stops_.has_stopped()) {
     finish_reason_ = "stop";
     is_over_ = true;

@@ -1,6 +1,7 @@
 // One request between text and the engine: prompt text in, pieces of answer text out.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <memory>
@@ -23,6 +24,7 @@ struct GenerationRequest {
   engine::SamplingOptions sampling;
   std::optional<int> max_tokens;  // none: to the end of the context
   std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;                // beside the end of the sentence
   std::shared_ptr<const text::Grammar> grammar = {};  // of the answer; none: any text
   bool record = false;                                // see engine::TokenRecord
 };
@@ -48,8 +50,11 @@ class Generation {
   Generation(const Generation&) = delete;
   Generation& operator=(const Generation&) = delete;
 
+  // Whether next() has something to say; waits for it for so long at most.
+  bool wait(std::chrono::milliseconds most);
   // Blocks for the next piece; nothing at the end. Throws std::runtime_error if the engine
-  // failed, no fault of the request, and engine::Stopped if it stopped before the first token.
+  // failed, no fault of the request, Error if the request's grammar cannot be followed, and
+  // engine::Stopped if the engine stopped before the first token.
   std::optional<Piece> next();
   // Why it ended: "stop", "length" or, where the engine stopped in between, DeepSeek's
   // "insufficient_system_resource". Valid after next() has returned nothing.
@@ -75,7 +80,7 @@ class Generation {
   StopMatcher stops_;
   std::shared_ptr<Queue> queue_ = std::make_shared<Queue>();
   engine::Engine::RequestId id_ = 0;
-  int32_t eos_ = -1;
+  std::vector<int32_t> ends_;  // tokens that end the answer and are no part of its text
   std::vector<int32_t> prompt_tokens_;
   int64_t num_completion_tokens_ = 0;
   int64_t num_cached_tokens_ = 0;

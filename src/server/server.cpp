@@ -13,6 +13,7 @@
 #include "server/api_error.h"
 #include "server/api_request.h"
 #include "server/api_response.h"
+#include "server/client_connection.h"
 #include "server/generation.h"
 #include "server/text_model.h"
 #include "server/web_assets.h"
@@ -21,7 +22,11 @@ namespace fathom::server {
 namespace {
 
 constexpr size_t kMostBodyBytes = 32 << 20;
-constexpr int kConnectionThreads = 128;
+// Connections beyond those whose requests run or wait: they are told that the queue is full, or ask
+// how the server is. Each has a thread as long as it is open.
+constexpr int kSpareConnections = 64;
+// How often a request that waits for its next token looks whether its client has gone.
+constexpr std::chrono::milliseconds kLookInterval{100};
 
 // What all handlers share.
 struct Service {
@@ -51,6 +56,7 @@ void answer_json(const Json& body, int status, httplib::Response& response) {
 }
 
 void answer_error(const ApiError& error, httplib::Response& response) {
+  if (error.status == 429) response.set_header("Retry-After", "1");
   answer_json(error_body(error), error.status, response);
 }
 
@@ -84,24 +90,34 @@ std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest&
   return std::make_shared<Generation>(
       service.engine, service.tokenizer,
       GenerationRequest{request.prompt, request.prompt_tokens, request.sampling, request.max_tokens,
-                        request.stop, request.grammar, request.record},
+                        request.stop, request.stop_token_ids, request.grammar, request.record},
       service.spellings);
 }
 
-// Writes chunks as they come. A failed write (the client has gone) drops the generation, whose
-// destructor cancels it.
-void stream(Service& service, const ApiRequest& request, httplib::Response& response) {
+// Where the client hangs up, throws instead: what unwinds drops the generation, whose destructor
+// cancels it.
+std::optional<Piece> next_piece(Generation& generation, const ClientConnection& client) {
+  do {
+    if (client.has_hung_up())
+      throw ApiError(499, "the client has closed the connection", "", "client_closed_request");
+  } while (!generation.wait(kLookInterval));
+  return generation.next();
+}
+
+// Writes chunks as they come. A failed write drops the generation too.
+void stream(Service& service, const ApiRequest& request, const ClientConnection& client,
+            httplib::Response& response) {
   auto open = std::make_shared<const OpenStream>(service);
   auto generation = start_generation(service, request);
   auto answer = std::make_shared<ApiResponse>(request, service.tokenizer, service.model_name);
   response.set_header("Cache-Control", "no-cache");
   response.set_chunked_content_provider(
-      "text/event-stream", [generation, answer, open](size_t, httplib::DataSink& sink) {
+      "text/event-stream", [generation, answer, open, client](size_t, httplib::DataSink& sink) {
         const auto write = [&](const std::string& text) {
           return sink.is_writable() && sink.write(text.data(), text.size());
         };
         try {
-          if (const auto piece = generation->next()) {
+          if (const auto piece = next_piece(*generation, client)) {
             for (const Json& chunk : answer->add(*piece))
               if (!write(sse(chunk))) return false;
             return sink.is_writable();
@@ -117,14 +133,15 @@ void stream(Service& service, const ApiRequest& request, httplib::Response& resp
       });
 }
 
-void complete(Service& service, const ApiRequest& request, httplib::Response& response) {
+void complete(Service& service, const ApiRequest& request, const ClientConnection& client,
+              httplib::Response& response) {
   if (request.is_stream) {
-    stream(service, request, response);
+    stream(service, request, client, response);
     return;
   }
   const auto generation = start_generation(service, request);
   ApiResponse answer(request, service.tokenizer, service.model_name);
-  while (const auto piece = generation->next()) answer.add(*piece);
+  while (const auto piece = next_piece(*generation, client)) answer.add(*piece);
   answer.finish(*generation);
   answer_json(answer.body(), 200, response);
 }
@@ -154,14 +171,14 @@ void add_api_routes(Service& service, httplib::Server& http) {
               complete(
                   service,
                   parse_chat_request(parse_request_body(request.body), service.request_options),
-                  response);
+                  ClientConnection(request), response);
             }));
   http.Post("/v1/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
               complete(service,
                        parse_completion_request(parse_request_body(request.body),
                                                 service.request_options),
-                       response);
+                       ClientConnection(request), response);
             }));
   http.Get("/v1/models", [&service](const httplib::Request&, httplib::Response& response) {
     const Json model = {{"id", service.model_name},
@@ -278,6 +295,10 @@ int bind_port(const ServerOptions& options, httplib::Server& http) {
   return options.port;
 }
 
+int most_connections(const ServerOptions& options) {
+  return options.max_running_requests + options.max_waiting_requests + kSpareConnections;
+}
+
 int bind(const ServerOptions& options, httplib::Server& http) {
   socket_t listening = -1;
   http.set_socket_options([&](socket_t socket) {
@@ -289,7 +310,7 @@ int bind(const ServerOptions& options, httplib::Server& http) {
   const int port = bind_port(options, http);
   // The library lets five connections wait to be accepted. The system drops others of a crowd, and
   // they try again after one, three, seven seconds.
-  ::listen(listening, kConnectionThreads);
+  ::listen(listening, most_connections(options));
   http.set_socket_options(nullptr);
   return port;
 }
@@ -314,10 +335,13 @@ void serve(const ServerOptions& options) {
       spellings,
       {.is_strict_reasoning = options.is_strict_reasoning, .sampling = model.sampling},
       engine::Engine(std::move(model.model), {.max_running_requests = options.max_running_requests,
+                                              .max_waiting_requests = options.max_waiting_requests,
                                               .cache_format = options.cache_format,
                                               .cache_bytes = options.cache_mib << 20,
                                               .speculate = options.speculate})};
-  http.new_task_queue = [] { return new httplib::ThreadPool(kConnectionThreads); };
+  http.new_task_queue = [count = most_connections(options)] {
+    return new httplib::ThreadPool(count);
+  };
   http.set_payload_max_length(kMostBodyBytes);
   http.set_keep_alive_max_count(1000);
   http.set_tcp_nodelay(true);

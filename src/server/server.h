@@ -16,6 +16,7 @@ struct ServerOptions {
   std::string host = "127.0.0.1";
   int port = 8080;  // 0: any free one
   int max_running_requests = 64;
+  int max_waiting_requests = 256;  // others are told to try again later (429)
   kernels::RowFormat cache_format = kernels::RowFormat::kBF16;  // of the KV cache
   int64_t cache_mib = 1024;                                     // all KV caches together
   bool speculate = false;                                       // draft tokens with the MTP layer

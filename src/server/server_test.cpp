@@ -54,7 +54,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{R"({"messages": [{"role": "robot", "content": "x"}]})", "messages",
                    "messages[0].role: \"robot\" is not known"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "max_tokens": -3})",
-                   "max_tokens", "max_tokens is -3; expected at least 1"},
+                   "max_tokens", "max_tokens is -3; expected 1 to 2147483647"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "max_tokens": "many"})",
                    "max_tokens", "max_tokens is \"many\"; expected an integer"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "temperature": 3})",

@@ -36,7 +36,7 @@ const kinds = [
     client.socket.destroy();
   },
   async (url, i) => {  // does not wait for its answer
-    const client = connect(url, {prompt: `${i}`, max_tokens: 20, seed: i}, {stream: false});
+    const client = connect(url, {prompt: `${i}`, max_tokens: 500, seed: i}, {stream: false});
     setTimeout(() => client.socket.destroy(), i % 30);
     await client.closed;
   },
@@ -64,6 +64,63 @@ test('three hundred clients of all kinds: answers stay right, nothing is left be
   await Promise.all(Array.from({length: 24}, work));
   await server.idle(30000);
   assert.equal(await server.metric('fathom_cache_pages_running'), 0);
+  await server.stop();
+});
+
+// Neither writes anything before its client has gone: the answer comes whole, or its prompt is long.
+test('a client that hangs up ends its request at once', async (t) => {
+  const server = await startServer();
+  t.after(() => server.child.kill('SIGKILL'));
+  const endless = {max_tokens: context - 500, logit_bias: {0: -100, 1: -100}};
+  for (const [prompt, stream] of [['a', false], ['word '.repeat(context - 600), true]]) {
+    const client = connect(server.url, {prompt, ...endless}, {stream});
+    while (await server.atWork() === 0) await new Promise((resolve) => setTimeout(resolve, 10));
+    client.socket.destroy();
+    await server.idle(stream ? 4000 : 1000);
+  }
+  assert.ok(await server.metric('fathom_generated_tokens_total') < 4000);
+  await server.stop();
+});
+
+test('a crowd beyond the queue is told so, and the server still answers', async (t) => {
+  const server = await startServer('--max-running', '2', '--max-waiting', '3');
+  t.after(() => server.child.kill('SIGKILL'));
+  const long = {prompt: 'a', max_tokens: context - 500, logit_bias: {0: -100, 1: -100}};
+  const taken = Array.from({length: 5}, (_, i) => connect(server.url, {...long, seed: i}));
+  while (await server.atWork() < 5) await new Promise((resolve) => setTimeout(resolve, 10));
+  const crowd = await Promise.all(Array.from({length: 100}, () => post(server.url, long)));
+  for (const response of crowd) {
+    assert.equal(response.status, 429);
+    assert.equal(response.headers.get('retry-after'), '1');
+    const {error} = await response.json();
+    assert.match(error.message, /^5 requests run or wait already; try again later$/);
+    assert.equal(error.code, 'rate_limit_exceeded');
+  }
+  assert.equal((await fetch(server.url + '/health')).status, 200);
+  for (const client of taken) client.socket.destroy();
+  await server.idle();
+  assert.equal((await post(server.url, user(1))).status, 200);
+  await server.stop();
+});
+
+// Lists in lists that differ at their ends alone: n^5 readings are open after five brackets.
+test('a schema that leaves too many readings open fails alone', async (t) => {
+  const server = await startServer();
+  t.after(() => server.child.kill('SIGKILL'));
+  const level = (i, n) => ({anyOf: Array.from({length: n}, (_, k) =>
+    ({type: 'array', minItems: 1, maxItems: k + 2, items: {$ref: `#/$defs/L${i + 1}`}}))});
+  const $defs = {L5: {type: 'integer'}};
+  for (let i = 0; i < 5; ++i) $defs[`L${i}`] = level(i, 12);
+  const schema = {$ref: '#/$defs/L0', $defs};
+  const start = Date.now();
+  const [response] = await Promise.all([
+    fetch(server.url + '/v1/chat/completions', {method: 'POST', body: JSON.stringify({
+      messages: [{role: 'user', content: 'x'}], max_tokens: 40, temperature: 0,
+      response_format: {type: 'json_schema', json_schema: {name: 'x', schema}}})}),
+    text(server.url, user(2))]);
+  assert.equal(response.status, 400);
+  assert.match((await response.json()).error.message, /leaves too many readings open/);
+  assert.ok(Date.now() - start < 10000, `${Date.now() - start} ms`);
   await server.stop();
 });
 

@@ -88,6 +88,18 @@ test('stop strings end the text and do not appear', async () => {
   assert.equal(cut.choices[0].finish_reason, 'stop');
 });
 
+test('a stop token ends the text and does not appear', async () => {
+  const complete = (more) => client.completions.create(
+      {model: 'nano', prompt: 'The function returns', max_tokens: 40, temperature: 0, ...more});
+  const [full, {rl_record: {token_ids}}] = await complete({rl_record: true})
+    .then(({choices: [choice]}) => [choice.text, choice]);
+  const stop = token_ids[5];
+  const cut = await complete({stop_token_ids: [stop]});
+  assert.equal(cut.usage.completion_tokens, token_ids.indexOf(stop) + 1);
+  assert.ok(full.startsWith(cut.choices[0].text) && full !== cut.choices[0].text);
+  assert.equal(cut.choices[0].finish_reason, 'stop');
+});
+
 test('text completion, streamed and with log-probabilities', async () => {
   const stream = await client.completions.create(
       {model: 'nano', prompt: 'It was', max_tokens: 8, temperature: 0, logprobs: 2, stream: true});
@@ -134,6 +146,7 @@ test('an answer follows its JSON schema, whatever the model would say', async ()
 });
 
 test('a required call is made, streamed too', async () => {
+  let num_ended = 0;
   for (let seed = 0; seed < 4; ++seed) {
     const request = {model: 'nano', messages, seed, tools: [weather], tool_choice: 'required',
                      max_tokens: 300};
@@ -145,8 +158,9 @@ test('a required call is made, streamed too', async () => {
       reason = chunk.choices[0]?.finish_reason ?? reason;
     }
     assert.equal(reason, answer.choices[0].finish_reason);
-    if (reason === 'length') continue;  // more and more calls, each of them well formed
-    assert.equal(reason, 'tool_calls');
+    if (reason === 'tool_calls') ++num_ended;
+    else assert.equal(reason, 'length');  // more and more calls, each of them well formed
+    if (!answer.choices[0].message.tool_calls) continue;
     const calls = answer.choices[0].message.tool_calls;
     assert.ok(calls.length >= 1);
     assert.equal(calls.map((call) => call.function.arguments).join(''), streamed);
@@ -157,6 +171,7 @@ test('a required call is made, streamed too', async () => {
       assert.ok(Number.isInteger(args.days));
     }
   }
+  assert.ok(num_ended > 0);
 });
 
 test('a tool turn is accepted back', async () => {
@@ -180,6 +195,25 @@ test('a prompt seen before is found in the cache, and the answer is the same', a
   assert.ok(hit >= 64 && hit % 64 === 0, `hit ${hit}`);
   assert.equal(hit + second.usage.prompt_cache_miss_tokens, second.usage.prompt_tokens);
   assert.equal(second.usage.prompt_tokens_details.cached_tokens, hit);
+});
+
+test('an answer that a stop string has ended leaves its prompt in the cache', async () => {
+  const prompt = 'The page is read by a kernel. '.repeat(40);
+  const ask = () => client.completions.create(
+    {model: 'nano', prompt, max_tokens: 60, stop: ['e', ' '], logit_bias: {0: -100, 1: -100}});
+  assert.equal((await ask()).usage.prompt_cache_hit_tokens, 0);
+  assert.ok((await ask()).usage.prompt_cache_hit_tokens >= 64);
+});
+
+test('a call that max_tokens has cut shows no markup', async () => {
+  for (const max_tokens of [4, 12, 30]) {
+    const request = {model: 'nano', messages, seed: 1, tools: [weather], tool_choice: 'required', max_tokens};
+    const answer = await client.chat.completions.create(request);
+    const streamed = await collect(await client.chat.completions.create({...request, stream: true}));
+    assert.equal(answer.choices[0].finish_reason, 'length');
+    assert.equal(streamed.finish_reason, 'length');
+    assert.doesNotMatch(answer.choices[0].message.content + streamed.content, /DSML|function/);
+  }
 });
 
 test('a record for reinforcement learning: ids, log-probabilities, masks, routing', async () => {

@@ -22,19 +22,24 @@ test('a damaged file of weights is found by --verify', async (t) => {
   const folder = mkdtempSync(join(tmpdir(), 'fathom-verify-'));
   t.after(() => rmSync(folder, {recursive: true}));
   cpSync(model, folder, {recursive: true});
-  const file = join(folder, 'model.safetensors');
-  const bytes = readFileSync(file);
-  bytes[bytes.length - 3] ^= 4;
-  writeFileSync(file, bytes);
-  const {code, stderr} = await run(['serve', '--model', folder, '--port', '0', '--verify']);
-  assert.equal(code, 1);
-  assert.match(stderr, /^fathom: .*model\.safetensors: its SHA-256 is [0-9a-f]{64}, SHA256SUMS says/);
+  for (const name of ['tokenizer.json', 'model.safetensors']) {  // in the list's order reversed
+    const file = join(folder, name);
+    const bytes = readFileSync(file);
+    bytes[bytes.length - 3] ^= 4;
+    writeFileSync(file, bytes);
+    const {code, stderr} = await run(['serve', '--model', folder, '--port', '0', '--verify']);
+    assert.equal(code, 1);
+    assert.match(stderr, /^fathom: .*: its SHA-256 is [0-9a-f]{64}, SHA256SUMS says/);
+    assert.ok(stderr.includes(name), stderr);
+  }
 });
 
 test('the load generator loads this machine only, and counts what fails', async (t) => {
-  const far = await run(['bench', 'serve', '--url', 'http://192.0.2.1:80']);
-  assert.equal(far.code, 1);
-  assert.match(far.stderr, /expected a loopback address/);
+  for (const host of ['192.0.2.1', '127.0.0.1.example', 'localhost@192.0.2.1', '127.1@192.0.2.1']) {
+    const far = await run(['bench', 'serve', '--url', `http://${host}:80`]);
+    assert.equal(far.code, 1);
+    assert.match(far.stderr, /expected a loopback address/);
+  }
   const server = await startServer();
   t.after(() => server.child.kill('SIGKILL'));
   const load = (...more) => run(['bench', 'serve', '--url', server.url, '--requests', '12',
