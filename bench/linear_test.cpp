@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "base/check.h"
+#include "bench/library_linear.h"
 
 namespace fathom::bench {
 namespace {
@@ -36,6 +37,16 @@ TEST(BenchLinear, ABufferThatHoldsNoMatrixIsRefused) {
   } catch (const Error& error) {
     EXPECT_STREQ(error.what(),
                  "100 MB of weights do not hold o_proj: ask for 118 with --buffer-mbyte");
+  }
+}
+
+// Sums of thousands of products of bf16 numbers, in two orders.
+TEST(BenchLibraryLinear, OursAndTheLibraryComputeTheSame) {
+  const Json figures = measure_library_linear({.rows = {3}, .repeats = 1});
+  EXPECT_EQ(figures["matrices"].size(), 4u);
+  for (const auto& [name, by_rows] : figures["matrices"].items()) {
+    EXPECT_LT(by_rows["3"]["largest_difference_from_f32"], 2e-3) << name;
+    EXPECT_GT(by_rows["3"]["times_fastest_library"], 0.0) << name;
   }
 }
 

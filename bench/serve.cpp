@@ -9,6 +9,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <regex>
 #include <thread>
 #include <vector>
 
@@ -26,8 +27,9 @@ double ms_since(Clock::time_point start) {
 }
 
 void check_loopback(const std::string& url) {
-  for (const char* host : {"http://127.", "http://localhost:", "http://[::1]:"})
-    if (url.starts_with(host)) return;
+  static const std::regex kLoopback(
+      R"(http://(127(\.[0-9]{1,3}){3}|localhost|\[::1\])(:[0-9]{1,5})?/?)");
+  if (std::regex_match(url, kLoopback)) return;
   fail(
       "--url {}: expected a loopback address, such as http://127.0.0.1:8080; a load generator is "
       "not pointed at other machines",

@@ -24,6 +24,7 @@ void add_bench_command(CLI::App& app) {
   add_bench_decoupling_command(*command);
   add_bench_dsa_command(*command);
   add_bench_layer_command(*command);
+  add_bench_library_linear_command(*command);
   add_bench_linear_command(*command);
   add_bench_serve_command(*command);
   add_bench_streams_command(*command);

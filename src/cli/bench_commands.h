@@ -9,6 +9,7 @@ void add_bench_cost_command(CLI::App& bench);
 void add_bench_decoupling_command(CLI::App& bench);
 void add_bench_dsa_command(CLI::App& bench);
 void add_bench_layer_command(CLI::App& bench);
+void add_bench_library_linear_command(CLI::App& bench);
 void add_bench_linear_command(CLI::App& bench);
 void add_bench_serve_command(CLI::App& bench);
 void add_bench_streams_command(CLI::App& bench);
