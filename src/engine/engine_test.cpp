@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "base/parallel.h"
+#include "model/checkpoint.h"
 #include "model/test_config.h"
 #include "model/transformer.h"
 
@@ -199,6 +200,47 @@ TEST(Engine, ARequestsBitsAreTheSameAloneInACrowdInAnyChunksOnAnyThreads) {
       const Answer crowd = futures[i].get();
       EXPECT_EQ(crowd.ids, alone[i].ids) << i;
       EXPECT_EQ(crowd.logprobs, alone[i].logprobs) << i;
+    }
+  }
+  base::set_num_threads(2);
+}
+
+// Real checkpoints: FP8 weights in deploy mode, and the bundled model, whose products two threads
+// share out. Half of the prompts begin alike; some are so long that they select their keys.
+TEST(Engine, RealModelsGiveTheSameBitsInAnyCrowdFromAnyCache) {
+  const std::string root = FATHOM_ROOT;
+  for (const auto& [folder, longest] :
+       {std::pair{root + "/tests/data/tiny-fp8", 200}, {root + "/models/nano", 700}}) {
+    const auto model = std::make_shared<const model::Model>(model::load_checkpoint(folder));
+    std::vector<Request> requests;
+    for (int i = 0; i < 32; ++i) {
+      requests.push_back(request_of(i, i % 8 == 0 ? longest : 1 + i * 5));
+      requests.back().max_tokens = 6;
+      const Request& first = requests.front();
+      if (i % 2 == 0)
+        std::copy_n(first.prompt.begin(), std::min<size_t>(140, requests.back().prompt.size()),
+                    requests.back().prompt.begin());
+    }
+    for (const auto format : {model::CacheFormat::kBF16, model::CacheFormat::kFP8}) {
+      std::vector<Answer> alone;
+      {
+        Engine engine(model, {.cache_format = format, .keep_prefixes = false});
+        for (const Request& request : requests) alone.push_back(start(engine, request).get());
+      }
+      int64_t num_cached = 0;
+      for (auto [chunk, threads] : {std::pair{512, 2}, {90, 1}}) {
+        base::set_num_threads(threads);
+        Engine engine(model, {.max_batch_tokens = chunk, .cache_format = format});
+        std::vector<std::future<Answer>> futures;
+        for (const Request& request : requests) futures.push_back(start(engine, request));
+        for (size_t i = 0; i < futures.size(); ++i) {
+          const Answer crowd = futures[i].get();
+          EXPECT_EQ(crowd.ids, alone[i].ids) << folder << i;
+          EXPECT_EQ(crowd.logprobs, alone[i].logprobs) << folder << i;
+          num_cached += crowd.num_cached_tokens;
+        }
+      }
+      EXPECT_GT(num_cached, 0) << folder;
     }
   }
   base::set_num_threads(2);
@@ -420,6 +462,26 @@ TEST(Engine, SpeculationChangesNoBit) {
 
 // Rows of logits of untrained weights differ little, so the same random number mostly draws the
 // same token of 60 from two of them; the likeliest would seldom be right.
+// What the MTP layer makes of a long context depends on how many keys it may select.
+TEST(Engine, DraftsSelectTheirKeysToo) {
+  model::Config config = long_config();
+  config.num_nextn_predict_layers = 1;
+  const auto sparse = std::make_shared<const model::Model>(model::initialise(config, 3));
+  const torch::NoGradGuard no_grad;
+  const torch::Tensor tokens = torch::arange(60), hidden = torch::randn({60, config.hidden_size});
+  const auto outputs = [&](bool is_sparse) {
+    model::KvCache cache(config);
+    const model::Segment segment{60, 0, &cache};
+    model::ForwardOptions options = model::serving_options(*sparse);
+    options.sparse = is_sparse;
+    return model::forward_mtp(*sparse, hidden, tokens, {&segment, 1}, options);
+  };
+  EXPECT_TRUE(model::serving_options(*sparse).sparse);  // the engine's own
+  const torch::Tensor differs = (outputs(true) != outputs(false)).any(1);
+  EXPECT_FALSE(differs.narrow(0, 0, config.index_topk).any().item<bool>());
+  EXPECT_GT(differs.sum().item<int64_t>(), 40);
+}
+
 TEST(Engine, DraftsAreDrawnAsTheTokenWillBe) {
   model::Config config = long_config();
   config.num_nextn_predict_layers = 1;
