@@ -8,6 +8,7 @@
 #include <numeric>
 #include <optional>
 #include <sstream>
+#include <utility>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -179,6 +180,27 @@ std::string figure_of(const Json& figure, int64_t num_seeds) {
                        : fmt::format(" {:.4f} ± {:.4f} |", mean, figure["deviation"].get<double>());
 }
 
+// A table for each metric that has a value a layer: means over the seeds.
+std::string layers_of(const Json& result, const Json& metrics) {
+  std::string out;
+  for (const Json& metric : metrics) {
+    const std::string name = metric.at("name");
+    std::string header = fmt::format("\n| {}, by layer | |\n|---|---|\n", name);
+    for (const auto& [arm, figures] : result["arms"].items()) {
+      const Json seeds = figures.value(name, Json::object()).value("by_layer", Json::array());
+      if (seeds.empty()) continue;
+      out += std::exchange(header, "") + fmt::format("| {} |", arm);
+      for (size_t layer = 0; layer < seeds[0].size(); ++layer) {
+        std::vector<double> values;
+        for (const Json& layers : seeds) values.push_back(layers[layer]);
+        out += fmt::format(" {:.4f}", mean(values));
+      }
+      out += " |\n";
+    }
+  }
+  return out;
+}
+
 std::string table_of(const Json& result, const Json& metrics) {
   std::string out = fmt::format("# {}\n\n| arm | seeds |", result["title"].get<std::string>());
   std::string rule = "\n|---|---|";
@@ -198,6 +220,7 @@ std::string table_of(const Json& result, const Json& metrics) {
     }
     out += "\n";
   }
+  out += layers_of(result, metrics);
   out += "\n| declared before the run | value | bound | |\n|---|---|---|---|\n";
   for (const Json& criterion : result["pass"]) {
     const bool is_most = criterion.contains("at_most");

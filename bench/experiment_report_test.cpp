@@ -99,6 +99,10 @@ TEST_F(ExperimentReport, WritesATableAndCurves) {
   const std::string table = base::read_file(folder_ / "out/e.md");
   EXPECT_NE(table.find("| dense | 2 | 0.6000 ± 0.1414 |"), std::string::npos) << table;
   EXPECT_NE(table.find("| loss of sparse | 0.6600 | at most 9 | passed |"), std::string::npos);
+  EXPECT_NE(table.find("\n| recall, by layer | |\n|---|---|\n| dense | 0.9000 1.0000 |\n"
+                       "| sparse | 0.8000 1.0000 |\n"),
+            std::string::npos)
+      << table;
   const std::string svg = base::read_file(folder_ / "out/e.svg");
   EXPECT_NE(svg.find(">sparse</text>"), std::string::npos);
   EXPECT_EQ(base::read_json_file(folder_ / "out/e.json")["title"], "E");
