@@ -1,9 +1,11 @@
 #include "pretrain/run_folder.h"
 
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <sstream>
+#include <utility>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -45,18 +47,39 @@ std::vector<std::filesystem::path> optimizer_shards(const std::filesystem::path&
   return paths;
 }
 
-void remove_older(const std::filesystem::path& folder, int64_t keep) {
-  std::vector<std::filesystem::path> all;
+// The number of a folder step-NNNNNN; nothing of any other name.
+std::optional<int64_t> step_of(const std::filesystem::path& checkpoint) {
+  const std::string name = checkpoint.filename();
+  constexpr std::string_view kPrefix = "step-";
+  if (!name.starts_with(kPrefix)) return {};
+  int64_t step = 0;
+  const char* const end = name.data() + name.size();
+  const auto read = std::from_chars(name.data() + kPrefix.size(), end, step);
+  if (read.ec != std::errc() || read.ptr != end) return {};
+  return step;
+}
+
+// All but `keep` checkpoints, that of `newest_step` among them. Those of later steps go first: they
+// are the future of a run that somebody turned back.
+void remove_older(const std::filesystem::path& folder, int64_t newest_step, int64_t keep) {
+  struct Checkpoint {
+    bool is_reached;
+    int64_t step;
+    std::filesystem::path path;
+  };
+  std::vector<Checkpoint> all;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
-    if (!entry.path().filename().string().starts_with("step-")) continue;
-    if (entry.path().extension() == ".tmp")  // a killed process's
-      std::filesystem::remove_all(entry.path());
-    else
-      all.push_back(entry.path());
+    const auto& path = entry.path();
+    if (const auto step = step_of(path))
+      all.push_back({*step <= newest_step, *step, path});
+    else if (path.extension() == ".tmp" && step_of(path.stem()))  // a killed process's
+      std::filesystem::remove_all(path);
   }
-  std::sort(all.begin(), all.end());
+  std::sort(all.begin(), all.end(), [](const Checkpoint& a, const Checkpoint& b) {
+    return std::pair(a.is_reached, a.step) < std::pair(b.is_reached, b.step);
+  });
   for (size_t i = 0; i + static_cast<size_t>(keep) < all.size(); ++i)
-    std::filesystem::remove_all(all[i]);
+    std::filesystem::remove_all(all[i].path);
 }
 
 }  // namespace
@@ -86,7 +109,7 @@ void RunFolder::save(const TrainerState& state, const model::Model& model,
   std::filesystem::remove_all(folder_ / name);
   std::filesystem::rename(temporary, folder_ / name);
   base::write_file_atomically(folder_ / "latest", name + "\n");
-  remove_older(folder_, keep);
+  remove_older(folder_, state.step, keep);
 }
 
 std::optional<std::filesystem::path> RunFolder::latest() const {

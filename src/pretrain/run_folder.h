@@ -27,9 +27,10 @@ class RunFolder {
   explicit RunFolder(std::filesystem::path folder);
 
   // Everything is written under a temporary name, then renamed; then `latest` is replaced. A killed
-  // process leaves the previous checkpoint in force. Keeps the newest `keep` checkpoints. Every
-  // rank calls it with its own moments; the first writes everything else, and gives the checkpoint
-  // its name when the files of all ranks are there.
+  // process leaves the previous checkpoint in force. Keeps `keep` checkpoints, the newest up to
+  // this one; those of later steps, left where `latest` was turned back, go first. Every rank calls
+  // it with its own moments; the first writes everything else, and gives the checkpoint its name
+  // when the files of all ranks are there.
   void save(const TrainerState& state, const model::Model& model,
             const std::vector<Optimizer::State>& optimizer, int64_t keep,
             const model::RankGroup& ranks = {}) const;

@@ -1,0 +1,59 @@
+#include "pretrain/run_folder.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "base/check.h"
+#include "pretrain/test_data.h"
+
+namespace fathom::pretrain {
+namespace {
+
+namespace fs = std::filesystem;
+
+class Checkpoints : public testing::Test {
+ protected:
+  void save(int64_t step, int64_t keep) const {
+    RunFolder(folder_).save({step, 2'000'000, 0, {}}, model_, {}, keep);
+  }
+  std::set<std::string> names() const {
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(folder_)) names.insert(entry.path().filename());
+    names.erase("latest");
+    return names;
+  }
+
+  fs::path folder_ = empty_folder("run_folder_" + this_test());
+  model::Model model_ =
+      model::initialise(model::parse_config(tiny_recipe("data")["model"], "test"), 1);
+};
+
+TEST_F(Checkpoints, AreOrderedByTheirNumber) {
+  save(999'999, 1);
+  save(1'000'000, 1);
+  EXPECT_EQ(names(), std::set<std::string>{"step-1000000"});
+  EXPECT_EQ(RunFolder(folder_).latest(), folder_ / "step-1000000");
+}
+
+TEST_F(Checkpoints, OfARunTurnedBackTheAbandonedGoFirst) {
+  for (const int64_t step : {4, 8, 12}) save(step, 3);
+  base::write_file_atomically(folder_ / "latest", "step-000004\n");
+  save(6, 2);
+  EXPECT_EQ(names(), (std::set<std::string>{"step-000004", "step-000006"}));
+  base::write_file_atomically(folder_ / "latest", "step-000004\n");
+  save(5, 1);
+  EXPECT_EQ(names(), std::set<std::string>{"step-000005"});
+  EXPECT_EQ(RunFolder(folder_).latest(), folder_ / "step-000005");
+}
+
+TEST_F(Checkpoints, WhatIsNotOneIsNotRemoved) {
+  for (const char* name : {"step-best", "step-", "step-7b", "step-000001.tmp", "step-best.tmp"})
+    fs::create_directories(folder_ / name);
+  save(2, 1);
+  EXPECT_EQ(names(), (std::set<std::string>{"step-000002", "step-", "step-7b", "step-best",
+                                            "step-best.tmp"}));
+}
+
+}  // namespace
+}  // namespace fathom::pretrain
