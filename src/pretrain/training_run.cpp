@@ -230,7 +230,7 @@ void export_model(const TrainingRunOptions& options, const Trainer& trainer) {
   fmt::print(stderr, "wrote {}\n", folder.string());
 }
 
-// What must not change within a run. More steps may be asked for.
+// What must not change within a run.
 Json identity(Json recipe) {
   if (recipe.contains("training"))
     for (const char* key :
@@ -238,6 +238,10 @@ Json identity(Json recipe) {
       recipe["training"].erase(key);
   recipe.erase("corpus");
   return recipe;
+}
+
+int64_t steps_of(const Json& recipe) {
+  return recipe.value(Json::json_pointer("/training/steps"), TrainingRecipe().steps);
 }
 
 }  // namespace
@@ -265,6 +269,24 @@ model::RankGroup join_ranks(const TrainingRunOptions& options) {
        std::chrono::milliseconds(static_cast<int64_t>(1e3 * options.rank_timeout_seconds))});
 }
 
+// The recipe as it is now, of a run that began with the checkpoint's. Other steps than were asked
+// for then are the new total; the same leave the one that a time budget may have fixed.
+void adopt_recipe(Run& run) {
+  const Recipe& recipe = run.options.recipe;
+  const std::string folder = run.options.run.string();
+  if (identity(run.state.recipe) != identity(recipe.source))
+    fail("{}: was started with another recipe; give --run another folder, or delete this one",
+         folder);
+  const int64_t steps = recipe.training.steps;
+  if (steps != steps_of(run.state.recipe)) {
+    if (steps < run.state.step)
+      fail("{}: \"training.steps\" is {}; expected at least the {} steps that are done", folder,
+           steps, run.state.step);
+    run.state.total_steps = steps;
+  }
+  run.state.recipe = recipe.source;
+}
+
 // Continues from the checkpoint, if there is one.
 void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoint) {
   const TrainingRunOptions& options = run.options;
@@ -279,9 +301,7 @@ void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoi
         "folder",
         options.run.string(), run.ranks.rank(), run.state.step, step.item<int64_t>());
   if (!checkpoint) return;
-  if (identity(run.state.recipe) != identity(options.recipe.source))
-    fail("{}: was started with another recipe; give --run another folder, or delete this one",
-         options.run.string());
+  adopt_recipe(run);
   run.seconds_before = run.state.seconds;
   if (run.ranks.is_first())
     fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);

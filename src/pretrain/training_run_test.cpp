@@ -241,16 +241,43 @@ TEST_F(TrainingRun, MetricsHoldEveryStepOnceForBothReaders) {
 
 TEST_F(TrainingRun, GoesOnWithMoreStepsButNotWithAnotherRecipe) {
   start_anew();
-  TrainingRunOptions early = options("run");
+  TrainingRunOptions early = options("resumed");
   early.stop_after_step = 3;
   run_training(early);
-  EXPECT_EQ(trainer_json(folder_ / "run")["step"], 3);
+  EXPECT_EQ(trainer_json(folder_ / "resumed")["step"], 3);
   json_["training"]["sequence_length"] = 16;
-  EXPECT_THROW(run_training(options("run")), Error);
+  EXPECT_THROW(run_training(options("resumed")), Error);
   json_["training"]["sequence_length"] = 32;
   json_["training"]["validate_every"] = 1000;
+  json_["training"]["steps"] = 14;
+  run_training(options("resumed"));
+  EXPECT_EQ(trainer_json(folder_ / "resumed")["total_steps"], 14);
+  // Of ten steps the rate would have fallen after seven, of 14 after ten.
+  run_training(options("straight"));
+  expect_equal_checkpoints("step-000014");
+}
+
+TEST_F(TrainingRun, ARunThatHasEndedGoesOnWithMoreStepsAndRefusesFewer) {
+  start_anew();
   run_training(options("run"));
-  EXPECT_EQ(trainer_json(folder_ / "run")["step"], 10);
+  json_["training"]["steps"] = 8;
+  try {
+    run_training(options("run"));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(), (folder_ / "run").string() +
+                                ": \"training.steps\" is 8; expected at least the 10 steps that "
+                                "are done");
+  }
+  json_["training"]["steps"] = 12;
+  const TrainingRunOptions more = options("run");
+  run_training(more);
+  const auto lines = read_metrics(folder_ / "run", "loss");
+  ASSERT_EQ(lines.size(), 12u);
+  for (const int64_t step : {9, 10, 11})  // the end of the first decay, and the new one
+    EXPECT_DOUBLE_EQ(lines[step]["learning_rate"].get<double>(),
+                     more.recipe.optimizer.learning_rate *
+                         learning_rate_factor(more.recipe.training, step, step < 10 ? 10 : 12));
 }
 
 TEST_F(TrainingRun, ATimeBudgetEndsTheRunWithItsDecay) {
