@@ -29,4 +29,13 @@ KERNEL double sum_of_squares(int64_t count, const float* x) {
   return total;
 }
 
+KERNEL bool all_finite(int64_t count, const float* x) {
+  F32x8 sum{};  // of x - x: 0, or not a number
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) sum += load(x + i) - load(x + i);
+  float total = horizontal_sum(sum);
+  for (; i < count; ++i) total += x[i] - x[i];
+  return total == 0;
+}
+
 }  // namespace fathom::kernels

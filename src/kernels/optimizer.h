@@ -24,4 +24,6 @@ void adamw(const AdamW& options, int64_t count, const float* gradient, float* we
 
 double sum_of_squares(int64_t count, const float* x);
 
+bool all_finite(int64_t count, const float* x);
+
 }  // namespace fathom::kernels

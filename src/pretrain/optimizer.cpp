@@ -170,6 +170,19 @@ Optimizer::Norms Optimizer::step(double learning_rate, int64_t step) {
   return norms;
 }
 
+std::optional<std::string> Optimizer::non_finite_weight() const {
+  std::vector<char> is_finite(slots_.size());
+  base::parallel_for(static_cast<int64_t>(slots_.size()), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tensor& weight = *slots_[i].slot.tensor;
+      is_finite[i] = kernels::all_finite(weight.numel(), weight.data_ptr<float>());
+    }
+  });
+  const auto found = std::find(is_finite.begin(), is_finite.end(), false);
+  if (found == is_finite.end()) return {};
+  return slots_[found - is_finite.begin()].slot.name;
+}
+
 std::vector<Optimizer::State> Optimizer::state() const {
   std::vector<State> state;
   for (const Slot& slot : slots_) {

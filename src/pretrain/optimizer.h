@@ -1,6 +1,7 @@
 // AdamW for vectors, embeddings and routers; Muon or AdamW for matrices.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,10 @@ class Optimizer {
   // their loss would move the main model. `step` counts from 1. Bits do not depend on the thread
   // count. Every rank calls it.
   Norms step(double learning_rate, int64_t step);
+
+  // The first of the tensors trained that holds a value which is not finite. The same on every
+  // rank.
+  std::optional<std::string> non_finite_weight() const;
 
   struct State {
     std::string name;

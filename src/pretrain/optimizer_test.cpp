@@ -6,6 +6,7 @@
 
 #include "base/parallel.h"
 #include "base/random.h"
+#include "kernels/optimizer.h"
 
 namespace fathom::pretrain {
 namespace {
@@ -169,6 +170,19 @@ TEST(Optimizer, BitsDoNotDependOnTheThreadCount) {
   base::set_num_threads(threads);
   EXPECT_TRUE(results[0].equal(results[1]));
   EXPECT_TRUE(results[0].equal(results[2]));
+}
+
+TEST(Optimizer, FindsAValueThatIsNotFiniteWhereverItStands) {
+  for (const int64_t count : {1, 7, 8, 9, 40}) {
+    std::vector<float> x(count, 3e38f);
+    EXPECT_TRUE(kernels::all_finite(count, x.data()));
+    for (int64_t i = 0; i < count; ++i)
+      for (const float bad : {HUGE_VALF, -HUGE_VALF, std::nanf("")}) {
+        x[i] = bad;
+        EXPECT_FALSE(kernels::all_finite(count, x.data())) << bad << " at " << i << " of " << count;
+        x[i] = -3e38f;
+      }
+  }
 }
 
 TEST(Orthogonalise, KeepsSingularVectorsAndEvensOutValues) {

@@ -177,6 +177,9 @@ void train(Run& run, Trainer& trainer) {
     if (!std::isfinite(report.sum_of_losses() + report.gradient_norm +
                        report.indexer_gradient_norm))
       fail_as_not_finite(run, "loss");
+    // Losses and norms are of the weights before the update; only finite ones may be saved.
+    if (const auto weight = trainer.optimizer().non_finite_weight())
+      fail_as_not_finite(run, *weight);
     run.state.seconds = shared_seconds(run);
     const bool is_total_new = budget.update();
     if (progress) progress->set_total(tokens_until(run.state.total_steps));

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numbers>
 #include <set>
@@ -321,6 +322,33 @@ TEST_F(TrainingRun, ALossThatIsNotFiniteEndsTheRun) {
     EXPECT_NE(std::string(error.what()).find("not finite at step"), std::string::npos)
         << error.what();
     EXPECT_NE(std::string(error.what()).find("last good checkpoint"), std::string::npos);
+  }
+}
+
+// The loss of a step is that of the weights before its update.
+TEST_F(TrainingRun, WeightsThatAreNotFiniteAreNotSaved) {
+  start_anew();
+  json_["training"]["checkpoint_every"] = 1;
+  TrainingRunOptions good = options("run");
+  good.stop_after_step = 2;
+  run_training(good);
+  TrainingRunOptions ruined = options("run");
+  ruined.recipe.optimizer.learning_rate = 1e39;
+  try {
+    run_training(ruined);
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(),
+              "dense stage: model.embed_tokens.weight is not finite at step 3; the last good "
+              "checkpoint is " +
+                  (folder_ / "run/step-000002").string());
+  }
+  const auto weights = model::Safetensors::open(folder_ / "run/step-000002/model.safetensors");
+  for (const auto& [name, view] : weights.tensors()) {
+    const auto* values = reinterpret_cast<const float*>(view.data);
+    EXPECT_TRUE(std::all_of(values, values + view.num_bytes() / sizeof(float), [](float value) {
+      return std::isfinite(value);
+    })) << name;
   }
 }
 
