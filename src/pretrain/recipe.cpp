@@ -180,6 +180,20 @@ void check_optimizer(const OptimizerRecipe& o, const Checker& check) {
                   fmt::format("is {}; expected 0 to 1, below 1", value));
 }
 
+// What would leave a stage without anything to train, or without a loss to train it by.
+void check_stage(const Recipe& r, const Checker& check) {
+  check.require(r.stage != Stage::kMtp || r.model.num_nextn_predict_layers > 0,
+                "model.num_nextn_predict_layers", "is 0; the mtp stage needs an MTP layer");
+  if (r.stage != Stage::kWarmup) return;
+  const std::string& rule = r.experiment.key_rule;
+  check.require(rule == "indexer", "experiment.key_rule",
+                fmt::format("is \"{}\"; the warmup stage trains the indexers alone and needs "
+                            "\"indexer\"",
+                            rule));
+  check.require(r.training.indexer_weight > 0, "training.indexer_weight",
+                "is 0; the warmup stage has no other loss");
+}
+
 void check_recipe(const Recipe& r, const RecipeSource& source) {
   const Checker check(source);
   check.require(!r.model.has_fp8_weights, "model.quantization_config",
@@ -187,8 +201,7 @@ void check_recipe(const Recipe& r, const RecipeSource& source) {
   check.require(r.tokenizer.vocab_size == r.model.vocab_size, "tokenizer.vocab_size",
                 fmt::format("is {} but \"model.vocab_size\" is {}; they must agree",
                             r.tokenizer.vocab_size, r.model.vocab_size));
-  check.require(r.stage != Stage::kMtp || r.model.num_nextn_predict_layers > 0,
-                "model.num_nextn_predict_layers", "is 0; the mtp stage needs an MTP layer");
+  check_stage(r, check);
   check_training(r.training, r.model, check);
   check_optimizer(r.optimizer, check);
   check_experiment(r, check);

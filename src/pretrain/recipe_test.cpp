@@ -259,6 +259,17 @@ TEST(RecipeStages, RefuseWhatTheyDoNotKnow) {
   json["stages"]["mtp"] = {{"model", {{"num_nextn_predict_layers", 0}}}};
   EXPECT_EQ(error_of(json, Stage::kMtp),
             "r.json: \"model.num_nextn_predict_layers\" is 0; the mtp stage needs an MTP layer");
+  json = staged_recipe();
+  json["stages"]["warmup"] = Json::object();
+  json["experiment"] = {{"key_rule", "window"}};
+  EXPECT_EQ(error_of(json, Stage::kSparse), "");
+  EXPECT_EQ(error_of(json, Stage::kWarmup),
+            "r.json: \"experiment.key_rule\" is \"window\"; the warmup stage trains the indexers "
+            "alone and needs \"indexer\"");
+  json["experiment"] = Json::object();
+  json["stages"]["warmup"]["training"]["indexer_weight"] = 0;
+  EXPECT_EQ(error_of(json, Stage::kWarmup),
+            "r.json: \"training.indexer_weight\" is 0; the warmup stage has no other loss");
 }
 
 }  // namespace
