@@ -117,6 +117,11 @@ std::optional<std::filesystem::path> RunFolder::latest() const {
   if (!std::filesystem::exists(path)) return {};
   std::string name = base::read_file(path);
   while (!name.empty() && name.back() == '\n') name.pop_back();
+  if (name.empty())
+    fail(
+        "{}: is empty; write the name of a checkpoint of this folder into it, as step-000250, or "
+        "delete the file to start anew",
+        path.string());
   if (!std::filesystem::is_directory(folder_ / name))
     fail("{}: names checkpoint {}, which is not there; restore it or delete the file to start anew",
          path.string(), name);

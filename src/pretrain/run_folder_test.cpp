@@ -47,6 +47,19 @@ TEST_F(Checkpoints, OfARunTurnedBackTheAbandonedGoFirst) {
   EXPECT_EQ(RunFolder(folder_).latest(), folder_ / "step-000005");
 }
 
+TEST_F(Checkpoints, AnEmptyLatestIsNamedWithItsRemedy) {
+  save(2, 1);
+  base::write_file_atomically(folder_ / "latest", "\n");
+  try {
+    RunFolder(folder_).latest();
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(), (folder_ / "latest").string() +
+                                ": is empty; write the name of a checkpoint of this folder into "
+                                "it, as step-000250, or delete the file to start anew");
+  }
+}
+
 TEST_F(Checkpoints, WhatIsNotOneIsNotRemoved) {
   for (const char* name : {"step-best", "step-", "step-7b", "step-000001.tmp", "step-best.tmp"})
     fs::create_directories(folder_ / name);
