@@ -1,6 +1,7 @@
 #include "pretrain/training_run.h"
 
 #include <cmath>
+#include <memory>
 #include <numbers>
 
 #include <ATen/Parallel.h>
@@ -8,6 +9,7 @@
 
 #include "base/check.h"
 #include "base/file.h"
+#include "base/file_lock.h"
 #include "base/progress.h"
 #include "model/checkpoint.h"
 #include "pretrain/checkpoint_writer.h"
@@ -325,6 +327,20 @@ void check_run(const TrainingRunOptions& options) {
   if (std::filesystem::exists(tokenizer_folder(recipe) / "tokenizer.json")) fim_options(recipe);
 }
 
+// A second process in the folder would mix its checkpoints and metrics with the first one's. Of
+// several ranks, which share it, the first holds it for all.
+std::unique_ptr<base::FileLock> lock_folder(const TrainingRunOptions& options,
+                                            const model::RankGroup& ranks) {
+  if (!ranks.is_first()) return nullptr;
+  std::filesystem::create_directories(options.run);
+  auto lock = base::FileLock::try_lock(options.run / "lock");
+  if (!lock)
+    fail(
+        "{}: another process trains in this folder; wait for its end, or give --run another folder",
+        options.run.string());
+  return lock;
+}
+
 }  // namespace
 
 void run_training(const TrainingRunOptions& options) {
@@ -332,6 +348,7 @@ void run_training(const TrainingRunOptions& options) {
   const Recipe& recipe = options.recipe;
   const model::RankGroup ranks = join_ranks(options);
   check_run(options);
+  const auto lock = lock_folder(options, ranks);
   if (options.prepare) ranks.after_first("prepare", options.prepare);
   const auto text = recipe.data / "tokens";
   check_tokens_fit(text, recipe.model);

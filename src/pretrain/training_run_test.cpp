@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/check.h"
+#include "base/file_lock.h"
 #include "base/parallel.h"
 #include "model/safetensors.h"
 #include "pretrain/schedule.h"
@@ -196,8 +197,25 @@ TEST_F(TrainingRun, KeepsTheNewestCheckpointsAndNothingElse) {
   std::set<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run"))
     names.insert(entry.path().filename());
-  EXPECT_EQ(names, (std::set<std::string>{"events", "latest", "metrics.jsonl", "step-000008",
-                                          "step-000010"}));
+  EXPECT_EQ(names, (std::set<std::string>{"events", "latest", "lock", "metrics.jsonl",
+                                          "step-000008", "step-000010"}));
+}
+
+TEST_F(TrainingRun, AFolderInWhichAnotherProcessTrainsIsRefused) {
+  start_anew();
+  fs::create_directories(folder_ / "run");
+  auto other = base::FileLock::try_lock(folder_ / "run/lock");
+  try {
+    run_training(options("run"));
+    FAIL() << "no error";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(), (folder_ / "run").string() +
+                                ": another process trains in this folder; wait for its end, or "
+                                "give --run another folder");
+  }
+  EXPECT_FALSE(fs::exists(folder_ / "run/metrics.jsonl"));
+  other.reset();
+  run_training(options("run"));
 }
 
 TEST_F(TrainingRun, ACheckpointThatCannotBeWrittenEndsTheRun) {
