@@ -341,6 +341,17 @@ std::unique_ptr<base::FileLock> lock_folder(const TrainingRunOptions& options,
   return lock;
 }
 
+// The finished model's folder is made, and a file written there for a moment: what a long run would
+// find out at its end.
+void check_export(const std::filesystem::path& folder) {
+  try {
+    std::filesystem::create_directories(folder);
+    base::AtomicFile(folder / "config.json").write("{}");
+  } catch (const std::exception& error) {
+    fail("--export {}: the model could not be written there: {}", folder.string(), error.what());
+  }
+}
+
 }  // namespace
 
 void run_training(const TrainingRunOptions& options) {
@@ -349,6 +360,7 @@ void run_training(const TrainingRunOptions& options) {
   const model::RankGroup ranks = join_ranks(options);
   check_run(options);
   const auto lock = lock_folder(options, ranks);
+  if (ranks.is_first() && options.export_folder) check_export(*options.export_folder);
   if (options.prepare) ranks.after_first("prepare", options.prepare);
   const auto text = recipe.data / "tokens";
   check_tokens_fit(text, recipe.model);

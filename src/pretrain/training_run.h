@@ -32,7 +32,8 @@ struct TrainingRunOptions {
 // resumes from its last checkpoint to the same bits. A non-finite loss ends it with an Error that
 // names the stage, the step and the last good checkpoint, and so does a rank that dies with the
 // other ranks. Throws Error before options.prepare where the options contradict each other, the
-// model to begin with is not there, or the tokenizer lacks what the recipe needs.
+// model to begin with is not there, the tokenizer lacks what the recipe needs, another process
+// trains in the folder, or the export could not be written.
 void run_training(const TrainingRunOptions& options);
 
 // The preparation alone: corpus, tokenizer, tokens under recipe.data.

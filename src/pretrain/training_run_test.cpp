@@ -386,6 +386,33 @@ TEST_F(TrainingRun, ExportsAModelThatOtherProgramsRead) {
   EXPECT_EQ(weights.at("model.embed_tokens.weight").dtype, model::DType::kBF16);
 }
 
+TEST_F(TrainingRun, AnExportThatCannotBeWrittenIsRefusedBeforeTheTraining) {
+  start_anew();
+  base::write_file_atomically(folder_ / "file", "");
+  for (const char* place : {"file", "file/model"}) {
+    TrainingRunOptions exporting = options("run");
+    exporting.export_folder = folder_ / place;
+    try {
+      run_training(exporting);
+      FAIL() << "no error";
+    } catch (const Error& error) {
+      const std::string what = error.what();
+      EXPECT_TRUE(what.starts_with("--export " + (folder_ / place).string() +
+                                   ": the model could not be written there: "))
+          << what;
+    }
+    EXPECT_FALSE(fs::exists(folder_ / "run/metrics.jsonl"));
+  }
+  // An earlier model there stays as it is until the new one is finished.
+  fs::create_directories(folder_ / "model");
+  base::write_file_atomically(folder_ / "model/config.json", "old");
+  TrainingRunOptions stopped = options("run");
+  stopped.export_folder = folder_ / "model";
+  stopped.stop_after_step = 1;
+  run_training(stopped);
+  EXPECT_EQ(base::read_file(folder_ / "model/config.json"), "old");
+}
+
 // The later stages, each from the checkpoint of the one before.
 class Stages : public TrainingRun {
  protected:
