@@ -7,12 +7,12 @@
 #include <map>
 #include <numeric>
 #include <optional>
-#include <sstream>
 #include <utility>
 
 #include "base/check.h"
 #include "base/file.h"
 #include "bench/plot.h"
+#include "pretrain/run_folder.h"
 
 namespace fathom::bench {
 namespace {
@@ -23,14 +23,11 @@ using Lines = std::vector<Json>;  // of one metrics.jsonl
 
 // A line without tokens of its own, a validation's, gets those of the step before it.
 Lines read_lines(const fs::path& path) {
-  Lines lines;
+  Lines lines = pretrain::RunFolder::read_metrics(path);
   double tokens = 0;
-  std::istringstream text(base::read_file(path));
-  for (std::string line; std::getline(text, line);) {
-    Json json = base::parse_json(line, fmt::format("{}: line {}", path.string(), lines.size() + 1));
+  for (Json& json : lines) {
     tokens = json.value("tokens", tokens);
     json["tokens"] = tokens;
-    lines.push_back(std::move(json));
   }
   return lines;
 }

@@ -4,7 +4,6 @@
 
 #include <numeric>
 #include <optional>
-#include <sstream>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -48,19 +47,26 @@ constexpr Chart kCharts[] = {
     {"Time of a step", "step_seconds", "seconds"},
 };
 
+// Only a checkpoint says it; a run that has none, or whose checkpoints were removed, has its curves
+// all the same.
+std::string stage_of(const std::filesystem::path& folder) {
+  try {
+    if (const auto checkpoint = pretrain::RunFolder(folder).latest())
+      return pretrain::RunFolder::load_state(*checkpoint).recipe.value("stage", "dense");
+  } catch (const Error&) {
+  }
+  return "unknown";
+}
+
 Run read_run(const std::filesystem::path& folder) {
   const auto path = folder / "metrics.jsonl";
   if (!std::filesystem::exists(path))
     fail("{}: no metrics.jsonl; expected a folder that pretrain --run wrote", folder.string());
-  Run run{folder.filename().string(), "dense", {}};
+  Run run{folder.filename().string(), stage_of(folder), pretrain::RunFolder::read_metrics(path)};
   if (run.name.empty()) run.name = folder.parent_path().filename().string();
-  std::istringstream text(base::read_file(path));
   double tokens = 0;
   std::optional<double> seconds;
-  for (std::string line; std::getline(text, line);) {
-    Json json = Json::parse(line, nullptr, false);
-    if (!json.is_object())
-      fail("{}: line {} is not a JSON object", path.string(), run.lines.size() + 1);
+  for (Json& json : run.lines) {
     tokens = json.value("tokens", tokens);
     json["tokens"] = tokens;  // a validation's line has none of its own
     if (json.contains("seconds")) {
@@ -69,11 +75,7 @@ Run read_run(const std::filesystem::path& folder) {
       if (seconds && !json.contains("step_seconds")) json["step_seconds"] = now - *seconds;
       seconds = now;
     }
-    run.lines.push_back(std::move(json));
   }
-  const pretrain::RunFolder run_folder(folder);
-  if (const auto checkpoint = run_folder.latest())
-    run.stage = pretrain::RunFolder::load_state(*checkpoint).recipe.value("stage", "dense");
   return run;
 }
 

@@ -60,12 +60,32 @@ TEST_F(TrainingReport, DerivesTheTimeOfAStepOfOlderRuns) {
   EXPECT_EQ(html.find(">Loss<"), std::string::npos);
 }
 
+// A run under way, or killed; its checkpoints may be gone, too.
+TEST_F(TrainingReport, DrawsWhatARunHasWrittenSoFar) {
+  const std::string metrics = "{\"step\":1,\"tokens\":64,\"loss\":4}\n{\"st";
+  const std::string without = report_of(metrics);
+  EXPECT_NE(without.find(">Loss<"), std::string::npos);
+  EXPECT_NE(without.find("<td>unknown</td><td>1</td><td>64</td>"), std::string::npos) << without;
+  for (const char* latest : {"step-000001\n", "\n"}) {
+    base::write_file_atomically(folder_ / "latest", latest);
+    EXPECT_EQ(report_of(metrics), without);
+  }
+}
+
 TEST_F(TrainingReport, NamesTheLineThatCannotBeRead) {
-  try {
-    report_of("{\"step\":1}\n{\"st");
-    FAIL();
-  } catch (const Error& error) {
-    EXPECT_EQ(error.what(), (folder_ / "metrics.jsonl").string() + ": line 2 is not a JSON object");
+  for (const auto& [line, what] : {
+           std::pair("{\"st", " is not a JSON object"),
+           std::pair("{\"step\":\"2\"}", ": \"step\" is \"2\"; expected a number"),
+           std::pair("{\"tokens\":[64]}", ": \"tokens\" is [64]; expected a number"),
+           std::pair("{\"loss\":[4,\"4\"]}",
+                     ": \"loss\" is [4,\"4\"]; expected a number or a list of numbers"),
+       }) {
+    try {
+      report_of(fmt::format("{{\"step\":1}}\n{}\n{{\"step\":3}}\n", line));
+      FAIL() << line;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(), (folder_ / "metrics.jsonl").string() + ": line 2" + what);
+    }
   }
 }
 

@@ -82,6 +82,16 @@ void remove_older(const std::filesystem::path& folder, int64_t newest_step, int6
     std::filesystem::remove_all(all[i].path);
 }
 
+// A number, or a list of them, by layer; whether a step was skipped.
+void check_figure(const std::string& key, const Json& value, const std::string& where) {
+  const bool is_single = key == "step" || key == "tokens" || key == "seconds";
+  const bool is_list = value.is_array() && std::all_of(value.begin(), value.end(),
+                                                       [](const Json& x) { return x.is_number(); });
+  if (value.is_number() || (!is_single && (is_list || value.is_boolean()))) return;
+  fail("{}: \"{}\" is {}; expected a number{}", where, key, value.dump(),
+       is_single ? "" : " or a list of numbers");
+}
+
 }  // namespace
 
 RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) {
@@ -148,6 +158,25 @@ std::vector<Optimizer::State> RunFolder::load_optimizer(const std::filesystem::p
           {name, torch::from_blob(const_cast<std::byte*>(view.data), view.shape).clone()});
   }
   return state;
+}
+
+std::vector<Json> RunFolder::read_metrics(const std::filesystem::path& path) {
+  std::vector<Json> lines;
+  std::istringstream text(base::read_file(path));
+  for (std::string line; std::getline(text, line);) {
+    const Json json = Json::parse(line, nullptr, false);
+    const std::string where = fmt::format("{}: line {}", path.string(), lines.size() + 1);
+    if (!json.is_object() && text.eof()) break;  // a whole line ends with a newline
+    if (!json.is_object()) fail("{} is not a JSON object", where);
+    Json figures = Json::object();
+    for (const auto& [key, value] : json.items()) {
+      if (value.is_null()) continue;
+      check_figure(key, value, where);
+      figures[key] = value;
+    }
+    lines.push_back(std::move(figures));
+  }
+  return lines;
 }
 
 void RunFolder::begin_metrics(const TrainerState& state) {

@@ -39,6 +39,11 @@ class RunFolder {
   static TrainerState load_state(const std::filesystem::path& checkpoint);
   static std::vector<Optimizer::State> load_optimizer(const std::filesystem::path& checkpoint);
 
+  // The lines of a metrics.jsonl, in order, without values that were not numbers (null). A last
+  // line that a kill cut short, or that is being written, is left out; an Error names file and line
+  // of any other that is not what append_metrics writes.
+  static std::vector<Json> read_metrics(const std::filesystem::path& path);
+
   // Before anything is appended: forgets lines of steps beyond those done.
   void begin_metrics(const TrainerState& state);
   // One JSON object a line.
