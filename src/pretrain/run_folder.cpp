@@ -111,10 +111,11 @@ void RunFolder::save(const TrainerState& state, const model::Model& model,
   save_optimizer(optimizer, temporary / shard_name(ranks.rank(), ranks.size()));
   ranks.barrier();  // all files are
   if (!ranks.is_first()) return;
-  const Json json = {{"step", state.step},
-                     {"total_steps", state.total_steps},
-                     {"seconds", state.seconds},
-                     {"recipe", state.recipe}};
+  Json json = {{"step", state.step},
+               {"total_steps", state.total_steps},
+               {"seconds", state.seconds},
+               {"recipe", state.recipe}};
+  if (state.init) json["init"] = *state.init;
   base::write_file_atomically(temporary / "trainer.json", json.dump(2) + "\n");
   std::filesystem::remove_all(folder_ / name);
   std::filesystem::rename(temporary, folder_ / name);
@@ -142,7 +143,10 @@ TrainerState RunFolder::load_state(const std::filesystem::path& checkpoint) {
   const auto path = checkpoint / "trainer.json";
   const Json json = base::read_json_file(path);
   try {
-    return {json.at("step"), json.at("total_steps"), json.at("seconds"), json.at("recipe")};
+    TrainerState state{json.at("step"), json.at("total_steps"), json.at("seconds"),
+                       json.at("recipe")};
+    if (json.contains("init")) state.init = json["init"].get<std::string>();
+    return state;
   } catch (const Json::exception& error) {
     fail("{}: not a state of training ({}); expected what pretrain writes", path.string(),
          error.what());

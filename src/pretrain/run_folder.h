@@ -7,6 +7,7 @@
 
 #include <filesystem>
 #include <optional>
+#include <string>
 
 #include "base/json.h"
 #include "model/transformer.h"
@@ -20,6 +21,8 @@ struct TrainerState {
   int64_t total_steps = 0;  // where the learning rate reaches its end
   double seconds = 0;       // spent in training
   Json recipe;
+  // --init of the beginning; empty: none. Older checkpoints do not say.
+  std::optional<std::string> init = {};
 };
 
 class RunFolder {

@@ -13,6 +13,7 @@
 #include "base/progress.h"
 #include "model/checkpoint.h"
 #include "pretrain/checkpoint_writer.h"
+#include "pretrain/resume.h"
 #include "pretrain/retrieval.h"
 #include "pretrain/schedule.h"
 #include "pretrain/trainer.h"
@@ -235,20 +236,6 @@ void export_model(const TrainingRunOptions& options, const Trainer& trainer) {
   fmt::print(stderr, "wrote {}\n", folder.string());
 }
 
-// What must not change within a run.
-Json identity(Json recipe) {
-  if (recipe.contains("training"))
-    for (const char* key :
-         {"steps", "skip_steps", "validate_every", "checkpoint_every", "keep_checkpoints"})
-      recipe["training"].erase(key);
-  recipe.erase("corpus");
-  return recipe;
-}
-
-int64_t steps_of(const Json& recipe) {
-  return recipe.value(Json::json_pointer("/training/steps"), TrainingRecipe().steps);
-}
-
 }  // namespace
 
 void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path) {
@@ -274,28 +261,11 @@ model::RankGroup join_ranks(const TrainingRunOptions& options) {
        std::chrono::milliseconds(static_cast<int64_t>(1e3 * options.rank_timeout_seconds))});
 }
 
-// The recipe as it is now, of a run that began with the checkpoint's. Other steps than were asked
-// for then are the new total; the same leave the one that a time budget may have fixed.
-void adopt_recipe(Run& run) {
-  const Recipe& recipe = run.options.recipe;
-  const std::string folder = run.options.run.string();
-  if (identity(run.state.recipe) != identity(recipe.source))
-    fail("{}: was started with another recipe; give --run another folder, or delete this one",
-         folder);
-  const int64_t steps = recipe.training.steps;
-  if (steps != steps_of(run.state.recipe)) {
-    if (steps < run.state.step)
-      fail("{}: \"training.steps\" is {}; expected at least the {} steps that are done", folder,
-           steps, run.state.step);
-    run.state.total_steps = steps;
-  }
-  run.state.recipe = recipe.source;
-}
-
 // Continues from the checkpoint, if there is one.
 void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoint) {
   const TrainingRunOptions& options = run.options;
-  run.state = {0, options.recipe.training.steps, 0, options.recipe.source};
+  run.state = {0, options.recipe.training.steps, 0, options.recipe.source,
+               options.init ? options.init->string() : ""};
   if (checkpoint) run.state = RunFolder::load_state(*checkpoint);
   // A rank that sees another folder, or an old one, would train another model.
   const torch::Tensor step = torch::full({1}, run.state.step, torch::kLong);
@@ -306,10 +276,14 @@ void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoi
         "folder",
         options.run.string(), run.ranks.rank(), run.state.step, step.item<int64_t>());
   if (!checkpoint) return;
-  adopt_recipe(run);
+  const bool is_init_known = run.state.init.has_value();
+  go_on_with(run.state, options.recipe, options.init, options.run);
   run.seconds_before = run.state.seconds;
-  if (run.ranks.is_first())
-    fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
+  if (!run.ranks.is_first()) return;
+  fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
+  if (options.init && !is_init_known)
+    fmt::print(stderr, "--init {} is ignored: the run goes on from its checkpoint\n",
+               options.init->string());
 }
 
 // What can be known before the data is gathered.

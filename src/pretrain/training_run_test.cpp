@@ -550,6 +550,46 @@ TEST_F(Stages, AnMtpLayerThatIsRuinedIsNotSaved) {
   }
 }
 
+TEST_F(Stages, ARunThatGoesOnKnowsWhatItBeganWith) {
+  const auto error_of = [](const TrainingRunOptions& options) -> std::string {
+    try {
+      run_training(options);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  TrainingRunOptions half = stage(Stage::kWarmup, "warmup", "dense");
+  half.stop_after_step = 3;
+  run_training(half);
+  const std::string first = half.init->string();
+  const std::string run = (folder_ / "warmup").string();
+  half.init = folder_ / "other";
+  EXPECT_EQ(error_of(half), run + ": began with " + first + ", not with --init " +
+                                half.init->string() +
+                                "; leave --init out to go on, or give --run another folder");
+  TrainingRunOptions dense = options("dense");
+  dense.init = first;
+  EXPECT_EQ(error_of(dense), (folder_ / "dense").string() +
+                                 ": began with the recipe's seed, not with --init " + first +
+                                 "; leave --init out to go on, or give --run another folder");
+  // A checkpoint of before that was kept.
+  Json state = trainer_json(run);
+  state.erase("init");
+  base::write_file_atomically(latest("warmup") / "trainer.json", state.dump());
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(error_of(half), "");
+  const std::string messages = testing::internal::GetCapturedStderr();
+  EXPECT_NE(messages.find("--init " + half.init->string() +
+                          " is ignored: the run goes on from its checkpoint\n"),
+            std::string::npos)
+      << messages;
+  half.init.reset();
+  half.stop_after_step.reset();
+  EXPECT_EQ(error_of(half), "");
+  EXPECT_FALSE(trainer_json(run).contains("init"));
+}
+
 TEST_F(Stages, AStageBeginsWithAModelOfItsShape) {
   TrainingRunOptions without = stage(Stage::kSparse, "sparse", "dense");
   without.init.reset();
