@@ -129,6 +129,9 @@ void check_training(const TrainingRecipe& t, const model::Config& model, const C
                 fmt::format("is {}; expected a multiple of micro_batch_rows = {}", t.batch_rows,
                             t.micro_batch_rows));
   check_schedules(t, check);
+  for (const int64_t number : t.skip_steps)
+    check.require(number >= 1 && number <= t.steps, "training.skip_steps",
+                  fmt::format("names step {}; expected 1 to steps = {}", number, t.steps));
   check.between("training.fim_rate", t.fim_rate, 0.0, 1.0);
   check.one_of("training.balance", t.balance, "batch", "sequence");
   check.at_least("training.mtp_weight", t.mtp_weight, 0.0);
@@ -232,6 +235,9 @@ Json with_stage(Json json, const RecipeSource& source) {
     fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise",
          source.of("stages"), name);
   json["stage"] = name;
+  // Numbers of the dense stage's steps.
+  if (json.contains("training") && json["training"].is_object())
+    json["training"].erase("skip_steps");
   for (const auto& [earlier, value] : kStages) {
     const Json sections = stages.value(std::string(earlier), Json::object());
     for (const auto& [section, values] : sections.items())

@@ -90,6 +90,8 @@ TEST(Recipe, EveryFaultIsNamed) {
       {"/training/decay_fraction", 1.5, "\"training.decay_fraction\" is 1.5; expected 0 to 1"},
       {"/training/final_fraction", -0.5, "\"training.final_fraction\" is -0.5; expected 0 to 1"},
       {"/training/keep_checkpoints", 0, "\"training.keep_checkpoints\" is 0; expected at least 1"},
+      {"/training/skip_steps", {3, 0}, "names step 0; expected 1 to steps = 10"},
+      {"/training/skip_steps", {11}, "names step 11; expected 1 to steps = 10"},
       {"/optimizer/matrices", "sgd", "expected \"muon\" or \"adamw\""},
       {"/optimizer/learning_rate", 0, "\"optimizer.learning_rate\" is 0; expected above 0"},
       {"/optimizer/beta2", 1, "below 1"},
@@ -201,6 +203,17 @@ TEST_F(RecipeLines, AStagesValueStandsInItsSectionAndAnOverrideOnTheCommandLine)
   EXPECT_EQ(error_of(good_, {"training.batch_rows=7"}),
             "--set training.batch_rows=7: \"training.batch_rows\" is 7; expected a multiple of "
             "micro_batch_rows = 4");
+}
+
+TEST(RecipeStages, SkipStepsOfTheirOwn) {
+  Json json = tiny_recipe("data");
+  json["training"]["skip_steps"] = {9};
+  json["stages"] = {{"extend", {{"training", {{"steps", 5}}}}},
+                    {"sparse", {{"training", {{"skip_steps", {2}}}}}}};
+  EXPECT_EQ(parse_recipe(json, "r.json").training.skip_steps, std::vector<int64_t>{9});
+  EXPECT_TRUE(parse_recipe(json, "r.json", Stage::kExtend).training.skip_steps.empty());
+  EXPECT_EQ(parse_recipe(json, "r.json", Stage::kSparse).training.skip_steps,
+            std::vector<int64_t>{2});
 }
 
 Json staged_recipe() {

@@ -1,5 +1,10 @@
 #include "pretrain/resume.h"
 
+#include <fmt/ranges.h>
+
+#include <set>
+#include <vector>
+
 #include "base/check.h"
 
 namespace fathom::pretrain {
@@ -17,6 +22,16 @@ Json identity(Json recipe) {
 
 int64_t steps_of(const Json& recipe) {
   return recipe.value(Json::json_pointer("/training/steps"), TrainingRecipe().steps);
+}
+
+// Of the steps done, those whose batch the recipe leaves out.
+std::set<int64_t> skipped_until(const Json& recipe, int64_t done) {
+  const auto numbers =
+      recipe.value(Json::json_pointer("/training/skip_steps"), std::vector<int64_t>());
+  std::set<int64_t> skipped;
+  for (const int64_t number : numbers)
+    if (number <= done) skipped.insert(number);
+  return skipped;
 }
 
 bool is_same_path(const std::filesystem::path& a, const std::filesystem::path& b) {
@@ -43,6 +58,13 @@ void go_on_with(TrainerState& state, const Recipe& recipe,
            run.string(), steps, state.step);
     state.total_steps = steps;
   }
+  const auto skipped = skipped_until(state.recipe, state.step);
+  const auto wanted = skipped_until(recipe.source, state.step);
+  if (wanted != skipped)
+    fail(
+        "{}: of the {} steps that are done \"training.skip_steps\" names [{}], but the batches of "
+        "[{}] were left out; turn `latest` back to a checkpoint before, or name only later ones",
+        run.string(), state.step, fmt::join(wanted, ", "), fmt::join(skipped, ", "));
   state.recipe = recipe.source;
 }
 

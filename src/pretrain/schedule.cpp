@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <set>
 
 namespace fathom::pretrain {
 
@@ -47,7 +48,11 @@ int64_t rows_before(const TrainingRecipe& recipe, int64_t step) {
 }
 
 int64_t tokens_before(const TrainingRecipe& recipe, int64_t step) {
-  return rows_before(recipe, step) * recipe.sequence_length;
+  int64_t rows = rows_before(recipe, step);
+  const std::set<int64_t> skipped(recipe.skip_steps.begin(), recipe.skip_steps.end());
+  for (const int64_t number : skipped)  // from 1
+    if (number <= step) rows -= rows_of(recipe, number - 1);
+  return rows * recipe.sequence_length;
 }
 
 int64_t sequence_length_at(const TrainingRecipe& recipe, int64_t step) {

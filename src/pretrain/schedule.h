@@ -18,7 +18,7 @@ double learning_rate_factor(const TrainingRecipe& recipe, int64_t step, int64_t 
 int64_t rows_of(const TrainingRecipe& recipe, int64_t step);
 // Rows of all steps before it: where the step begins in the order of rows.
 int64_t rows_before(const TrainingRecipe& recipe, int64_t step);
-// Tokens of all steps before it.
+// Tokens of all steps before it, without those of the recipe's skip_steps.
 int64_t tokens_before(const TrainingRecipe& recipe, int64_t step);
 
 // Longest sequence that a row is cut into.

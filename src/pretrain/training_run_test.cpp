@@ -299,6 +299,29 @@ TEST_F(TrainingRun, ARunThatHasEndedGoesOnWithMoreStepsAndRefusesFewer) {
                          learning_rate_factor(more.recipe.training, step, step < 10 ? 10 : 12));
 }
 
+TEST_F(TrainingRun, StepsLeftOutCountNoTokensAndAreStillToCome) {
+  start_anew();
+  json_["training"]["steps"] = 6;
+  json_["training"]["skip_steps"] = {2, 5};
+  TrainingRunOptions early = options("run");
+  early.stop_after_step = 3;
+  run_training(early);
+  run_training(options("run"));
+  const auto lines = read_metrics(folder_ / "run", "tokens");
+  ASSERT_EQ(lines.size(), 4u);
+  for (size_t i = 0; i < lines.size(); ++i) EXPECT_EQ(lines[i]["tokens"], (i + 1) * 8 * 32);
+  for (const Json& others : {Json::array({2, 4, 5}), Json::array({5})}) {
+    json_["training"]["skip_steps"] = others;
+    try {
+      run_training(options("run"));
+      FAIL() << others;
+    } catch (const Error& error) {
+      const std::string what = error.what();
+      EXPECT_NE(what.find("but the batches of [2, 5] were left out"), std::string::npos) << what;
+    }
+  }
+}
+
 TEST_F(TrainingRun, ATimeBudgetEndsTheRunWithItsDecay) {
   start_anew();
   json_["training"]["steps"] = 1000000;
