@@ -213,9 +213,8 @@ void check_keys(const Json& file, const RecipeSource& source) {
   check_stages(file, source);
 }
 
-Recipe parse(const Json& file, const RecipeSource& source) {
-  check_keys(file, source);
-  const Json json = with_stage(file, source);
+// Keys and types of one stage's recipe.
+Recipe read_sections(const Json& json, const RecipeSource& source) {
   Recipe r;
   r.stage = source.stage;
   if (!json.contains("data") || !json["data"].is_string())
@@ -232,8 +231,26 @@ Recipe parse(const Json& file, const RecipeSource& source) {
     return fmt::format("{}: \"model\"", source.of(fmt::format("model.{}", field)));
   });
   r.source = json;
-  check_recipe(r, source);
   return r;
+}
+
+// A stage should not find out that its keys are misspelt when those before it are trained.
+void check_other_stages(const Json& file, const RecipeSource& source) {
+  const Json stages = file.value("stages", Json::object());
+  for (const auto& [name, stage] : kStages) {
+    if (stage == source.stage) continue;
+    if (stage != Stage::kDense && !stages.contains(std::string(name))) continue;
+    const RecipeSource other{.name = source.name, .stage = stage, .lines = source.lines};
+    read_sections(with_stage(file, other), other);
+  }
+}
+
+Recipe parse(const Json& file, const RecipeSource& source) {
+  check_keys(file, source);
+  Recipe recipe = read_sections(with_stage(file, source), source);
+  check_recipe(recipe, source);
+  check_other_stages(file, source);
+  return recipe;
 }
 
 }  // namespace

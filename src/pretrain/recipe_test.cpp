@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <tuple>
 
 #include "base/check.h"
 #include "pretrain/test_data.h"
@@ -203,6 +204,28 @@ TEST_F(RecipeLines, AStagesValueStandsInItsSectionAndAnOverrideOnTheCommandLine)
   EXPECT_EQ(error_of(good_, {"training.batch_rows=7"}),
             "--set training.batch_rows=7: \"training.batch_rows\" is 7; expected a multiple of "
             "micro_batch_rows = 4");
+}
+
+// Whichever stage is trained.
+TEST_F(RecipeLines, EveryStagesKeysAndTypesAreRead) {
+  Json json = tiny_recipe("data/tiny");
+  json["stages"] = {{"warmup", {{"model", {{"index_topk", 16}}}}},
+                    {"sparse", {{"training", {{"warmup_steps", 1}}}}}};
+  const std::string good = json.dump(2);
+  for (const Stage stage : {Stage::kDense, Stage::kWarmup, Stage::kSparse})
+    EXPECT_EQ(error_of(good, {}, stage), "");
+  for (const auto& [from, to, message] : {
+           std::tuple("\"warmup_steps\": 1", "\"warmup_stpes\": 1",
+                      "\"training.warmup_stpes\" is not a known key; check its spelling"),
+           std::tuple("\"warmup_steps\": 1", "\"warmup_steps\": 1.5",
+                      "\"training.warmup_steps\" is 1.5; expected an integer"),
+           std::tuple("\"index_topk\": 16", "\"index_topk\": \"16\"",
+                      "\"model\": field \"index_topk\" is \"16\"; expected an integer"),
+       }) {
+    const std::string text = replaced(good, from, to);
+    for (const Stage stage : {Stage::kDense, Stage::kWarmup, Stage::kSparse})
+      EXPECT_EQ(error_of(text, {}, stage), fmt::format("r:{}: {}", line_of(text, to), message));
+  }
 }
 
 TEST(RecipeStages, SkipStepsOfTheirOwn) {
