@@ -1,7 +1,6 @@
 #include "pretrain/recipe.h"
 
 #include <algorithm>
-#include <functional>
 #include <map>
 #include <type_traits>
 
@@ -10,6 +9,7 @@
 #include "base/json_lines.h"
 #include "pretrain/recipe_checks.h"
 #include "pretrain/recipe_source.h"
+#include "text/corpus_source.h"
 
 namespace fathom::pretrain {
 namespace {
@@ -222,6 +222,9 @@ Recipe read_sections(const Json& json, const RecipeSource& source) {
   if (!json.contains("model"))
     fail("{}: \"model\" is missing; expected a model's config", source.name);
   r.data = json["data"].get<std::string>();
+  // What text is gathered from; whether any is needed shows when there is none yet.
+  if (json.contains("corpus"))
+    text::parse_corpus(json["corpus"], [&](const std::string& key) { return source.of(key); });
   Section(json, "tokenizer", source).field("vocab_size", r.tokenizer.vocab_size).refuse_the_rest();
   r.optimizer = read_optimizer(json, source);
   r.training = read_training(json, source);

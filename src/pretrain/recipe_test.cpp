@@ -64,6 +64,8 @@ TEST(Recipe, EveryFaultIsNamed) {
   const BadValue table[] = {
       {"/corpora", 1, "\"corpora\" is not a known key"},
       {"/data", 5, "\"data\" is missing; expected the folder"},
+      {"/corpus", 5, "'corpus' must be a list of sources"},
+      {"/corpus", {5}, "corpus[0]: expected an object, found 5"},
       {"/training/stps", 5, "\"training.stps\" is not a known key"},
       {"/optimizer/momentum", 5, "\"optimizer.momentum\" is not a known key"},
       {"/training", 5, "\"training\" must be an object"},
@@ -204,6 +206,19 @@ TEST_F(RecipeLines, AStagesValueStandsInItsSectionAndAnOverrideOnTheCommandLine)
   EXPECT_EQ(error_of(good_, {"training.batch_rows=7"}),
             "--set training.batch_rows=7: \"training.batch_rows\" is 7; expected a multiple of "
             "micro_batch_rows = 4");
+}
+
+TEST_F(RecipeLines, TheCorpusIsReadBeforeItIsGathered) {
+  Json json = tiny_recipe("data/tiny");
+  json["corpus"] = {{{"package", "perl-doc"}, {"kind", "pod"}, {"licence", "GPL"}},
+                    {{"package", "perl"}, {"kind", "pod"}, {"licence", "GPL"}, {"undr", "usr"}}};
+  const std::string error = error_of(json.dump(2));
+  EXPECT_TRUE(error.starts_with(
+      fmt::format("r:{}: corpus[1]", line_of(json.dump(2), "\"package\": \"perl\"") - 1)))
+      << error;
+  EXPECT_NE(error.find("undr"), std::string::npos) << error;
+  json["corpus"][1].erase("undr");
+  EXPECT_EQ(error_of(json.dump(2)), "");
 }
 
 // Whichever stage is trained.

@@ -32,16 +32,9 @@ std::vector<CorpusSource> read_recipe(const fs::path& path) {
   if (!recipe.is_object() || !recipe.contains("corpus")) {
     fail("{}: 'corpus' is missing; expected a list of sources to gather text from", path.string());
   }
-  if (!recipe.at("corpus").is_array()) {
-    fail("{}:{}: 'corpus' must be a list of sources", path.string(), lines.at("corpus"));
-  }
-  std::vector<CorpusSource> sources;
-  for (const Json& entry : recipe.at("corpus")) {
-    const std::string entry_name = fmt::format("corpus[{}]", sources.size());
-    const std::string where =
-        fmt::format("{}:{}: {}", path.string(), lines.at(entry_name), entry_name);
-    sources.push_back(CorpusSource::parse(entry, where));
-  }
+  auto sources = parse_corpus(recipe.at("corpus"), [&](const std::string& key) {
+    return fmt::format("{}:{}", path.string(), lines.at(key));
+  });
   if (sources.empty()) fail("{}:{}: 'corpus' is empty", path.string(), lines.at("corpus"));
   return sources;
 }

@@ -68,6 +68,17 @@ std::string one_line(std::string text) {
 
 }  // namespace
 
+std::vector<CorpusSource> parse_corpus(
+    const Json& corpus, const std::function<std::string(const std::string& key)>& where) {
+  if (!corpus.is_array()) fail("{}: 'corpus' must be a list of sources", where("corpus"));
+  std::vector<CorpusSource> sources;
+  for (const Json& entry : corpus) {
+    const std::string name = fmt::format("corpus[{}]", sources.size());
+    sources.push_back(CorpusSource::parse(entry, fmt::format("{}: {}", where(name), name)));
+  }
+  return sources;
+}
+
 CorpusSource CorpusSource::parse(const Json& json, std::string_view where) {
   if (!json.is_object()) fail("{}: expected an object, found {}", where, json.dump());
   CorpusSource source;

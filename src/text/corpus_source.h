@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -28,6 +29,11 @@ struct CorpusSource {
   // Throws Error naming the entry, the key, and what was expected.
   static CorpusSource parse(const Json& json, std::string_view where);
 };
+
+// The entries of a recipe's "corpus"; `where` says where "corpus" and "corpus[2]" stand. Throws
+// Error where it is no list, or an entry is not one.
+std::vector<CorpusSource> parse_corpus(
+    const Json& corpus, const std::function<std::string(const std::string& key)>& where);
 
 struct UnpackedSource {
   std::filesystem::path folder;
