@@ -92,7 +92,8 @@ void check_same_shape(const model::Config& found, const model::Config& wanted,
 
 model::LossOptions loss_options(Stage stage, const TrainingRecipe& recipe) {
   model::LossOptions options;
-  options.mtp_weight = recipe.mtp_weight;
+  // The warm-up has no MTP loss to weigh, but MTP's layer has an indexer, too.
+  options.mtp_weight = stage == Stage::kWarmup ? 1 : recipe.mtp_weight;
   options.balance_weight = recipe.balance_weight;
   options.balance =
       recipe.balance == "sequence" ? model::Balance::kSequence : model::Balance::kBatch;
@@ -183,7 +184,7 @@ StepReport Trainer::step(const TokenRows& rows, int64_t step, int64_t total_step
   const auto indices = rows_in_order(rows.num_rows(), rows_before(t, step), batch_rows, t.seed);
   const StepShare share = division_.share_of(batch_rows / t.micro_batch_rows);
   model::LossOptions options = loss_options(recipe_);
-  options.mtp_weight = mtp_weight_at(t, step, total_steps);
+  if (recipe_.stage != Stage::kWarmup) options.mtp_weight = mtp_weight_at(t, step, total_steps);
   options.forward.distribution = &division_.distributions.at(share.num_parts);
   StepReport report;
   std::vector<Tensor> counts;

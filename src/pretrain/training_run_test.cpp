@@ -510,6 +510,9 @@ TEST_F(Stages, T9TheWarmUpTouchesNothingButTheIndexers) {
   ASSERT_EQ(lines.size(), 6u);
   EXPECT_LT(lines.back()["indexer_loss"], lines.front()["indexer_loss"]);
   EXPECT_FALSE(lines.back().contains("loss"));
+  json_["stages"]["warmup"]["training"]["mtp_weight"] = 0;
+  run_training(stage(Stage::kWarmup, "without_mtp_loss", "extend"));
+  EXPECT_TRUE(changed_tensors(latest("warmup"), latest("without_mtp_loss")).empty());
   const auto validations = read_metrics(folder_ / "warmup", "validation_indexer_recall");
   ASSERT_FALSE(validations.empty());
   EXPECT_EQ(validations.back()["validation_indexer_recall"].size(), 2u);
