@@ -90,7 +90,7 @@ Json with_stage(Json json, const RecipeSource& source) {
     fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise",
          source.of("stages"), name);
   json["stage"] = name;
-  // Numbers of the dense stage's steps.
+  // The dense stage's are numbers of its own steps.
   if (json.contains("training") && json["training"].is_object())
     json["training"].erase("skip_steps");
   for (const auto& [earlier, value] : kStages) {
