@@ -74,7 +74,10 @@ void apply_override(const std::string& assignment, RecipeSource& source, Json& j
   const bool is_of_stage = source.stage != Stage::kDense &&
                            (section == "model" || section == "optimizer" || section == "training");
   Json& sections = is_of_stage ? json["stages"][std::string(name_of(source.stage))] : json;
-  sections[section][key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
+  Json& values = sections[section];
+  if (!values.is_null() && !values.is_object())
+    fail("--set {}: \"{}\" is no section of keys; change it in the recipe", assignment, section);
+  values[key] = base::parse_json(assignment.substr(equals + 1), "--set " + assignment);
   source.overrides[section + "." + key] = "--set " + assignment;
 }
 
@@ -91,8 +94,7 @@ Json with_stage(Json json, const RecipeSource& source) {
          source.of("stages"), name);
   json["stage"] = name;
   // The dense stage's are numbers of its own steps.
-  if (json.contains("training") && json["training"].is_object())
-    json["training"].erase("skip_steps");
+  if (json.contains("training")) json["training"].erase("skip_steps");
   for (const auto& [earlier, value] : kStages) {
     const Json sections = stages.value(std::string(earlier), Json::object());
     for (const auto& [section, values] : sections.items())
@@ -210,6 +212,10 @@ void check_keys(const Json& file, const RecipeSource& source) {
           "{}: \"{}\" is not a known key; expected corpus, data, tokenizer, model, optimizer, "
           "training, stages, retrieval or experiment",
           source.of(key), key);
+  const RecipeSource dense{.name = source.name, .lines = source.lines};
+  for (const char* section : {"model", "optimizer", "training"})
+    if (file.contains(section) && !file[section].is_object())
+      fail("{}: \"{}\" must be an object", dense.of(section), section);
   check_stages(file, source);
 }
 
@@ -267,6 +273,7 @@ Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::str
   Json json = base::read_json_file(path);
   RecipeSource source{
       .name = path.string(), .stage = stage, .lines = base::json_lines(base::read_file(path))};
+  check_keys(json, source);
   for (const std::string& assignment : overrides) apply_override(assignment, source, json);
   return parse(json, source);
 }

@@ -254,6 +254,18 @@ TEST(RecipeStages, SkipStepsOfTheirOwn) {
             std::vector<int64_t>{2});
 }
 
+TEST_F(RecipeLines, WhatHoldsNoKeysIsRefusedAsASection) {
+  EXPECT_EQ(error_of(good_, {"data.x=1"}),
+            "--set data.x=1: \"data\" is no section of keys; change it in the recipe");
+  EXPECT_EQ(error_of("[]", {"training.steps=5"}), "r: a recipe is a JSON object");
+  Json json = tiny_recipe("data/tiny");
+  json["stages"] = {{"sparse", {{"training", {{"steps", 5}}}}}};
+  json["training"] = 5;
+  const std::string text = json.dump(2);
+  EXPECT_EQ(error_of(text, {}, Stage::kSparse),
+            fmt::format("r:{}: \"training\" must be an object", line_of(text, "\"training\": 5")));
+}
+
 Json staged_recipe() {
   Json json = tiny_recipe("data");
   json["stages"] = {
