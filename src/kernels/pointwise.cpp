@@ -6,6 +6,7 @@
 
 #include "base/parallel.h"
 #include "kernels/simd.h"
+#include "kernels/softmax_row.h"
 
 namespace fathom::kernels {
 namespace {
@@ -174,6 +175,16 @@ void sigmoid(View2<const float> x, View2<float> y) {
   CHECK(x.rows == y.rows && x.cols == y.cols);
   base::parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
     for (int64_t m = begin; m < end; ++m) sigmoid_row(x[m], x.cols, y[m]);
+  });
+}
+
+void softmax(View2<const float> x, View2<float> y) {
+  CHECK(x.rows == y.rows && x.cols == y.cols);
+  base::parallel_for(x.rows, row_grain(x.cols), [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end; ++m) {
+      const double sum = exp_row(x[m], x.cols, max_row(x[m], x.cols), 1, y[m]);
+      scale_row(y[m], x.cols, static_cast<float>(1 / sum));
+    }
   });
 }
 

@@ -26,6 +26,9 @@ void swiglu_backward(View2<const float> gate_MF, View2<const float> up_MF, View2
 // that a token's routing weights would depend on its place in the batch.
 void sigmoid(View2<const float> x_ME, View2<float> y_ME);
 
+// y = exp(x) / (sum of exp(x) over the row), of distances to the row's maximum. y may be x.
+void softmax(View2<const float> x_ME, View2<float> y_ME);
+
 // Rotary embedding, in place, of `num_heads` heads of `head_dim` elements a row, of which the
 // `rope_dim` from `rope_begin` turn. cos_MR2, sin_MR2: one row a token, rope_dim / 2 angles.
 // interleaved pairs (2i, 2i+1) as MLA does; otherwise halves (i, i + rope_dim/2) as the indexer

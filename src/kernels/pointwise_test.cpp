@@ -77,6 +77,27 @@ TEST(RmsNorm, WeightGradientDoesNotDependOnTheThreads) {
   EXPECT_EQ(max_difference(one.view, two.view), 0.0);
 }
 
+TEST(Softmax, EqualsItsFormulaInPlaceAndWhereverTheRowLies) {
+  base::Random random(5);
+  for (const int64_t cols : {1, 7, 64, 161}) {
+    std::vector<float> x(3 * cols);
+    for (float& value : x) value = static_cast<float>(100 * random.normal());
+    std::vector<float> y(x.size());
+    softmax({x.data(), 3, cols}, {y.data(), 3, cols});
+    for (int64_t m = 0; m < 3; ++m) {
+      const float* const row = x.data() + m * cols;
+      const double maximum = *std::max_element(row, row + cols);
+      double sum = 0;
+      for (int64_t i = 0; i < cols; ++i) sum += std::exp(row[i] - maximum);
+      for (int64_t i = 0; i < cols; ++i)
+        EXPECT_NEAR(y[m * cols + i], std::exp(row[i] - maximum) / sum, 1e-6);
+    }
+    std::vector<float> last(x.end() - cols, x.end());
+    softmax({last.data(), 1, cols}, {last.data(), 1, cols});
+    EXPECT_TRUE(std::equal(last.begin(), last.end(), y.end() - cols));
+  }
+}
+
 TEST(Rope, InverseUndoesBothLayoutsAndTouchesItsPartOnly) {
   for (bool interleaved : {true, false}) {
     TestMatrix x(4, 3 * 20, 1), original(4, 3 * 20, 1);

@@ -1,8 +1,12 @@
 #include "model/config.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,6 +19,9 @@ namespace {
 constexpr int64_t kLargestSize = 1 << 24;
 constexpr int64_t kMostLayers = 1024;
 constexpr int64_t kMostExperts = 1 << 17;  // of all layers together
+
+constexpr const char* kScoringFuncs[] = {"sigmoid", "softmax"};
+constexpr const char* kTopkMethods[] = {"noaux_tc", "group_limited_greedy", "greedy"};
 
 // Reads fields one by one and remembers which, so that unknown ones can be refused by name.
 class FieldReader {
@@ -83,6 +90,19 @@ class FieldReader {
       fail("{}: field \"{}{}\" is {}; expected true or false", source_(prefix_ + key), prefix_, key,
            value->dump());
     return value->get<bool>();
+  }
+
+  // An enumeration by the names of its values; absent, the first.
+  template <typename Enum>
+  Enum choice(const std::string& key, std::span<const char* const> names) {
+    const Json* value = find(key);
+    if (!value) return Enum{};
+    const auto name = std::find_if(names.begin(), names.end(),
+                                   [&](const char* known) { return *value == known; });
+    if (name == names.end())
+      fail("{}: field \"{}{}\" is {}; expected \"{}\"", source_(prefix_ + key), prefix_, key,
+           value->dump(), fmt::join(names, "\" or \""));
+    return static_cast<Enum>(name - names.begin());
   }
 
   // A field with one supported value.
@@ -183,28 +203,38 @@ void read_experts(FieldReader& fields, Config& config) {
   config.norm_topk_prob = fields.boolean("norm_topk_prob", true);
   config.routed_scaling_factor = fields.positive("routed_scaling_factor", 1.0);
   fields.require("moe_layer_freq", 1);
-  fields.require("scoring_func", "sigmoid");
-  fields.require("topk_method", "noaux_tc");
+  config.scoring_func = fields.choice<ScoringFunc>("scoring_func", kScoringFuncs);
+  config.topk_method = fields.choice<TopkMethod>("topk_method", kTopkMethods);
+}
+
+void check_at_most(const FieldSource& source, const char* a, int64_t a_value, const char* b,
+                   int64_t b_value) {
+  if (a_value > b_value)
+    fail("{}: {} is {} but {} is {}; expected {} <= {}", source(a), a, a_value, b, b_value, a, b);
+}
+
+void check_groups(const Config& c, const FieldSource& source) {
+  check_at_most(source, "topk_group", c.topk_group, "n_group", c.n_group);
+  if (c.n_routed_experts % c.n_group != 0)
+    fail("{}: n_routed_experts is {} and n_group is {}; expected a multiple",
+         source("n_routed_experts"), c.n_routed_experts, c.n_group);
+  check_at_most(source, "num_experts_per_tok", c.num_experts_per_tok,
+                "topk_group * n_routed_experts / n_group",
+                c.topk_group * (c.n_routed_experts / c.n_group));
+  if (c.topk_method == TopkMethod::kNoauxTc && c.n_group > 1 && c.n_routed_experts / c.n_group < 2)
+    fail("{}: n_group is {} of {} experts; expected at least 2 experts a group", source("n_group"),
+         c.n_group, c.n_routed_experts);
 }
 
 void check_contradictions(const Config& c, const FieldSource& source) {
   const auto at_most = [&](const char* a, int64_t a_value, const char* b, int64_t b_value) {
-    if (a_value > b_value)
-      fail("{}: {} is {} but {} is {}; expected {} <= {}", source(a), a, a_value, b, b_value, a, b);
+    check_at_most(source, a, a_value, b, b_value);
   };
   at_most("first_k_dense_replace", c.first_k_dense_replace, "num_hidden_layers",
           c.num_hidden_layers);
   at_most("num_experts_per_tok", c.num_experts_per_tok, "n_routed_experts", c.n_routed_experts);
-  at_most("topk_group", c.topk_group, "n_group", c.n_group);
   at_most("qk_rope_head_dim", c.qk_rope_head_dim, "index_head_dim", c.index_head_dim);
-  if (c.n_routed_experts % c.n_group != 0)
-    fail("{}: n_routed_experts is {} and n_group is {}; expected a multiple",
-         source("n_routed_experts"), c.n_routed_experts, c.n_group);
-  at_most("num_experts_per_tok", c.num_experts_per_tok, "topk_group * n_routed_experts / n_group",
-          c.topk_group * (c.n_routed_experts / c.n_group));
-  if (c.n_group > 1 && c.n_routed_experts / c.n_group < 2)
-    fail("{}: n_group is {} of {} experts; expected at least 2 experts a group", source("n_group"),
-         c.n_group, c.n_routed_experts);
+  if (c.topk_method != TopkMethod::kGreedy) check_groups(c, source);
   if (c.qk_rope_head_dim % 2 != 0)
     fail("{}: qk_rope_head_dim is {}; expected an even number", source("qk_rope_head_dim"),
          c.qk_rope_head_dim);
@@ -304,10 +334,10 @@ Json to_json(const Config& c) {
                {"rms_norm_eps", c.rms_norm_eps},
                {"rope_theta", c.rope_theta},
                {"routed_scaling_factor", c.routed_scaling_factor},
-               {"scoring_func", "sigmoid"},
+               {"scoring_func", kScoringFuncs[static_cast<size_t>(c.scoring_func)]},
                {"tie_word_embeddings", c.tie_word_embeddings},
                {"topk_group", c.topk_group},
-               {"topk_method", "noaux_tc"},
+               {"topk_method", kTopkMethods[static_cast<size_t>(c.topk_method)]},
                {"torch_dtype", "bfloat16"},
                {"use_cache", true},
                {"v_head_dim", c.v_head_dim},

@@ -1,5 +1,5 @@
-// A model's shape, as in a Hugging Face config.json of the DeepSeek-V3.2 family; fields keep its
-// names.
+// A model's shape, as in a Hugging Face config.json of DeepSeek-V3.2; fields keep its names. The
+// gates of V2 may stand in V3.2's place, as models that were V2 before they got indexers have them.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,15 @@ struct RopeScaling {
   double mscale = 1;
   double mscale_all_dim = 1;
 };
+
+// A router's score of an expert, from its logits: of each alone, or of all together.
+enum class ScoringFunc { kSigmoid, kSoftmax };
+
+// How experts are chosen by their scores.
+// noaux_tc (V3): biased, within the groups of the greatest sum of their two best.
+// group_limited_greedy (V2): unbiased, within the groups of the greatest best.
+// greedy (V2-Lite): the best of all; groups are not looked at.
+enum class TopkMethod { kNoauxTc, kGroupLimitedGreedy, kGreedy };
 
 struct Config {
   int64_t vocab_size = 0;
@@ -54,6 +63,8 @@ struct Config {
   int64_t n_shared_experts = 0;
   int64_t num_experts_per_tok = 0;
   int64_t moe_intermediate_size = 0;
+  ScoringFunc scoring_func = ScoringFunc::kSigmoid;
+  TopkMethod topk_method = TopkMethod::kNoauxTc;
   int64_t n_group = 1;
   int64_t topk_group = 1;
   bool norm_topk_prob = true;
@@ -67,6 +78,8 @@ struct Config {
   bool has_fp8_weights = false;  // quantization_config: e4m3, blocks of 128x128, ue8m0 scales
 
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  // Whether routers have a bias that steers their choice and is moved by the experts' loads.
+  bool has_expert_bias() const { return topk_method == TopkMethod::kNoauxTc; }
   bool is_moe_layer(int64_t layer) const { return layer >= first_k_dense_replace; }
   // Softmax scale of attention with YaRN's correction: qk_head_dim^-0.5 * mscale^2, where
   // mscale = 0.1 * mscale_all_dim * ln(factor) + 1.

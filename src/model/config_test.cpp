@@ -34,6 +34,23 @@ TEST(Config, SoftmaxScaleOfTheReleasedModel) {
   EXPECT_NEAR(config.softmax_scale(), 1 / std::sqrt(192.0), 1e-12);
 }
 
+TEST(Config, ReadsTheGatesOfV2) {
+  Json json = golden_config();
+  json["scoring_func"] = "softmax";
+  json["topk_method"] = "group_limited_greedy";
+  const Config config = parse_config(json, "config.json");
+  EXPECT_EQ(config.scoring_func, ScoringFunc::kSoftmax);
+  EXPECT_EQ(config.topk_method, TopkMethod::kGroupLimitedGreedy);
+  EXPECT_FALSE(config.has_expert_bias());
+  EXPECT_EQ(to_json(config)["scoring_func"], "softmax");
+  EXPECT_EQ(to_json(config)["topk_method"], "group_limited_greedy");
+  json["n_group"] = json["n_routed_experts"];  // of one expert each
+  EXPECT_NO_THROW(parse_config(json, "config.json"));
+  json["topk_method"] = "greedy";  // which does not look at groups
+  json["n_group"] = 3;
+  EXPECT_EQ(parse_config(json, "config.json").topk_method, TopkMethod::kGreedy);
+}
+
 struct BadConfig {
   const char* name;
   std::function<void(Json&)> change;
@@ -50,8 +67,13 @@ TEST(Config, RefusesByName) {
        "c.json: field \"vocab_size\" is 0; expected 1 to 16777216"},
       {"unknown", [](Json& c) { c["sliding_window"] = 4096; },
        "c.json: field \"sliding_window\" is unknown; remove it if the model does not need it"},
-      {"unsupported", [](Json& c) { c["scoring_func"] = "softmax"; },
-       "c.json: field \"scoring_func\" is \"softmax\"; only \"sigmoid\" is supported"},
+      {"unsupported", [](Json& c) { c["hidden_act"] = "gelu"; },
+       "c.json: field \"hidden_act\" is \"gelu\"; only \"silu\" is supported"},
+      {"scores", [](Json& c) { c["scoring_func"] = "sqrtsoftplus"; },
+       "c.json: field \"scoring_func\" is \"sqrtsoftplus\"; expected \"sigmoid\" or \"softmax\""},
+      {"choice", [](Json& c) { c["topk_method"] = 1; },
+       "c.json: field \"topk_method\" is 1; expected \"noaux_tc\" or \"group_limited_greedy\" or "
+       "\"greedy\""},
       {"other model", [](Json& c) { c["model_type"] = "llama"; },
        "c.json: field \"model_type\" is \"llama\"; only \"deepseek_v32\" is supported"},
       {"contradiction", [](Json& c) { c["num_experts_per_tok"] = 9; },

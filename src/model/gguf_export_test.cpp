@@ -110,5 +110,12 @@ TEST_F(GgufExportTest, RefusesAnInterleavedIndexer) {
             std::string::npos);
 }
 
+TEST_F(GgufExportTest, RefusesGatesOfV2) {
+  EXPECT_NE(
+      error_with("config.json", "\"scoring_func\": \"sigmoid\"", "\"scoring_func\": \"softmax\"")
+          .find("knows only the gates of V3.2"),
+      std::string::npos);
+}
+
 }  // namespace
 }  // namespace fathom::model

@@ -15,17 +15,20 @@ namespace {
 
 using torch::Tensor;
 
-// Chooses one token's experts by biased scores; writes them in ascending order.
+// Chooses one token's experts by scores, with the bias where there is one; writes them in ascending
+// order.
 class ExpertChooser {
  public:
   explicit ExpertChooser(const Config& config)
-      : c_(config), group_size_(config.n_routed_experts / config.n_group) {}
+      : c_(config),
+        num_groups_(config.topk_method == TopkMethod::kGreedy ? 1 : config.n_group),
+        group_size_(config.n_routed_experts / num_groups_) {}
 
-  void choose(const float* biased, int64_t* chosen) {
+  void choose(const float* scores, int64_t* chosen) {
     order_.clear();
-    for (int64_t group : best_groups(biased))
+    for (int64_t group : best_groups(scores))
       for (int64_t e = group * group_size_; e < (group + 1) * group_size_; ++e) order_.push_back(e);
-    keep_best(order_, c_.num_experts_per_tok, [&](int64_t e) { return biased[e]; });
+    keep_best(order_, c_.num_experts_per_tok, [&](int64_t e) { return scores[e]; });
     std::sort(order_.begin(), order_.end());
     std::copy(order_.begin(), order_.end(), chosen);
   }
@@ -39,24 +42,25 @@ class ExpertChooser {
     items.resize(count);
   }
 
-  const std::vector<int64_t>& best_groups(const float* biased) {
-    groups_.resize(c_.n_group);
-    for (int64_t g = 0; g < c_.n_group; ++g) groups_[g] = g;
-    if (c_.topk_group == c_.n_group) return groups_;
+  const std::vector<int64_t>& best_groups(const float* scores) {
+    groups_.resize(num_groups_);
+    std::iota(groups_.begin(), groups_.end(), int64_t{0});
+    if (num_groups_ == 1 || c_.topk_group == num_groups_) return groups_;
+    const bool sums_two = c_.topk_method == TopkMethod::kNoauxTc;
     const auto group_score = [&](int64_t g) {
       float best = -std::numeric_limits<float>::infinity(), second = best;
       for (int64_t e = g * group_size_; e < (g + 1) * group_size_; ++e) {
-        second = std::max(second, std::min(best, biased[e]));
-        best = std::max(best, biased[e]);
+        second = std::max(second, std::min(best, scores[e]));
+        best = std::max(best, scores[e]);
       }
-      return best + second;
+      return sums_two ? best + second : best;
     };
     keep_best(groups_, c_.topk_group, group_score);
     return groups_;
   }
 
   const Config& c_;
-  int64_t group_size_;
+  int64_t num_groups_, group_size_;
   std::vector<int64_t> order_, groups_;
 };
 
@@ -117,21 +121,22 @@ Tensor balance_of(const Tensor& scores_TE, const Tensor& expert_index_TK) {
 
 namespace {
 
-// Fills expert_index_NK and counts_E.
+// Fills expert_index_NK and counts_E. bias_E: undefined where the config has none.
 void choose_experts(const Tensor& scores_NE, const Tensor& bias_E, const Config& config,
                     Routing& routing) {
   const int64_t tokens = scores_NE.size(0), num_experts = config.n_routed_experts;
   routing.expert_index_NK = torch::empty({tokens, config.num_experts_per_tok}, torch::kLong);
   routing.counts_E = torch::zeros({num_experts}, torch::kLong);
   const View2<const float> scores = ops::view2(scores_NE);
-  const float* const bias = bias_E.data_ptr<float>();
+  const float* const bias = config.has_expert_bias() ? bias_E.data_ptr<float>() : nullptr;
   int64_t* chosen = routing.expert_index_NK.data_ptr<int64_t>();
   int64_t* const counts = routing.counts_E.data_ptr<int64_t>();
   ExpertChooser chooser(config);
   std::vector<float> biased(num_experts);
   for (int64_t n = 0; n < tokens; ++n, chosen += config.num_experts_per_tok) {
-    for (int64_t e = 0; e < num_experts; ++e) biased[e] = scores[n][e] + bias[e];
-    chooser.choose(biased.data(), chosen);
+    if (bias)
+      for (int64_t e = 0; e < num_experts; ++e) biased[e] = scores[n][e] + bias[e];
+    chooser.choose(bias ? biased.data() : scores[n], chosen);
     for (int64_t k = 0; k < config.num_experts_per_tok; ++k) ++counts[chosen[k]];
   }
 }
@@ -141,7 +146,9 @@ void choose_experts(const Tensor& scores_NE, const Tensor& bias_E, const Config&
 Routing route(const MoeWeights& weights, const Config& config, const Tensor& x_ND,
               const ForwardOptions& options) {
   // The router stays in f32 whatever the other matmuls do.
-  const Tensor scores = ops::sigmoid(ops::linear(x_ND, weights.gate, {}));
+  const Tensor logits = ops::linear(x_ND, weights.gate, {});
+  const bool is_softmax = config.scoring_func == ScoringFunc::kSoftmax;
+  const Tensor scores = is_softmax ? ops::softmax(logits) : ops::sigmoid(logits);
   Routing routing;
   choose_experts(scores.detach(), weights.e_score_correction_bias, config, routing);
   routing.expert_weight_NK = ops::expert_weights(

@@ -1,4 +1,5 @@
-// DeepSeekMoE with sigmoid gating and bias-steered selection (report of V3, section 2.1.2).
+// DeepSeekMoE: sigmoid gating with bias-steered selection (report of V3, section 2.1.2), or softmax
+// gating whose choice is limited to the best groups or not limited (report of V2, section 2.2.2).
 #pragma once
 
 #include "model/transformer.h"
@@ -12,11 +13,13 @@ struct Routing {
   torch::Tensor balance;           // see ForwardStatistics; only where gradients are recorded
 };
 
-// Scores are sigmoid(gate x) in f32. Selection adds the correction bias: the topk_group groups with
-// the greatest sum of their two best biased scores stay, and of their experts the
-// num_experts_per_tok best; ties to the lower index. Weights are the unbiased scores, normalised
-// (norm_topk_prob) and multiplied by routed_scaling_factor. The balance statistic takes the load
-// from all ranks of options.distribution->batch.
+// Scores are sigmoid(gate x) or, with scoring_func softmax, softmax(gate x) over all experts, in
+// f32. Selection, by topk_method: noaux_tc adds the correction bias, keeps the topk_group groups
+// with the greatest sum of their two best biased scores, and of their experts the
+// num_experts_per_tok best; group_limited_greedy has no bias and goes by each group's best score;
+// greedy takes the best of all. Ties to the lower index. Weights are the unbiased scores,
+// normalised if norm_topk_prob, multiplied by routed_scaling_factor either way. The balance
+// statistic takes the load from all ranks of options.distribution->batch.
 Routing route(const MoeWeights& weights, const Config& config, const torch::Tensor& x_ND,
               const ForwardOptions& options);
 

@@ -113,6 +113,21 @@ struct SigmoidFunction : Function<SigmoidFunction> {
   }
 };
 
+struct SoftmaxFunction : Function<SoftmaxFunction> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x) {
+    Tensor y = torch::empty_like(x);
+    kernels::softmax(view2(x), view2(y));
+    ctx->save_for_backward({y});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor y = ctx->get_saved_variables()[0];
+    const Tensor weighted = grads[0] * y;
+    return {weighted - y * weighted.sum(-1, true)};
+  }
+};
+
 Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, const kernels::Rope& options) {
   Tensor y = x.clone(torch::MemoryFormat::Contiguous);
   kernels::rope(options, view2(cos), view2(sin), view2(y));
@@ -436,6 +451,13 @@ Tensor sigmoid(const Tensor& x) {
   if (needs_gradient({x})) return SigmoidFunction::apply(x.contiguous());
   Tensor y = x.clone(torch::MemoryFormat::Contiguous);
   kernels::sigmoid(view2(y), view2(y));
+  return y;
+}
+
+Tensor softmax(const Tensor& x) {
+  if (needs_gradient({x})) return SoftmaxFunction::apply(x.contiguous());
+  Tensor y = x.clone(torch::MemoryFormat::Contiguous);
+  kernels::softmax(view2(y), view2(y));
   return y;
 }
 

@@ -53,6 +53,7 @@ torch::Tensor through_fp8(const torch::Tensor& x_MK, const Linear& w_NK,
 torch::Tensor rms_norm(const torch::Tensor& x_MD, const torch::Tensor& weight_D, double eps);
 torch::Tensor swiglu(const torch::Tensor& gate_MF, const torch::Tensor& up_MF);
 torch::Tensor sigmoid(const torch::Tensor& x_ME);
+torch::Tensor softmax(const torch::Tensor& x_ME);  // of each row
 // Turns x in place where no gradient is recorded and nobody else holds it: a moved value, which
 // must own its memory.
 torch::Tensor rope(torch::Tensor x_MHD, const torch::Tensor& cos_MR2, const torch::Tensor& sin_MR2,

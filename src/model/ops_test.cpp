@@ -99,6 +99,11 @@ TEST(OpGradients, Sigmoid) {
                    [](const auto& in) { return in[0].sigmoid(); }, {normal({6, 11}, 1)});
 }
 
+TEST(OpGradients, Softmax) {
+  expect_gradients([](const auto& in) { return ops::softmax(in[0]); },
+                   [](const auto& in) { return in[0].softmax(1); }, {3 * normal({6, 11}, 1)});
+}
+
 // Both layouts, as a rotation of complex numbers.
 Tensor rope_reference(const Tensor& x, const Tensor& angle, const kernels::Rope& o) {
   Tensor heads = x.view({x.size(0), o.num_heads, o.head_dim}).clone();

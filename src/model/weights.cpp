@@ -62,8 +62,9 @@ class SlotWriter {
   void moe(const std::string& prefix, MoeWeights& w) {
     add(prefix + "gate.weight", {c_.n_routed_experts, c_.hidden_size}, Role::kRouter,
         w.gate.weight);
-    add(prefix + "gate.e_score_correction_bias", {c_.n_routed_experts}, Role::kExpertBias,
-        w.e_score_correction_bias);
+    if (c_.has_expert_bias())
+      add(prefix + "gate.e_score_correction_bias", {c_.n_routed_experts}, Role::kExpertBias,
+          w.e_score_correction_bias);
     for (size_t e = 0; e < w.experts.size(); ++e)
       mlp(prefix + "experts." + std::to_string(e) + ".", c_.moe_intermediate_size, w.experts[e]);
     mlp(prefix + "shared_experts.", c_.moe_intermediate_size * c_.n_shared_experts,

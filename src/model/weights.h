@@ -46,7 +46,8 @@ struct MlpWeights {
 
 struct MoeWeights {
   Linear gate;                            // [n_routed_experts, hidden_size]
-  torch::Tensor e_score_correction_bias;  // [n_routed_experts] f32, steers selection only
+  torch::Tensor e_score_correction_bias;  // [n_routed_experts] f32, steers selection only;
+                                          // undefined where the config has no expert bias
   std::vector<MlpWeights> experts;
   MlpWeights shared_experts;
 };

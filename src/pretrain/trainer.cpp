@@ -54,7 +54,7 @@ void sum_over(const model::RankGroup& ranks, std::vector<double>& values) {
       torch::from_blob(values.data(), {std::ssize(values)}, torch::TensorOptions(torch::kDouble)));
 }
 
-// The correction biases in the order of Losses::expert_counts.
+// The correction biases in the order of Losses::expert_counts; undefined where gates have none.
 std::vector<Tensor> expert_biases(const model::Weights& weights) {
   std::vector<Tensor> biases;
   for (const auto& layer : weights.layers)
@@ -224,7 +224,7 @@ void Trainer::balance_experts(const std::vector<Tensor>& counts, double rate, St
     const Tensor mean = load.mean();
     report.max_violation = std::max(report.max_violation, (load.max() / mean).item<double>() - 1.0);
     Tensor bias = biases[i];
-    if (rate == 0) continue;
+    if (rate == 0 || !bias.defined()) continue;
     bias.add_((mean - load).sign(), rate);
     bias.sub_(bias.mean());  // selection does not see a common shift; without this it would drift
   }
