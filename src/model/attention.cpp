@@ -21,8 +21,8 @@ using torch::Tensor;
 
 // Queries, latent KV and the shared rotary key of all tokens.
 struct Projections {
-  Tensor q_latent_NQ;
-  Tensor q_NHD;  // per head [nope | rope], rotated
+  Tensor q_latent_NQ;  // what the indexer's queries are made of; without a latent, the input
+  Tensor q_NHD;        // per head [nope | rope], rotated
   Tensor latent_NC;
   Tensor k_rope_NR;   // rotated
   Tensor cached_NC1;  // with caches both, as rows of them, in the place of the two
@@ -54,11 +54,14 @@ Projections project(const AttentionInput& in, const Tensor& x_ND) {
   const ops::LinearOptions linear{in.options.bf16_matmuls, is_deploy};
   const int64_t rope_dim = c.qk_rope_head_dim;
   Projections out;
-  const auto q_and_kv =
-      ops::linear_group(x_ND, {&in.weights.q_a_proj, &in.weights.kv_a_proj_with_mqa}, linear);
-  out.q_latent_NQ = ops::rms_norm(q_and_kv[0], in.weights.q_a_layernorm, c.rms_norm_eps);
-  out.q_NHD = ops::rope(ops::linear(out.q_latent_NQ, in.weights.q_b_proj, linear), in.rope.cos_NR2,
-                        in.rope.sin_NR2,
+  const bool has_latent = c.q_lora_rank > 0;
+  const Linear& first = has_latent ? in.weights.q_a_proj : in.weights.q_proj;
+  auto q_and_kv = ops::linear_group(x_ND, {&first, &in.weights.kv_a_proj_with_mqa}, linear);
+  out.q_latent_NQ =
+      has_latent ? ops::rms_norm(q_and_kv[0], in.weights.q_a_layernorm, c.rms_norm_eps) : x_ND;
+  out.q_NHD = ops::rope(has_latent ? ops::linear(out.q_latent_NQ, in.weights.q_b_proj, linear)
+                                   : std::move(q_and_kv[0]),
+                        in.rope.cos_NR2, in.rope.sin_NR2,
                         {c.num_attention_heads, c.qk_head_dim(), c.qk_nope_head_dim, rope_dim});
   if (has_caches(in.segments)) {
     out.cached_NC1 = rows_for_caches(in, q_and_kv[1]);

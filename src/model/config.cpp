@@ -63,6 +63,14 @@ class FieldReader {
     return between(key, 1, kLargestSize, otherwise);
   }
 
+  // 0 where the file says null, which it must say.
+  int64_t size_or_null(const std::string& key) {
+    if (!object_.contains(key))
+      fail("{}: field \"{}{}\" is missing; expected an integer or null", source_(prefix_ + key),
+           prefix_, key);
+    return find(key) ? size(key) : 0;
+  }
+
   double positive(const std::string& key, std::optional<double> otherwise = {}) {
     const double value = number(key, otherwise);
     if (value <= 0)
@@ -178,7 +186,7 @@ bool parse_quantization(const Json* json, const FieldSource& source) {
 
 void read_attention(FieldReader& fields, Config& config) {
   config.num_attention_heads = fields.size("num_attention_heads");
-  config.q_lora_rank = fields.size("q_lora_rank");
+  config.q_lora_rank = fields.size_or_null("q_lora_rank");
   config.kv_lora_rank = fields.size("kv_lora_rank");
   config.qk_nope_head_dim = fields.size("qk_nope_head_dim");
   config.qk_rope_head_dim = fields.size("qk_rope_head_dim");
@@ -328,7 +336,7 @@ Json to_json(const Config& c) {
                {"num_hidden_layers", c.num_hidden_layers},
                {"num_key_value_heads", c.num_attention_heads},
                {"num_nextn_predict_layers", c.num_nextn_predict_layers},
-               {"q_lora_rank", c.q_lora_rank},
+               {"q_lora_rank", c.q_lora_rank > 0 ? Json(c.q_lora_rank) : Json()},
                {"qk_nope_head_dim", c.qk_nope_head_dim},
                {"qk_rope_head_dim", c.qk_rope_head_dim},
                {"rms_norm_eps", c.rms_norm_eps},

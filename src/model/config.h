@@ -1,5 +1,6 @@
 // A model's shape, as in a Hugging Face config.json of DeepSeek-V3.2; fields keep its names. The
-// gates of V2 may stand in V3.2's place, as models that were V2 before they got indexers have them.
+// gates of V2 and queries without a latent may stand in the place of V3.2's, where a model was
+// dense and another member of the family before it got indexers.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +46,7 @@ struct Config {
 
   // Multi-head latent attention.
   int64_t num_attention_heads = 0;
-  int64_t q_lora_rank = 0;
+  int64_t q_lora_rank = 0;  // 0, null in the file: queries come from the input (V2-Lite)
   int64_t kv_lora_rank = 0;
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
@@ -77,6 +78,9 @@ struct Config {
 
   bool has_fp8_weights = false;  // quantization_config: e4m3, blocks of 128x128, ue8m0 scales
 
+  // What the indexer's queries are made of: the query latent. Where there is none, the layer's
+  // normed input, which is ours; the report has no such model.
+  int64_t index_query_dim() const { return q_lora_rank > 0 ? q_lora_rank : hidden_size; }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   // Whether routers have a bias that steers their choice and is moved by the experts' loads.
   bool has_expert_bias() const { return topk_method == TopkMethod::kNoauxTc; }

@@ -51,6 +51,16 @@ TEST(Config, ReadsTheGatesOfV2) {
   EXPECT_EQ(parse_config(json, "config.json").topk_method, TopkMethod::kGreedy);
 }
 
+TEST(Config, ReadsAModelWithoutAQueryLatent) {
+  Json json = golden_config();
+  EXPECT_EQ(parse_config(json, "config.json").index_query_dim(), json["q_lora_rank"]);
+  json["q_lora_rank"] = nullptr;
+  const Config config = parse_config(json, "config.json");
+  EXPECT_EQ(config.q_lora_rank, 0);
+  EXPECT_EQ(config.index_query_dim(), config.hidden_size);
+  EXPECT_TRUE(to_json(config)["q_lora_rank"].is_null());
+}
+
 struct BadConfig {
   const char* name;
   std::function<void(Json&)> change;
@@ -61,6 +71,10 @@ TEST(Config, RefusesByName) {
   const BadConfig table[] = {
       {"missing", [](Json& c) { c.erase("kv_lora_rank"); },
        "c.json: field \"kv_lora_rank\" is missing; expected an integer"},
+      {"queries", [](Json& c) { c.erase("q_lora_rank"); },
+       "c.json: field \"q_lora_rank\" is missing; expected an integer or null"},
+      {"latent", [](Json& c) { c["q_lora_rank"] = 0; },
+       "c.json: field \"q_lora_rank\" is 0; expected 1 to 16777216"},
       {"type", [](Json& c) { c["hidden_size"] = "wide"; },
        "c.json: field \"hidden_size\" is \"wide\"; expected an integer"},
       {"zero", [](Json& c) { c["vocab_size"] = 0; },

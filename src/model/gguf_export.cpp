@@ -249,6 +249,9 @@ void refuse_what_gguf_cannot_say(const Config& config, const std::filesystem::pa
         "{}: indexer_rope_interleave is true; llama.cpp's deepseek32 knows only the half-split "
         "RoPE of V3.2",
         (model / "config.json").string());
+  if (config.q_lora_rank == 0)
+    fail("{}: q_lora_rank is null; llama.cpp's deepseek32 knows only queries from a latent",
+         (model / "config.json").string());
   if (config.scoring_func != ScoringFunc::kSigmoid || config.topk_method != TopkMethod::kNoauxTc)
     fail(
         "{}: scoring_func and topk_method are not \"sigmoid\" and \"noaux_tc\"; llama.cpp's "

@@ -16,7 +16,8 @@ struct GgufExportOptions {
 // Config, tokenizer and every tensor, MTP's included. FP8 weights are widened (exactly, in bf16);
 // the experts of a layer become one tensor, kv_b_proj is cut into its key half (transposed) and its
 // value half. Needs the memory of one matrix in f32. Throws Error where the file cannot say what
-// the model is: interleaved indexer RoPE, a pre-tokenizer that is not DeepSeek-V3's.
+// the model is: interleaved indexer RoPE, gates or queries that are not V3.2's, a pre-tokenizer
+// that is not DeepSeek-V3's.
 void export_gguf(const GgufExportOptions& options);
 
 }  // namespace fathom::model

@@ -17,8 +17,9 @@ struct IndexerProjections {
   torch::Tensor k_NX;
 };
 
-// x_ND is the layer's normed input, q_latent_NQ the normed query latent; without one the keys are
-// all that is made, where no query selects.
+// x_ND is the layer's normed input, q_latent_NQ the normed query latent, or x_ND again where the
+// model has no query latent (q_lora_rank null: ours, the report's always has one). Undefined, where
+// no query selects, the keys are all that is made.
 IndexerProjections project_indexer(const IndexerWeights& weights, const Config& config,
                                    const torch::Tensor& x_ND, const torch::Tensor& q_latent_NQ,
                                    const RopeTable& rope, const ForwardOptions& options);

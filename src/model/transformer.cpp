@@ -92,7 +92,7 @@ void advance_caches(std::span<const Segment> segments) {
 
 ForwardOptions serving_options(const Model& model) {
   const LayerWeights& layer = model.weights.layers.front();
-  const bool is_fp8 = layer.self_attn.q_a_proj.weight.scalar_type() == torch::kByte;
+  const bool is_fp8 = layer.self_attn.kv_a_proj_with_mqa.weight.scalar_type() == torch::kByte;
   return {.mode = is_fp8 ? NumericMode::kDeploy : NumericMode::kPlain, .bf16_matmuls = true};
 }
 

@@ -32,9 +32,7 @@ class SlotWriter {
 
   void attention(const std::string& prefix, AttentionWeights& w) {
     const int64_t heads = c_.num_attention_heads;
-    matrix(prefix + "q_a_proj", c_.q_lora_rank, c_.hidden_size, w.q_a_proj);
-    norm(prefix + "q_a_layernorm.weight", c_.q_lora_rank, w.q_a_layernorm);
-    matrix(prefix + "q_b_proj", heads * c_.qk_head_dim(), c_.q_lora_rank, w.q_b_proj, heads);
+    queries(prefix, w);
     matrix(prefix + "kv_a_proj_with_mqa", c_.kv_lora_rank + c_.qk_rope_head_dim, c_.hidden_size,
            w.kv_a_proj_with_mqa);
     norm(prefix + "kv_a_layernorm.weight", c_.kv_lora_rank, w.kv_a_layernorm);
@@ -44,8 +42,19 @@ class SlotWriter {
     indexer(prefix + "indexer.", w.indexer);
   }
 
+  void queries(const std::string& prefix, AttentionWeights& w) {
+    const int64_t heads = c_.num_attention_heads, rows = heads * c_.qk_head_dim();
+    if (c_.q_lora_rank == 0) {
+      matrix(prefix + "q_proj", rows, c_.hidden_size, w.q_proj, heads);
+      return;
+    }
+    matrix(prefix + "q_a_proj", c_.q_lora_rank, c_.hidden_size, w.q_a_proj);
+    norm(prefix + "q_a_layernorm.weight", c_.q_lora_rank, w.q_a_layernorm);
+    matrix(prefix + "q_b_proj", rows, c_.q_lora_rank, w.q_b_proj, heads);
+  }
+
   void indexer(const std::string& prefix, IndexerWeights& w) {
-    matrix(prefix + "wq_b", c_.index_n_heads * c_.index_head_dim, c_.q_lora_rank, w.wq_b);
+    matrix(prefix + "wq_b", c_.index_n_heads * c_.index_head_dim, c_.index_query_dim(), w.wq_b);
     matrix(prefix + "wk", c_.index_head_dim, c_.hidden_size, w.wk);
     norm(prefix + "k_norm.weight", c_.index_head_dim, w.k_norm_weight);
     add(prefix + "k_norm.bias", {c_.index_head_dim}, Role::kBias, w.k_norm_bias);

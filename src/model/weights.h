@@ -20,7 +20,7 @@ struct Linear {
 };
 
 struct IndexerWeights {
-  Linear wq_b;                  // [index_n_heads * index_head_dim, q_lora_rank]
+  Linear wq_b;                  // [index_n_heads * index_head_dim, index_query_dim]
   Linear wk;                    // [index_head_dim, hidden_size]
   torch::Tensor k_norm_weight;  // [index_head_dim]
   torch::Tensor k_norm_bias;    // [index_head_dim]
@@ -28,6 +28,8 @@ struct IndexerWeights {
 };
 
 struct AttentionWeights {
+  Linear q_proj;                 // [heads * (nope + rope), hidden_size]; where q_lora_rank is 0, in
+                                 // the place of the next three
   Linear q_a_proj;               // [q_lora_rank, hidden_size]
   torch::Tensor q_a_layernorm;   // [q_lora_rank]
   Linear q_b_proj;               // [heads * (nope + rope), q_lora_rank]
