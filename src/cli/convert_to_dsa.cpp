@@ -11,7 +11,7 @@ namespace fathom::cli {
 void add_convert_to_dsa_command(CLI::App& app) {
   auto options = std::make_shared<model::DsaConversion>();
   CLI::App* command = app.add_subcommand(
-      "convert-to-dsa", "Add fresh indexers to a dense DeepSeek-V3 checkpoint, for pretrain");
+      "convert-to-dsa", "Add fresh indexers to a dense DeepSeek-V2 or V3 checkpoint, for pretrain");
   command->add_option("source", options->source, "Hugging Face folder")->required();
   command->add_option("target", options->target, "New folder; shares the source's files")
       ->required();

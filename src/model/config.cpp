@@ -194,6 +194,7 @@ void read_attention(FieldReader& fields, Config& config) {
   fields.require("num_key_value_heads", config.num_attention_heads);
   fields.require("attention_bias", false);
   fields.require("attention_dropout", 0.0);
+  fields.require("rope_interleave", true);
   config.index_n_heads = fields.size("index_n_heads");
   config.index_head_dim = fields.size("index_head_dim");
   config.index_topk = fields.size("index_topk");
@@ -291,10 +292,13 @@ Config parse_config(const Json& json, const FieldSource& source) {
   config.initializer_range = fields.positive("initializer_range", config.initializer_range);
   config.has_fp8_weights = parse_quantization(fields.find("quantization_config"), source);
   fields.require("hidden_act", "silu");
+  fields.require("mlp_bias", false);
+  fields.require("use_mla", true);
   fields.require("tie_word_embeddings", false);
   // Said of the framework that wrote the file, not of the model.
   fields.ignore({"torch_dtype", "dtype", "transformers_version", "use_cache", "ep_size",
-                 "pretraining_tp", "auto_map", "aux_loss_alpha", "seq_aux", "_name_or_path"});
+                 "pretraining_tp", "auto_map", "aux_loss_alpha", "seq_aux", "pad_token_id",
+                 "_name_or_path"});
   fields.refuse_the_rest();
   check_contradictions(config, source);
   return config;

@@ -19,14 +19,46 @@ namespace fs = std::filesystem;
 constexpr const char* kIndexerShard = "model-indexer.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
 
+// What a file of V2 may leave out, as V2's own code has it: V3.2 means something else by that.
+void write_out_defaults_of_v2(Json& json) {
+  const Json defaults = {
+      {"scoring_func", "softmax"}, {"topk_method", "greedy"}, {"norm_topk_prob", false}};
+  for (const auto& [key, value] : defaults.items())
+    if (json.value(key, Json()).is_null()) json[key] = value;
+}
+
+// The code of V2 and V3 scales cos and sin where mscale or mscale_all_dim is not there, and
+// stretches at any context; V3.2's does neither.
+void check_rope_scaling(const Json& json, const std::string& path) {
+  if (json.contains("rope_parameters"))
+    fail(
+        "{}: field \"rope_parameters\" is not read; expected rope_theta and rope_scaling in its "
+        "place",
+        path);
+  const Json yarn = json.value("rope_scaling", Json());
+  if (!yarn.is_object()) return;
+  for (const auto& [key, other] :
+       {std::pair("mscale", "mscale_all_dim"), std::pair("mscale_all_dim", "mscale")})
+    if (yarn.value(key, Json()).is_null())
+      fail("{}: field \"rope_scaling.{}\" is missing; expected what {} is", path, key, other);
+  const Json length = json.value("max_position_embeddings", Json());
+  if (length == yarn.value("original_max_position_embeddings", Json()))
+    fail(
+        "{}: max_position_embeddings is {} and rope_scaling.original_max_position_embeddings is "
+        "{}; expected more, since rope_scaling would do nothing",
+        path, length.dump(), length.dump());
+}
+
 Json converted_config(const DsaConversion& options) {
   const fs::path path = options.source / "config.json";
   Json json = base::read_json_file(path);
   const std::string type = json.is_object() ? json.value("model_type", Json()).dump() : "missing";
   if (type == "\"deepseek_v32\"")
     fail("{}: model_type is deepseek_v32, which has indexers already", path.string());
-  if (type != "\"deepseek_v3\"")
-    fail("{}: model_type is {}; expected \"deepseek_v3\"", path.string(), type);
+  if (type != "\"deepseek_v2\"" && type != "\"deepseek_v3\"")
+    fail("{}: model_type is {}; expected \"deepseek_v2\" or \"deepseek_v3\"", path.string(), type);
+  if (type == "\"deepseek_v2\"") write_out_defaults_of_v2(json);
+  check_rope_scaling(json, path.string());
   json["model_type"] = "deepseek_v32";
   json["architectures"] = {"DeepseekV32ForCausalLM"};
   json["index_n_heads"] = options.index_n_heads;

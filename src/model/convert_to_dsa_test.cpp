@@ -85,6 +85,35 @@ TEST_F(ConvertToDsa, AddsIndexersAndChangesNothingElse) {
   EXPECT_TRUE(trainable.weights.layers[0].self_attn.indexer.wk.weight.requires_grad());
 }
 
+TEST_F(ConvertToDsa, AnFp8CheckpointKeepsItsWeightsAndServesWithNewIndexers) {
+  const fs::path golden = fs::path(FATHOM_ROOT) / "tests/data/tiny-fp8";
+  const auto whole = Safetensors::open(golden / "model.safetensors");
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, view] : whole.tensors())
+    if (name.find(".indexer.") == std::string::npos) tensors.push_back({name, view});
+  write_safetensors(folder_ / "dense/model.safetensors", tensors);
+  config_ = base::read_json_file(golden / "config.json");
+  config_["model_type"] = "deepseek_v3";
+  config_["architectures"] = {"DeepseekV3ForCausalLM"};
+  config_["quantization_config"].erase("scale_fmt");  // as V3 has it
+  for (const char* key : {"index_n_heads", "index_head_dim", "index_topk"}) config_.erase(key);
+  write_config();
+  convert_to_dsa(options());
+  const Model model = load_checkpoint(folder_ / "sparse");
+  const AttentionWeights& attention = model.weights.layers[1].self_attn;
+  EXPECT_EQ(attention.q_b_proj.weight.scalar_type(), torch::kByte);
+  EXPECT_EQ(attention.indexer.wq_b.weight.scalar_type(), torch::kBFloat16);
+  const auto& view = whole.at("model.layers.1.self_attn.q_b_proj.weight");
+  EXPECT_EQ(std::memcmp(attention.q_b_proj.weight.data_ptr(), view.data, view.num_bytes()), 0);
+  const torch::NoGradGuard no_grad;
+  const ForwardOptions serving = serving_options(model);
+  EXPECT_EQ(serving.mode, NumericMode::kDeploy);
+  KvCache cache(model.config);
+  const Segment segment{50, 0, &cache};  // more tokens than top-k
+  const auto hidden = forward(model, torch::arange(50, torch::kLong), {&segment, 1}, serving);
+  EXPECT_TRUE(hidden.isfinite().all().item<bool>());
+}
+
 TEST_F(ConvertToDsa, RefusesWhatItCannotConvert) {
   config_["model_type"] = "deepseek_v32";
   write_config();
@@ -92,7 +121,8 @@ TEST_F(ConvertToDsa, RefusesWhatItCannotConvert) {
             std::string::npos);
   config_["model_type"] = "llama";
   write_config();
-  EXPECT_NE(error().find("model_type is \"llama\"; expected \"deepseek_v3\""), std::string::npos);
+  EXPECT_NE(error().find("model_type is \"llama\"; expected \"deepseek_v2\" or \"deepseek_v3\""),
+            std::string::npos);
   config_["model_type"] = "deepseek_v3";
   config_["kv_lora_rank"] = 17;
   write_config();

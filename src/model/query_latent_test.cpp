@@ -30,7 +30,8 @@ Model with_latent(Model model) {
   const torch::NoGradGuard no_grad;
   for (const TensorSlot& slot : tensor_slots(out.weights, out.config)) {
     std::string name = slot.name;
-    if (const auto at = name.find("q_b_proj"); at != std::string::npos) name.replace(at, 8, "q_proj");
+    if (const auto at = name.find("q_b_proj"); at != std::string::npos)
+      name.replace(at, 8, "q_proj");
     if (name.ends_with("q_a_proj.weight"))
       slot.tensor->copy_(torch::eye(model.config.hidden_size));
     else if (!name.ends_with("q_a_layernorm.weight"))
