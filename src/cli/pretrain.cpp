@@ -18,6 +18,7 @@ struct PretrainFlags {
   std::filesystem::path recipe;
   std::vector<std::string> overrides;
   std::optional<int64_t> steps;
+  int64_t phase = 0;
   int num_threads = 0, num_processes = 1;
   pretrain::TrainingRunOptions run;
 };
@@ -38,7 +39,7 @@ void pretrain_model(PretrainFlags& flags) {
   base::set_num_threads(flags.num_threads);
   base::keep_freed_memory();
   if (flags.steps) flags.overrides.push_back("training.steps=" + std::to_string(*flags.steps));
-  flags.run.recipe = pretrain::read_recipe(flags.recipe, flags.overrides, flags.stage);
+  flags.run.recipe = pretrain::read_recipe(flags.recipe, flags.overrides, flags.stage, flags.phase);
   flags.run.prepare = [&] { pretrain::prepare_data(flags.run.recipe, flags.recipe); };
   pretrain::run_training(flags.run);
 }
@@ -53,6 +54,8 @@ void add_pretrain_command(CLI::App& app) {
   command->add_option("--stage", flags->stage, "Stage of training")
       ->transform(CLI::CheckedTransformer(stages, CLI::ignore_case))
       ->default_str("dense");
+  command->add_option("--phase", flags->phase, "Phase of the stage, where the recipe lists several")
+      ->check(CLI::Range(int64_t{1}, pretrain::kMostPhases));
   command->add_option("--recipe", flags->recipe, "Recipe file, for example recipes/nano.json")
       ->required();
   command

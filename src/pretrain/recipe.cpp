@@ -65,6 +65,34 @@ class Section {
   std::map<std::string, bool> known_;
 };
 
+// What each phase of a stage does otherwise: one, unless the recipe lists several.
+std::vector<Json> phases_of(const Json& file, std::string_view stage) {
+  const Json stages = file.is_object() ? file.value("stages", Json()) : Json();
+  if (!stages.is_object() || !stages.contains(stage)) return {};
+  const Json& phases = stages[std::string(stage)];
+  if (!phases.is_array()) return {phases};
+  return std::vector<Json>(phases.begin(), phases.end());
+}
+
+// `phase` 0: the only one.
+int64_t known_phase(const Json& file, const RecipeSource& source, int64_t phase) {
+  const std::string name(name_of(source.stage));
+  const auto count = std::max<int64_t>(1, std::ssize(phases_of(file, name)));
+  if (phase == 0 && count > 1)
+    fail("{}: \"stages.{}\" has {} phases; say which with --phase", source.of("stages." + name),
+         name, count);
+  if (phase > count)
+    fail("--phase {}: \"stages.{}\" of {} has {}", phase, name, source.name,
+         count == 1 ? "one phase" : fmt::format("{} phases", count));
+  return std::max<int64_t>(phase, 1);
+}
+
+// The stage's own sections in the file, which may not be there yet.
+Json& own_sections(const RecipeSource& source, Json& file) {
+  Json& phases = file["stages"][std::string(name_of(source.stage))];
+  return phases.is_array() ? phases.at(source.phase - 1) : phases;
+}
+
 void apply_override(const std::string& assignment, RecipeSource& source, Json& json) {
   const size_t equals = assignment.find('='), dot = assignment.find('.');
   if (equals == std::string::npos || dot == std::string::npos || dot > equals)
@@ -73,7 +101,7 @@ void apply_override(const std::string& assignment, RecipeSource& source, Json& j
   const std::string key = assignment.substr(dot + 1, equals - dot - 1);
   const bool is_of_stage = source.stage != Stage::kDense &&
                            (section == "model" || section == "optimizer" || section == "training");
-  Json& sections = is_of_stage ? json["stages"][std::string(name_of(source.stage))] : json;
+  Json& sections = is_of_stage ? own_sections(source, json) : json;
   Json& values = sections[section];
   if (!values.is_null() && !values.is_object())
     fail("--set {}: \"{}\" is no section of keys; change it in the recipe", assignment, section);
@@ -81,46 +109,63 @@ void apply_override(const std::string& assignment, RecipeSource& source, Json& j
   source.overrides[section + "." + key] = "--set " + assignment;
 }
 
-// The recipe of one stage: its own values in place of the dense stage's; its model is that of the
-// stages before it, with what it changes. The dense stage's recipe is the file without "stages".
+// The recipe of one phase of a stage: its own values in place of the dense stage's; its model is
+// that of the phases and stages before it, with what it changes. The dense stage's recipe is the
+// file without "stages".
 Json with_stage(Json json, const RecipeSource& source) {
-  const Stage stage = source.stage;
-  const Json stages = json.contains("stages") ? json["stages"] : Json::object();
+  const Json file = json;
   json.erase("stages");
-  if (stage == Stage::kDense) return json;
-  const std::string name(name_of(stage));
-  if (!stages.contains(name))
+  if (source.stage == Stage::kDense) return json;
+  const std::string name(name_of(source.stage));
+  const auto own = phases_of(file, name);
+  if (own.empty())
     fail("{}: \"stages.{}\" is missing; expected what this stage does otherwise",
          source.of("stages"), name);
   json["stage"] = name;
+  if (own.size() > 1) json["phase"] = source.phase;
   // The dense stage's are numbers of its own steps.
   if (json.contains("training")) json["training"].erase("skip_steps");
-  for (const auto& [earlier, value] : kStages) {
-    const Json sections = stages.value(std::string(earlier), Json::object());
-    for (const auto& [section, values] : sections.items())
-      if (section == "model" || value == stage)
-        for (const auto& [key, changed] : values.items()) json[section][key] = changed;
-    if (value == stage) break;
+  for (const auto& [earlier, stage] : kStages) {
+    int64_t phase = 0;
+    for (const Json& sections : phases_of(file, earlier)) {
+      const bool is_own = stage == source.stage && ++phase == source.phase;
+      for (const auto& [section, values] : sections.items())
+        if (section == "model" || is_own)
+          for (const auto& [key, changed] : values.items()) json[section][key] = changed;
+      if (is_own) return json;
+    }
   }
   return json;
+}
+
+void check_phase(const Json& sections, const std::string& place, const RecipeSource& source) {
+  if (!sections.is_object()) fail("{}: \"{}\" must be an object", source.of(place), place);
+  for (const auto& [section, values] : sections.items())
+    if ((section != "model" && section != "optimizer" && section != "training") ||
+        !values.is_object())
+      fail("{}: \"{}.{}\" is not known; expected objects model, optimizer or training",
+           source.of(place + "." + section), place, section);
 }
 
 void check_stages(const Json& json, const RecipeSource& source) {
   if (!json.contains("stages")) return;
   if (!json["stages"].is_object()) fail("{}: \"stages\" must be an object", source.of("stages"));
-  for (const auto& [name, sections] : json["stages"].items()) {
+  for (const auto& [name, phases] : json["stages"].items()) {
     const bool is_known = std::any_of(std::begin(kStages) + 1, std::end(kStages),
                                       [&](const auto& stage) { return stage.first == name; });
     if (!is_known)
       fail("{}: \"stages.{}\" is not a known stage; expected extend, warmup, sparse or mtp",
            source.of("stages." + name), name);
-    if (!sections.is_object())
-      fail("{}: \"stages.{}\" must be an object", source.of("stages." + name), name);
-    for (const auto& [section, values] : sections.items())
-      if ((section != "model" && section != "optimizer" && section != "training") ||
-          !values.is_object())
-        fail("{}: \"stages.{}.{}\" is not known; expected objects model, optimizer or training",
-             source.of("stages." + name + "." + section), name, section);
+    const std::string place = "stages." + name;
+    if (!phases.is_array()) {
+      check_phase(phases, place, source);
+      continue;
+    }
+    if (phases.empty() || std::ssize(phases) > kMostPhases)
+      fail("{}: \"{}\" lists {} phases; expected 1 to {}", source.of(place), place, phases.size(),
+           kMostPhases);
+    for (size_t i = 0; i < phases.size(); ++i)
+      check_phase(phases[i], fmt::format("{}[{}]", place, i), source);
   }
 }
 
@@ -223,6 +268,7 @@ void check_keys(const Json& file, const RecipeSource& source) {
 Recipe read_sections(const Json& json, const RecipeSource& source) {
   Recipe r;
   r.stage = source.stage;
+  r.phase = source.phase;
   if (!json.contains("data") || !json["data"].is_string())
     fail("{}: \"data\" is missing; expected the folder for corpus and tokens", source.of("data"));
   if (!json.contains("model"))
@@ -245,12 +291,14 @@ Recipe read_sections(const Json& json, const RecipeSource& source) {
 
 // A stage should not find out that its keys are misspelt when those before it are trained.
 void check_other_stages(const Json& file, const RecipeSource& source) {
-  const Json stages = file.value("stages", Json::object());
   for (const auto& [name, stage] : kStages) {
-    if (stage == source.stage) continue;
-    if (stage != Stage::kDense && !stages.contains(std::string(name))) continue;
-    const RecipeSource other{.name = source.name, .stage = stage, .lines = source.lines};
-    read_sections(with_stage(file, other), other);
+    const auto count = stage == Stage::kDense ? 1 : std::ssize(phases_of(file, name));
+    for (int64_t phase = 1; phase <= count; ++phase) {
+      if (stage == source.stage && phase == source.phase) continue;
+      const RecipeSource other{
+          .name = source.name, .stage = stage, .phase = phase, .lines = source.lines};
+      read_sections(with_stage(file, other), other);
+    }
   }
 }
 
@@ -264,16 +312,19 @@ Recipe parse(const Json& file, const RecipeSource& source) {
 
 }  // namespace
 
-Recipe parse_recipe(const Json& json, std::string_view source, Stage stage) {
-  return parse(json, {.name = std::string(source), .stage = stage});
+Recipe parse_recipe(const Json& json, std::string_view source, Stage stage, int64_t phase) {
+  RecipeSource of{.name = std::string(source), .stage = stage};
+  of.phase = known_phase(json, of, phase);
+  return parse(json, of);
 }
 
 Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides,
-                   Stage stage) {
+                   Stage stage, int64_t phase) {
   Json json = base::read_json_file(path);
   RecipeSource source{
       .name = path.string(), .stage = stage, .lines = base::json_lines(base::read_file(path))};
   check_keys(json, source);
+  source.phase = known_phase(json, source, phase);
   for (const std::string& assignment : overrides) apply_override(assignment, source, json);
   return parse(json, source);
 }

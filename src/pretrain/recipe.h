@@ -1,6 +1,7 @@
 // A training recipe: one JSON file that says everything a run needs, from corpus to schedule. Its
 // "stages" say by name what each later stage does otherwise: keys of "optimizer" and "training" in
-// place of the dense stage's, and of "model", which also holds for the stages after it.
+// place of the dense stage's, and of "model", which also holds for the stages after it. A stage in
+// phases, such as an extension to 32K and then to 128K tokens, is a list of such objects.
 // Unknown keys, wrong types and impossible values are refused before anything starts.
 #pragma once
 
@@ -89,6 +90,7 @@ struct ExperimentRecipe {
 
 struct Recipe {
   Stage stage = Stage::kDense;
+  int64_t phase = 1;           // of the stage, from 1
   std::filesystem::path data;  // corpus, tokenizer and tokens are kept under it
   TokenizerRecipe tokenizer;
   model::Config model;
@@ -99,10 +101,12 @@ struct Recipe {
   Json source;  // as read, with the stage's own values in their places
 };
 
-Recipe parse_recipe(const Json& json, std::string_view source, Stage stage = Stage::kDense);
+// `phase` 0: the stage's only one.
+Recipe parse_recipe(const Json& json, std::string_view source, Stage stage = Stage::kDense,
+                    int64_t phase = 0);
 // `overrides` are "section.key=value" with JSON values: "training.steps=100"; they
 // come last.
 Recipe read_recipe(const std::filesystem::path& path, const std::vector<std::string>& overrides,
-                   Stage stage = Stage::kDense);
+                   Stage stage = Stage::kDense, int64_t phase = 0);
 
 }  // namespace fathom::pretrain

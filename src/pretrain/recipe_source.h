@@ -10,9 +10,12 @@
 
 namespace fathom::pretrain {
 
+inline constexpr int64_t kMostPhases = 16;  // of a stage
+
 struct RecipeSource {
   std::string name;                                   // of the file
   Stage stage = Stage::kDense;                        // whose values are read
+  int64_t phase = 1;                                  // of the stage, from 1
   std::map<std::string, int64_t> lines = {};          // base::json_lines of the file; may be empty
   std::map<std::string, std::string> overrides = {};  // by key: "training.steps" -> "--set ..."
 

@@ -134,10 +134,10 @@ TEST(Recipe, EveryFaultIsNamed) {
 class RecipeLines : public testing::Test {
  protected:
   std::string error_of(const std::string& text, const std::vector<std::string>& overrides = {},
-                       Stage stage = Stage::kDense) const {
+                       Stage stage = Stage::kDense, int64_t phase = 0) const {
     base::write_file_atomically(path_, text);
     try {
-      read_recipe(path_, overrides, stage);
+      read_recipe(path_, overrides, stage, phase);
     } catch (const Error& error) {
       const std::string what = error.what();
       return what.starts_with(path_.string()) ? "r" + what.substr(path_.string().size()) : what;
@@ -206,6 +206,23 @@ TEST_F(RecipeLines, AStagesValueStandsInItsSectionAndAnOverrideOnTheCommandLine)
   EXPECT_EQ(error_of(good_, {"training.batch_rows=7"}),
             "--set training.batch_rows=7: \"training.batch_rows\" is 7; expected a multiple of "
             "micro_batch_rows = 4");
+}
+
+TEST_F(RecipeLines, APhasesValueStandsInItsOwnObject) {
+  Json json = tiny_recipe("data/tiny");
+  json["stages"] = {{"extend",
+                     {{{"model", {{"index_topk", 0}}}, {"training", {{"steps", -1}}}},
+                      {{"training", {{"steps", -2}}}}}}};
+  const std::string text = json.dump(2);
+  for (const int64_t phase : {1, 2}) {
+    const std::string steps = fmt::format("\"steps\": {}", -phase);
+    EXPECT_EQ(error_of(text, {"model.index_topk=4"}, Stage::kExtend, phase),
+              fmt::format("r:{}: \"training.steps\" is {}; expected at least 1",
+                          line_of(text, steps), -phase));
+    EXPECT_EQ(error_of(text, {"training.steps=5"}, Stage::kExtend, phase),
+              fmt::format("r:{}: \"model\": field \"index_topk\" is 0; expected 1 to 16777216",
+                          line_of(text, "\"index_topk\": 0")));
+  }
 }
 
 TEST_F(RecipeLines, TheCorpusIsReadBeforeItIsGathered) {
@@ -291,6 +308,53 @@ TEST(RecipeStages, ReplaceOwnValuesAndInheritTheModelOfTheStagesBefore) {
   EXPECT_EQ(sparse.model.index_topk, 16);
   EXPECT_EQ(sparse.training.sequence_length, 32);
   EXPECT_EQ(sparse.optimizer.learning_rate, 0.5);
+}
+
+// An extension in two steps, as the report of V3 makes it; what comes after has the last one's
+// model.
+TEST(RecipeStages, PhasesFollowOneAnother) {
+  Json json = staged_recipe();
+  json["stages"]["extend"] = {
+      {{"model", {{"max_position_embeddings", 256}, {"index_topk", 24}}},
+       {"training", {{"sequence_length", 200}}}},
+      {{"model", {{"max_position_embeddings", 512}}}, {"optimizer", {{"learning_rate", 0.25}}}}};
+  const Recipe first = parse_recipe(json, "r.json", Stage::kExtend, 1);
+  EXPECT_EQ(first.model.max_position_embeddings, 256);
+  EXPECT_EQ(first.training.sequence_length, 200);
+  const Recipe second = parse_recipe(json, "r.json", Stage::kExtend, 2);
+  EXPECT_EQ(second.model.max_position_embeddings, 512);
+  EXPECT_EQ(second.model.index_topk, 24);
+  EXPECT_EQ(second.training.sequence_length, 32);
+  EXPECT_EQ(second.optimizer.learning_rate, 0.25);
+  EXPECT_NE(first.source, second.source);  // one does not go on in the other's folder
+  const Recipe sparse = parse_recipe(json, "r.json", Stage::kSparse);
+  EXPECT_EQ(sparse.model.max_position_embeddings, 512);
+  EXPECT_EQ(sparse.model.index_topk, 16);
+  const auto error_of = [](const Json& recipe, Stage stage, int64_t phase) -> std::string {
+    try {
+      parse_recipe(recipe, "r.json", stage, phase);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(error_of(json, Stage::kExtend, 0),
+            "r.json: \"stages.extend\" has 2 phases; say which with --phase");
+  EXPECT_EQ(error_of(json, Stage::kExtend, 3),
+            "--phase 3: \"stages.extend\" of r.json has 2 phases");
+  EXPECT_EQ(error_of(json, Stage::kSparse, 2),
+            "--phase 2: \"stages.sparse\" of r.json has one phase");
+  json["stages"]["extend"][1]["training"]["stpes"] = 5;
+  EXPECT_EQ(error_of(json, Stage::kDense, 0),
+            "r.json: \"training.stpes\" is not a known key; check its spelling");
+  json["stages"]["extend"][1] = {{"trainng", Json::object()}};
+  EXPECT_EQ(
+      error_of(json, Stage::kDense, 0),
+      "r.json: \"stages.extend[1].trainng\" is not known; expected objects model, optimizer or "
+      "training");
+  json["stages"]["extend"] = Json::array();
+  EXPECT_EQ(error_of(json, Stage::kDense, 0),
+            "r.json: \"stages.extend\" lists 0 phases; expected 1 to 16");
 }
 
 TEST(RecipeStages, RefuseWhatTheyDoNotKnow) {
