@@ -8,6 +8,7 @@
 #include "cli/commands.h"
 #include "cli/threads_option.h"
 #include "pretrain/launch.h"
+#include "pretrain/recipe.h"
 #include "pretrain/training_run.h"
 
 namespace fathom::cli {

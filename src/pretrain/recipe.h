@@ -16,6 +16,8 @@
 
 namespace fathom::pretrain {
 
+inline constexpr int64_t kMostPhases = 16;  // of a stage
+
 struct TokenizerRecipe {
   int64_t vocab_size = 8192;
 };

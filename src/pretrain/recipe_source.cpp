@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "pretrain/recipe.h"
+
 namespace fathom::pretrain {
 
 std::string RecipeSource::of(std::string_view key) const {

@@ -10,8 +10,6 @@
 
 namespace fathom::pretrain {
 
-inline constexpr int64_t kMostPhases = 16;  // of a stage
-
 struct RecipeSource {
   std::string name;                                   // of the file
   Stage stage = Stage::kDense;                        // whose values are read
