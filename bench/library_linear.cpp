@@ -2,13 +2,14 @@
 
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/grad_mode.h>
-#include <torch/torch.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/parallel.h"
 #include "bench/timing.h"
 #include "kernels/matmul.h"
+#include "model/tensor.h"
 
 namespace fathom::bench {
 namespace {
