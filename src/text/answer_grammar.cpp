@@ -137,12 +137,9 @@ class CallGrammar {
   // Options alone can be held to, and one of all.
   static void check_options(const JsonSchemaGrammar& json, const Json& schema, const char* keyword,
                             const std::string& where) {
-    if (!json.refuses()) return;
-    if (keyword == std::string("allOf") && schema.at(keyword).size() > 1)
+    if (json.refuses() && keyword == std::string("allOf") && schema.at(keyword).size() > 1)
       json.fail_unheld(fmt::format("{}.allOf of {} schemas", where, schema.at(keyword).size()));
-    for (const auto& [name, unused] : schema.items())
-      if (name != keyword && !is_annotation(name))
-        json.fail_unheld(fmt::format("{}.{} beside {}", where, name, keyword));
+    json.check_alone(rest_of(schema, {keyword}), keyword, where);
   }
 
   // The ways to write a value of `schema`: its strings bare, everything else as JSON.

@@ -24,8 +24,8 @@ class Grammar {
   };
   using Sequence = std::vector<Symbol>;
 
-  // Both throw Error where the grammar grows beyond
-  // 2^18 rules or 2^20 symbols: it may come from a request.
+  // Both throw Error where the grammar grows beyond 2^18 rules or 2^20 symbols: it may come from a
+  // request.
   Rule add_rule();
   void add_alternative(Rule rule, Sequence sequence);
   // Where derivation begins: the first rule that was added.

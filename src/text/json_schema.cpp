@@ -6,14 +6,6 @@
 #include "base/check.h"
 
 namespace fathom::text {
-
-bool is_annotation(const std::string& keyword) {
-  static const std::set<std::string> kAnnotations = {
-      "title", "description", "default",  "examples",  "format",     "$schema",    "$defs",
-      "$id",   "$comment",    "readOnly", "writeOnly", "deprecated", "definitions"};
-  return kAnnotations.contains(keyword);
-}
-
 namespace {
 
 using Rule = Grammar::Rule;
@@ -49,13 +41,12 @@ int64_t count_of(const Json& schema, const char* keyword, int64_t otherwise,
   return count;
 }
 
-// What a schema asks for beside the keywords that are `known`.
-Json rest_of(const Json& schema, std::initializer_list<std::string_view> known) {
-  Json rest = Json::object();
-  for (const auto& [keyword, value] : schema.items())
-    if (!is_annotation(keyword) && std::find(known.begin(), known.end(), keyword) == known.end())
-      rest[keyword] = value;
-  return rest;
+// They say nothing of what satisfies a schema.
+bool is_annotation(const std::string& keyword) {
+  static const std::set<std::string> kAnnotations = {
+      "title", "description", "default",  "examples",  "format",     "$schema",    "$defs",
+      "$id",   "$comment",    "readOnly", "writeOnly", "deprecated", "definitions"};
+  return kAnnotations.contains(keyword);
 }
 
 bool is_of_type(const Json& value, const Json& type) {
@@ -87,6 +78,14 @@ Count counts_of(const Json& schema, const char* fewest, const char* most, const 
 }
 
 }  // namespace
+
+Json rest_of(const Json& schema, std::initializer_list<std::string_view> known) {
+  Json rest = Json::object();
+  for (const auto& [keyword, value] : schema.items())
+    if (!is_annotation(keyword) && std::find(known.begin(), known.end(), keyword) == known.end())
+      rest[keyword] = value;
+  return rest;
+}
 
 Rule JsonSchemaGrammar::once(const std::string& name, void (JsonSchemaGrammar::*define)(Rule)) {
   const auto [it, is_new] = named_.try_emplace(name, Rule{});
@@ -249,7 +248,7 @@ void JsonSchemaGrammar::check_keywords(const Json& schema, const std::string& wh
       "items",     "minItems",   "maxItems", "minLength",
       "maxLength", "enum",       "const",    "anyOf",
       "oneOf",     "allOf",      "$ref"};
-  if (unheld_ == UnheldKeywords::kIgnored || !schema.is_object()) return;
+  if (!refuses() || !schema.is_object()) return;
   for (const auto& [keyword, unused] : schema.items())
     if (!kHeld.contains(keyword) && !is_annotation(keyword)) fail_unheld(where + "." + keyword);
 }
@@ -260,7 +259,7 @@ void JsonSchemaGrammar::fail_unheld(const std::string& what) const {
 
 void JsonSchemaGrammar::check_alone(const Json& rest, const char* keyword,
                                     const std::string& where) const {
-  if (unheld_ == UnheldKeywords::kRefused && !rest.empty())
+  if (refuses() && !rest.empty())
     fail_unheld(fmt::format("{}.{} beside {}", where, rest.items().begin().key(), keyword));
 }
 
@@ -315,7 +314,7 @@ void JsonSchemaGrammar::define_options(Rule rule, const Json& schema, const char
                                        const std::string& where) {
   const Json& options = list_at(schema, keyword, where);
   if (keyword == std::string("allOf") && options.size() > 1) {
-    if (unheld_ == UnheldKeywords::kRefused)
+    if (refuses())
       fail("{}.allOf of {} schemas is not supported; write them as one", where, options.size());
     grammar_.add_alternative(rule, {derived(value())});
     return;
@@ -373,7 +372,7 @@ Sequence JsonSchemaGrammar::typed(const std::string& type, const Json& schema,
     grammar_.add_alternative(rule, literal("false"));
     return {derived(rule)};
   }
-  if (unheld_ == UnheldKeywords::kIgnored) return {derived(value())};
+  if (!refuses()) return {derived(value())};
   fail("{}.type is \"{}\"; expected object, array, string, number, integer, boolean or null", where,
        type);
 }
@@ -401,7 +400,7 @@ std::set<std::string> JsonSchemaGrammar::required_of(const Json& schema, const J
   for (const Json& name : names) {
     if (name.is_string() && properties.contains(name.get<std::string>()))
       required.insert(name.get<std::string>());
-    else if (unheld_ == UnheldKeywords::kRefused)
+    else if (refuses())
       fail("{}.required names {}; expected one of the properties", where, as_text(name));
   }
   return required;

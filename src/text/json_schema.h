@@ -3,17 +3,19 @@
 // Followed: type (also a list), properties, required, additionalProperties (where there are no
 // properties), items, minItems, maxItems, minLength, maxLength, enum and const (also beside type),
 // anyOf, oneOf (as anyOf), allOf of one schema, all three also beside keywords that they do not
-// repeat, $ref within the document, true. Objects give their properties in the
-// schema's order and no others; numbers have at most 16 digits before and behind the point; white
-// space is at most one space, or a new line and 20 spaces.
+// repeat, $ref within the document, true. Objects give their properties in the schema's order and
+// no others; numbers have at most 16 digits before and behind the point; white space is at most one
+// space, or a new line and 20 spaces.
 // At most 1,000 parts (schemas within the schema).
 // Annotations (title, description, default, format, ...) are passed over.
 #pragma once
 
+#include <initializer_list>
 #include <map>
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/json.h"
@@ -26,8 +28,8 @@ namespace fathom::text {
 // requirements that are no properties.
 enum class UnheldKeywords { kRefused, kIgnored };
 
-// Whether a keyword says nothing of what satisfies a schema.
-bool is_annotation(const std::string& keyword);
+// What a schema asks for beside the keywords that are `known`; annotations ask for nothing.
+Json rest_of(const Json& schema, std::initializer_list<std::string_view> known);
 
 class JsonSchemaGrammar {
  public:
