@@ -22,7 +22,11 @@ constexpr int64_t kVectors = 4;
 constexpr int64_t kPanelRows = kOctetRows;              // of W; divides a block of 128
 constexpr int64_t kTileRows = 6;                        // of x: 24 sums in registers
 constexpr int64_t kBlockOctets = kQuantGroup / kOctet;  // that share a factor
-constexpr int64_t kItemRows = 66;                       // of x, whose sums and block stay in L1
+// Of x: up to eight are multiplied by W as it is read, and wait for W as long as one does. The sums
+// and the block of columns of 66 stay in L1. For 264 a panel is packed once, and stays in L2.
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kBlockRows = 66;
+constexpr int64_t kItemRows = 4 * kBlockRows;
 // Bytes ahead of what is read of W. Few rows of x take a row of W from end to end, and the next
 // line of four streams; many take 128 columns of sixteen rows at a time, so that 256 bytes are two
 // blocks.
@@ -32,18 +36,29 @@ constexpr int64_t kDotAhead = 2816;
 constexpr int64_t kStreamAhead = 4096;
 constexpr int64_t kPackAhead = 256;
 constexpr int64_t kGrainWork = 1 << 20;   // multiplications that are worth a thread
-constexpr int64_t kFewestRows = 8;        // of x: fewer wait for W as long
 constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
-// x in bf16, each row zero behind its end up to whole blocks of 128.
+// x in bf16, each row zero behind its end up to whole blocks of 128 columns. Few rows lie one after
+// another; of many their first blocks do, then their second: as parts of long rows they would fall
+// on few sets of the first cache.
 struct RoundedRows {
-  const uint16_t* data;
-  int64_t stride;
-  const uint16_t* operator[](int64_t m) const { return data + m * stride; }
+  uint16_t* data;
+  int64_t row_stride, block_stride;
+
+  bool are_few() const { return block_stride == kQuantGroup; }
+  RoundedRows from(int64_t m) const { return {data + m * row_stride, row_stride, block_stride}; }
+  const uint16_t* operator[](int64_t m) const { return data + m * row_stride; }
+  uint16_t* block(int64_t k) const { return data + k / kQuantGroup * block_stride; }
 };
 
-BF16_KERNEL void round_x_row(const float* x, int64_t count, int64_t stride, uint16_t* out) {
-  round_row(x, count, stride, out);
+RoundedRows rounded_rows(uint16_t* data, int64_t num_rows, int64_t padded) {
+  if (num_rows <= kFewRows) return {data, padded, kQuantGroup};
+  return {data, kQuantGroup, num_rows * kQuantGroup};
+}
+
+BF16_KERNEL void round_x_row(const float* x, int64_t count, const RoundedRows& out) {
+  for (int64_t k = 0; k < count; k += kQuantGroup)
+    round_row(x + k, std::min(count - k, kQuantGroup), kQuantGroup, out.block(k));
 }
 
 // Up to 16 rows of W as stored.
@@ -328,8 +343,8 @@ BF16_INLINE __m512 load_or_zero(bool is_zero, const float* p) {
 // sums [kRows][4][16] go on over a block or begin with the first: with a factor, the block's own
 // sums times it are added.
 template <int kRows, bool kIsScaled>
-BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_octets,
-                           float factor, bool is_first, float* sums) {
+BF16_KERNEL void add_block(const uint16_t* x, const uint16_t* w, int64_t num_octets, float factor,
+                           bool is_first, float* sums) {
   __m512 sum[kRows][kVectors];
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i)
@@ -342,7 +357,7 @@ BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_
     for (int v = 0; v < kVectors; ++v) weights[v] = _mm512_loadu_si512(w + (o * kVectors + v) * 32);
 #pragma GCC unroll 6
     for (int i = 0; i < kRows; ++i) {
-      const __m512i input = broadcast_octet(x[i] + o * kOctet);
+      const __m512i input = broadcast_octet(x + i * kQuantGroup + o * kOctet);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_pairs(sum[i][v], input, weights[v]);
     }
@@ -358,7 +373,7 @@ BF16_KERNEL void add_block(const RoundedRows& x, const uint16_t* w, int64_t num_
     }
 }
 
-using AddBlock = void (*)(const RoundedRows&, const uint16_t*, int64_t, float, bool, float*);
+using AddBlock = void (*)(const uint16_t*, const uint16_t*, int64_t, float, bool, float*);
 template <bool kIsScaled>
 constexpr AddBlock kAddBlock[] = {add_block<1, kIsScaled>, add_block<2, kIsScaled>,
                                   add_block<3, kIsScaled>, add_block<4, kIsScaled>,
@@ -371,24 +386,33 @@ BF16_KERNEL void store_sums(const float* sums, int64_t num_cols, float* y) {
   _mm512_mask_storeu_ps(y, first_lanes(num_cols), add_lanes(v));
 }
 
-// One panel of W for rows of x. factors: of the blocks of columns.
+// One panel of W for rows of x: the first of them pack its blocks, the others find them. factors:
+// of the blocks of columns.
 template <typename Rows>
 void multiply_panel(const RoundedRows& x, const Rows& w, const float* factors, View2<float> y) {
-  alignas(64) uint16_t block[kPanelRows * kQuantGroup];
-  alignas(64) float sums[kItemRows * kSums];
-  if (y.rows <= std::ssize(kDotFew<Rows>)) {
+  alignas(64) float sums[kBlockRows * kSums];
+  if (x.are_few()) {
     kDotFew<Rows>[y.rows - 1](x, w, factors, sums);
-  } else {
+    for (int64_t m = 0; m < y.rows; ++m) store_sums(sums + m * kSums, y.cols, y[m]);
+    return;
+  }
+  static thread_local LineBuffer buffer;
+  const bool keeps_blocks = y.rows > kBlockRows;
+  auto* const packed = buffer.reserve<uint16_t>(
+      kPanelRows * (keeps_blocks ? round_up(w.cols, kQuantGroup) : kQuantGroup));
+  for (int64_t first = 0; first < y.rows; first += kBlockRows) {
+    const int64_t num_rows = std::min(kBlockRows, y.rows - first);
     for (int64_t k = 0; k < w.cols; k += kQuantGroup) {
       const int64_t num_octets = octets_from(k, w.cols);
-      pack_block(w, k, num_octets, block);
-      for (int64_t m = 0; m < y.rows; m += kTileRows)
-        kAddBlock<Rows::kIsScaled>[std::min(kTileRows, y.rows - m) - 1](
-            {x[m] + k, x.stride}, block, num_octets,
+      uint16_t* const block = packed + (keeps_blocks ? kPanelRows * k : 0);
+      if (first == 0) pack_block(w, k, num_octets, block);
+      for (int64_t m = 0; m < num_rows; m += kTileRows)
+        kAddBlock<Rows::kIsScaled>[std::min(kTileRows, num_rows - m) - 1](
+            x.block(k) + (first + m) * kQuantGroup, block, num_octets,
             Rows::kIsScaled ? factors[k / kQuantGroup] : 1.0f, k == 0, sums + m * kSums);
     }
+    for (int64_t m = 0; m < num_rows; ++m) store_sums(sums + m * kSums, y.cols, y[first + m]);
   }
-  for (int64_t m = 0; m < y.rows; ++m) store_sums(sums + m * kSums, y.cols, y[m]);
 }
 
 // y = x W for one row of x: four rows of W at a time are added to all sums, so that W is read from
@@ -490,31 +514,33 @@ struct ItemRange {
   int64_t first_panel, num_panels;
   int64_t begin, end;
 
-  void multiply(const uint16_t* rounded, int64_t at) const {
+  RoundedRows rounded_x(uint16_t* rounded) const {
+    return rounded_rows(rounded + x_begin, product->x_MK.rows, x_stride);
+  }
+
+  void multiply(uint16_t* rounded, int64_t at) const {
     const auto& [x_MK, w, y_MN] = *product;
-    const RoundedRows x{rounded + x_begin, x_stride};
     const int64_t m = at / num_panels * kItemRows, panel = first_panel + at % num_panels;
     const int64_t row = std::max(panel * kPanelRows, w.first_row);
     const int64_t num_w = std::min((panel + 1) * kPanelRows, w.first_row + w.rows) - row;
     const View2<float> y(y_MN[m] + (row - w.first_row), std::min(kItemRows, x_MK.rows - m), num_w,
                          y_MN.stride);
     const auto rows_of = [&](const auto* data) { return data + row * w.cols; };
+    const RoundedRows x = rounded_x(rounded).from(m);
     if (w.format == WeightFormat::kBF16)
-      multiply_panel({x[m], x.stride},
-                     BF16Rows{rows_of(static_cast<const uint16_t*>(w.data)), num_w, w.cols},
+      multiply_panel(x, BF16Rows{rows_of(static_cast<const uint16_t*>(w.data)), num_w, w.cols},
                      nullptr, y);
     else
-      multiply_panel({x[m], x.stride},
-                     E4M3Rows{rows_of(static_cast<const uint8_t*>(w.data)), num_w, w.cols},
-                     w.scale_inv + row / kQuantGroup * (x.stride / kQuantGroup), y);
+      multiply_panel(x, E4M3Rows{rows_of(static_cast<const uint8_t*>(w.data)), num_w, w.cols},
+                     w.scale_inv + row / kQuantGroup * (x_stride / kQuantGroup), y);
   }
 };
 
 int64_t grain_of(int64_t work) { return std::max<int64_t>(1, kGrainWork / work); }
 
-void round_rows(View2<const float> x_MK, int64_t stride, uint16_t* out) {
+void round_rows(View2<const float> x_MK, const RoundedRows& out) {
   base::parallel_for(x_MK.rows, grain_of(128 * x_MK.cols), [&](int64_t begin, int64_t end) {
-    for (int64_t m = begin; m < end; ++m) round_x_row(x_MK[m], x_MK.cols, stride, out + m * stride);
+    for (int64_t m = begin; m < end; ++m) round_x_row(x_MK[m], x_MK.cols, out.from(m));
   });
 }
 
@@ -522,7 +548,7 @@ void round_rows(View2<const float> x_MK, int64_t stride, uint16_t* out) {
 int64_t mean_work(std::span<const ItemRange> ranges) {
   int64_t work = 0;
   for (const ItemRange& range : ranges)
-    work += std::clamp(range.product->x_MK.rows, kFewestRows, kItemRows) * kPanelRows *
+    work += std::clamp(range.product->x_MK.rows, kFewRows, kItemRows) * kPanelRows *
             range.product->w_NK.cols * (range.end - range.begin);
   return std::max<int64_t>(1, work / ranges.back().end);
 }
@@ -552,7 +578,7 @@ void linear_bf16(std::span<const LinearProduct> products) {
   int64_t num_rounded = 0;
   for (const ItemRange& range : ranges) {
     if (range.x_begin < num_rounded) continue;  // the product's before
-    round_rows(range.product->x_MK, range.x_stride, rounded + range.x_begin);
+    round_rows(range.product->x_MK, range.rounded_x(rounded));
     num_rounded = range.x_begin + range.product->x_MK.rows * range.x_stride;
   }
   const std::span<const ItemRange> all = ranges;

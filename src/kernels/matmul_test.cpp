@@ -235,15 +235,16 @@ TEST(Linear, ARowsBitsDependOnNothingButTheRow) {
   for (const auto [format, factors] : kTestKinds)
     for (const auto precision : {Precision::kF32, Precision::kBF16})
       for (const int64_t k : {200, 203, 324, 384, 600}) {
-        const TestMatrix x(301, k, 5);
+        constexpr int64_t kRows = 269;  // few remain behind those that share a packed panel
+        const TestMatrix x(kRows, k, 5);
         const TestWeight weight(format, 100, k, factors);
-        TestMatrix all(301, 100, 6), some(301, 100, 7);
+        TestMatrix all(kRows, 100, 6), some(kRows, 100, 7);
         base::set_num_threads(2);
         linear(x.view, weight.view, all.view, precision);
         base::set_num_threads(1);
-        for (int64_t m : {0, 1, 2, 3, 63, 150, 296, 300})
+        for (int64_t m : {0, 1, 2, 3, 63, 150, 262, 268})
           for (int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 33, 130}) {
-            if (m + count > 301) break;
+            if (m + count > kRows) break;
             const auto out = some.view.slice_rows(0, count);
             linear(x.view.slice_rows(m, m + count), weight.view, out, precision);
             EXPECT_EQ(max_difference(out, all.view.slice_rows(m, m + count)), 0.0)
