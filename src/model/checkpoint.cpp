@@ -269,7 +269,7 @@ void save_checkpoint(const Model& model, const std::filesystem::path& folder, to
   json["torch_dtype"] = dtype == torch::kBFloat16 ? "bfloat16" : "float32";
   base::write_file_atomically(folder / "config.json", json.dump(2) + "\n");
   names.emplace_back("config.json");
-  write_checksums(folder, names);
+  add_checksums(folder, names);
 }
 
 std::shared_ptr<const Model> load_model(const std::filesystem::path& folder) {

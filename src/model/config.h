@@ -1,6 +1,6 @@
-// A model's shape, as in a Hugging Face config.json of DeepSeek-V3.2; fields keep its names. The
-// gates of V2 and queries without a latent may stand in the place of V3.2's, where a model was
-// dense and another member of the family before it got indexers.
+// A model's shape, as in a Hugging Face config.json of DeepSeek-V3.2; fields keep its names. Models
+// that convert_to_dsa made of V2 keep V2's gates, and the smaller ones their queries without a
+// latent.
 #pragma once
 
 #include <cstdint>

@@ -7,7 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <set>
+#include <map>
 #include <sstream>
 #include <string>
 
@@ -30,9 +30,9 @@ std::string sha256(const std::filesystem::path& path) {
 }
 
 // The names that the list holds.
-std::set<std::string> check_sums(const std::filesystem::path& folder) {
-  const auto list = folder / kChecksumFile;
-  std::set<std::string> names;
+// Sums by file name.
+std::map<std::string, std::string> read_sums(const std::filesystem::path& list) {
+  std::map<std::string, std::string> sums;
   std::istringstream lines(base::read_file(list));
   int number = 0;
   for (std::string line; std::getline(lines, line);) {
@@ -42,14 +42,19 @@ std::set<std::string> check_sums(const std::filesystem::path& folder) {
                          line.find('/') == std::string::npos;
     if (!is_good)
       fail("{}: line {} is not 64 hex digits, two spaces and a file name", list.string(), number);
-    const std::string expected = line.substr(0, 64), name = line.substr(66);
+    sums[line.substr(66)] = line.substr(0, 64);
+  }
+  return sums;
+}
+
+void check_sums(const std::filesystem::path& folder,
+                const std::map<std::string, std::string>& sums) {
+  for (const auto& [name, expected] : sums) {
     const std::string found = sha256(folder / name);
     if (found != expected)
       fail("{}: its SHA-256 is {}, {} says {}; the file is damaged or was changed, get it again",
            (folder / name).string(), found, kChecksumFile, expected);
-    names.insert(name);
   }
-  return names;
 }
 
 template <typename Bits>
@@ -103,21 +108,27 @@ void check_values(const std::filesystem::path& path) {
 
 void verify_checkpoint(const std::filesystem::path& folder) {
   const bool has_list = std::filesystem::exists(folder / kChecksumFile);
-  const std::set<std::string> listed = has_list ? check_sums(folder) : std::set<std::string>();
+  std::map<std::string, std::string> sums;
+  if (has_list) sums = read_sums(folder / kChecksumFile);
+  check_sums(folder, sums);
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
     if (!name.ends_with(".safetensors")) continue;
-    if (has_list && !listed.contains(name))
+    if (has_list && !sums.contains(name))
       fail("{}: is not in {}; expected every file of weights there", entry.path().string(),
            kChecksumFile);
     check_values(entry.path());
   }
 }
 
-void write_checksums(const std::filesystem::path& folder, std::span<const std::string> names) {
-  std::string list;
-  for (const std::string& name : names) list += sha256(folder / name) + "  " + name + "\n";
-  base::write_file_atomically(folder / kChecksumFile, list);
+void add_checksums(const std::filesystem::path& folder, std::span<const std::string> names) {
+  const auto list = folder / kChecksumFile;
+  std::map<std::string, std::string> sums;
+  if (std::filesystem::exists(list)) sums = read_sums(list);
+  for (const std::string& name : names) sums[name] = sha256(folder / name);
+  std::string lines;
+  for (const auto& [name, sum] : sums) lines += sum + "  " + name + "\n";
+  base::write_file_atomically(list, lines);
 }
 
 }  // namespace fathom::model

@@ -15,7 +15,7 @@ inline constexpr const char* kChecksumFile = "SHA256SUMS";
 // naming the file, and the tensor where it can.
 void verify_checkpoint(const std::filesystem::path& folder);
 
-// Writes SHA256SUMS for `names` in `folder`.
-void write_checksums(const std::filesystem::path& folder, std::span<const std::string> names);
+// Writes the sums of `names` in `folder` into its SHA256SUMS, beside those of other files there.
+void add_checksums(const std::filesystem::path& folder, std::span<const std::string> names);
 
 }  // namespace fathom::model

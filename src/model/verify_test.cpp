@@ -41,7 +41,7 @@ class VerifyTest : public testing::Test {
 };
 
 TEST_F(VerifyTest, FindsOneFlippedBit) {
-  write_checksums(folder_, names_);
+  add_checksums(folder_, names_);
   EXPECT_EQ(error(), "sound");
   std::string content = base::read_file(folder_ / "model.safetensors");
   content.back() = static_cast<char>(content.back() ^ 1);  // still a finite number
@@ -54,7 +54,7 @@ TEST_F(VerifyTest, FindsOneFlippedBit) {
 TEST_F(VerifyTest, ReadsAndWritesAsSha256sumDoes) {
   base::write_file_atomically(folder_ / "abc", "abc");
   const std::string names[] = {"abc"};
-  write_checksums(folder_, names);
+  add_checksums(folder_, names);
   EXPECT_EQ(base::read_file(folder_ / kChecksumFile),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  abc\n");
   EXPECT_NE(error().find("is not in SHA256SUMS"), std::string::npos) << error();

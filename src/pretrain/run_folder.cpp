@@ -187,13 +187,11 @@ void RunFolder::begin_metrics(const TrainerState& state) {
   const auto path = folder_ / "metrics.jsonl";
   std::vector<Json> kept;
   if (std::filesystem::exists(path)) {
-    std::istringstream lines(base::read_file(path));
     std::string text;
-    for (std::string line; std::getline(lines, line);) {
-      auto json = Json::parse(line, nullptr, false);  // a killed process may leave half a line
-      if (!json.is_object() || json.value("step", int64_t{0}) > state.step) continue;
-      text += line + "\n";
-      kept.push_back(std::move(json));
+    for (Json& line : read_metrics(path)) {
+      if (line.value("step", 0.0) > static_cast<double>(state.step)) continue;
+      text += line.dump() + "\n";
+      kept.push_back(std::move(line));
     }
     base::write_file_atomically(path, text);
   }

@@ -60,6 +60,23 @@ TEST_F(Checkpoints, AnEmptyLatestIsNamedWithItsRemedy) {
   }
 }
 
+TEST_F(Checkpoints, MetricsThatCannotBeReadAreNamedAndNothingOfThemIsLost) {
+  const auto path = folder_ / "metrics.jsonl";
+  const std::pair<const char*, const char*> cases[] = {
+      {"{\"step\":1,\"loss\":2}\n{\"step\":2,\n{\"step\":3}\n", ": line 2 is not a JSON object"},
+      {"{\"step\":\"one\"}\n", ": line 1: \"step\" is \"one\"; expected a number"}};
+  for (const auto& [text, message] : cases) {
+    base::write_file_atomically(path, text);
+    try {
+      RunFolder(folder_).begin_metrics({2, 4, 0, {}});
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.what(), path.string() + message);
+    }
+    EXPECT_EQ(base::read_file(path), text);
+  }
+}
+
 TEST_F(Checkpoints, WhatIsNotOneIsNotRemoved) {
   for (const char* name : {"step-best", "step-", "step-7b", "step-000001.tmp", "step-best.tmp"})
     fs::create_directories(folder_ / name);

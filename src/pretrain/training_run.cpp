@@ -12,6 +12,7 @@
 #include "base/file_lock.h"
 #include "base/progress.h"
 #include "model/checkpoint.h"
+#include "model/verify.h"
 #include "pretrain/checkpoint_writer.h"
 #include "pretrain/resume.h"
 #include "pretrain/retrieval.h"
@@ -233,6 +234,9 @@ void export_model(const TrainingRunOptions& options, const Trainer& trainer) {
                            {"temperature", 0.8},
                            {"top_p", 0.95}};
   base::write_file_atomically(folder / "generation_config.json", generation.dump(2) + "\n");
+  const std::string written[] = {"tokenizer.json", "tokenizer_config.json",
+                                 "generation_config.json"};
+  model::add_checksums(folder, written);
   fmt::print(stderr, "wrote {}\n", folder.string());
 }
 

@@ -15,6 +15,7 @@
 #include "base/file_lock.h"
 #include "base/parallel.h"
 #include "model/safetensors.h"
+#include "model/verify.h"
 #include "pretrain/schedule.h"
 #include "pretrain/test_data.h"
 #include "pretrain/token_data.h"
@@ -405,6 +406,15 @@ TEST_F(TrainingRun, ExportsAModelThatOtherProgramsRead) {
   EXPECT_EQ(config["model_type"], "deepseek_v32");
   EXPECT_EQ(base::read_json_file(folder_ / "model/generation_config.json")["eos_token_id"], 1);
   EXPECT_EQ(base::read_file(folder_ / "model/tokenizer.json"), "{}");
+  // All that a server reads is in the list.
+  model::verify_checkpoint(folder_ / "model");
+  for (const auto& entry : fs::directory_iterator(folder_ / "model")) {
+    const std::string name = entry.path().filename();
+    if (name == model::kChecksumFile) continue;
+    EXPECT_NE(base::read_file(folder_ / "model" / model::kChecksumFile).find("  " + name + "\n"),
+              std::string::npos)
+        << name;
+  }
   const auto weights = model::Safetensors::open(folder_ / "model/model.safetensors");
   EXPECT_EQ(weights.at("model.embed_tokens.weight").dtype, model::DType::kBF16);
 }
