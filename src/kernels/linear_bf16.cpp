@@ -28,13 +28,13 @@ constexpr int64_t kFewRows = 8;
 constexpr int64_t kBlockRows = 66;
 constexpr int64_t kItemRows = 4 * kBlockRows;
 // Bytes ahead of what is read of W. Few rows of x take a row of W from end to end, and the next
-// line of four streams; many take 128 columns of sixteen rows at a time, so that 256 bytes are two
-// blocks.
+// line of four streams; many take 128 columns of sixteen rows at a time, so that 512 bytes are two
+// blocks of BF16 and four of E4M3.
 constexpr int64_t kDotAhead = 2816;
 // Whole panels are asked for from the second cache on: the first one's few buffers for misses, held
 // for as long as memory takes, would let through 15 GB/s.
 constexpr int64_t kStreamAhead = 4096;
-constexpr int64_t kPackAhead = 256;
+constexpr int64_t kPackAhead = 512;
 constexpr int64_t kGrainWork = 1 << 20;   // multiplications that are worth a thread
 constexpr int64_t kSums = kVectors * 16;  // of a row of x and a panel
 
