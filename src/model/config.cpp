@@ -141,9 +141,9 @@ class FieldReader {
   std::set<std::string> seen_;
 };
 
-std::optional<RopeScaling> parse_rope_scaling(const Json* json, const FieldSource& source) {
-  if (!json) return {};
-  FieldReader fields(*json, source, "rope_scaling.");
+// prefix: "rope_scaling." or "rope_parameters.", whose theta is read elsewhere.
+RopeScaling parse_yarn(const Json& json, const FieldSource& source, const std::string& prefix) {
+  FieldReader fields(json, source, prefix);
   fields.require("type", "yarn");
   fields.require("rope_type", "yarn");
   fields.ignore({"rope_theta"});
@@ -156,19 +156,40 @@ std::optional<RopeScaling> parse_rope_scaling(const Json* json, const FieldSourc
   scaling.mscale_all_dim = fields.number("mscale_all_dim", 1.0);
   fields.refuse_the_rest();
   if (scaling.mscale != scaling.mscale_all_dim)
-    fail(
-        "{}: rope_scaling.mscale is {} and rope_scaling.mscale_all_dim is {}; only equal values "
-        "are supported",
-        source("rope_scaling.mscale"), scaling.mscale, scaling.mscale_all_dim);
+    fail("{}: {}mscale is {} and {}mscale_all_dim is {}; only equal values are supported",
+         source(prefix + "mscale"), prefix, scaling.mscale, prefix, scaling.mscale_all_dim);
   if (scaling.factor < 1)
-    fail("{}: rope_scaling.factor is {}; expected at least 1", source("rope_scaling.factor"),
+    fail("{}: {}factor is {}; expected at least 1", source(prefix + "factor"), prefix,
          scaling.factor);
   if (scaling.beta_fast <= scaling.beta_slow)
-    fail(
-        "{}: rope_scaling.beta_fast is {} and rope_scaling.beta_slow is {}; expected beta_fast > "
-        "beta_slow",
-        source("rope_scaling.beta_fast"), scaling.beta_fast, scaling.beta_slow);
+    fail("{}: {}beta_fast is {} and {}beta_slow is {}; expected beta_fast > beta_slow",
+         source(prefix + "beta_fast"), prefix, scaling.beta_fast, prefix, scaling.beta_slow);
   return scaling;
+}
+
+// Transformers 5 writes rope_parameters where earlier ones wrote rope_theta and rope_scaling; some
+// files have both.
+void read_rope(FieldReader& fields, const FieldSource& source, Config& config) {
+  const bool has_theta = fields.find("rope_theta") != nullptr;
+  config.rope_theta = fields.positive("rope_theta", config.rope_theta);
+  const Json* const scaling = fields.find("rope_scaling");
+  if (scaling) config.rope_scaling = parse_yarn(*scaling, source, "rope_scaling.");
+  const Json* const json = fields.find("rope_parameters");
+  if (!json) return;
+  FieldReader parameters(*json, source, "rope_parameters.");
+  Config read;
+  read.rope_theta = parameters.positive("rope_theta", config.rope_theta);
+  const Json* const type = parameters.find("rope_type");
+  if (!type || *type != "default")
+    read.rope_scaling = parse_yarn(*json, source, "rope_parameters.");
+  else
+    parameters.refuse_the_rest();
+  if ((has_theta && read.rope_theta != config.rope_theta) ||
+      (scaling && read.rope_scaling != config.rope_scaling))
+    fail("{}: rope_parameters and {} say different things; keep the one that is meant",
+         source("rope_parameters"), scaling ? "rope_scaling" : "rope_theta");
+  config.rope_theta = read.rope_theta;
+  config.rope_scaling = read.rope_scaling;
 }
 
 bool parse_quantization(const Json* json, const FieldSource& source) {
@@ -184,6 +205,31 @@ bool parse_quantization(const Json* json, const FieldSource& source) {
   return true;
 }
 
+// Fields that say nothing of the model; older versions of Transformers write all that they know.
+void ignore_what_is_not_of_the_model(FieldReader& fields) {
+  // The file, and the program that wrote it.
+  fields.ignore({"torch_dtype", "dtype", "transformers_version", "auto_map", "_name_or_path",
+                 "_attn_implementation_autoset", "use_cache", "tokenizer_class", "torchscript",
+                 "use_bfloat16", "tf_legacy_loss"});
+  // Its training, and heads for other tasks.
+  fields.ignore({"ep_size", "pretraining_tp", "aux_loss_alpha", "seq_aux", "head_dim",
+                 "pad_token_id", "sep_token_id", "chunk_size_feed_forward", "pruned_heads",
+                 "finetuning_task", "problem_type", "task_specific_params", "id2label",
+                 "label2id"});
+  // Other kinds of model.
+  fields.ignore({"is_decoder", "is_encoder_decoder", "tie_encoder_decoder", "add_cross_attention",
+                 "cross_attention_hidden_size", "decoder_start_token_id", "output_attentions",
+                 "output_hidden_states", "return_dict"});
+  // Generation, of which generation_config.json says.
+  fields.ignore({"bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample",
+                 "early_stopping", "encoder_no_repeat_ngram_size",
+                 "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+                 "length_penalty", "max_length", "min_length", "no_repeat_ngram_size"});
+  fields.ignore({"num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "prefix",
+                 "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
+                 "suppress_tokens", "temperature", "top_k", "top_p", "typical_p"});
+}
+
 void read_attention(FieldReader& fields, Config& config) {
   config.num_attention_heads = fields.size("num_attention_heads");
   config.q_lora_rank = fields.size_or_null("q_lora_rank");
@@ -191,6 +237,7 @@ void read_attention(FieldReader& fields, Config& config) {
   config.qk_nope_head_dim = fields.size("qk_nope_head_dim");
   config.qk_rope_head_dim = fields.size("qk_rope_head_dim");
   config.v_head_dim = fields.size("v_head_dim");
+  fields.require("qk_head_dim", config.qk_head_dim());
   fields.require("num_key_value_heads", config.num_attention_heads);
   fields.require("attention_bias", false);
   fields.require("attention_dropout", 0.0);
@@ -282,8 +329,7 @@ Config parse_config(const Json& json, const FieldSource& source) {
   config.intermediate_size = fields.size("intermediate_size");
   config.max_position_embeddings = fields.size("max_position_embeddings");
   config.rms_norm_eps = fields.positive("rms_norm_eps", 1e-6);
-  config.rope_theta = fields.positive("rope_theta", 10000.0);
-  config.rope_scaling = parse_rope_scaling(fields.find("rope_scaling"), source);
+  read_rope(fields, source, config);
   read_attention(fields, config);
   read_experts(fields, config);
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", false);
@@ -295,10 +341,7 @@ Config parse_config(const Json& json, const FieldSource& source) {
   fields.require("mlp_bias", false);
   fields.require("use_mla", true);
   fields.require("tie_word_embeddings", false);
-  // Said of the framework that wrote the file, not of the model.
-  fields.ignore({"torch_dtype", "dtype", "transformers_version", "use_cache", "ep_size",
-                 "pretraining_tp", "auto_map", "aux_loss_alpha", "seq_aux", "pad_token_id",
-                 "_name_or_path"});
+  ignore_what_is_not_of_the_model(fields);
   fields.refuse_the_rest();
   check_contradictions(config, source);
   return config;

@@ -22,6 +22,8 @@ struct RopeScaling {
   double beta_slow = 1;
   double mscale = 1;
   double mscale_all_dim = 1;
+
+  bool operator==(const RopeScaling&) const = default;
 };
 
 // A router's score of an expert, from its logits: of each alone, or of all together.

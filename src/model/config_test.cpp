@@ -61,6 +61,27 @@ TEST(Config, ReadsAModelWithoutAQueryLatent) {
   EXPECT_TRUE(to_json(config)["q_lora_rank"].is_null());
 }
 
+// Transformers 5 writes them, and older versions whatever they know of any model.
+TEST(Config, ReadsRopeParametersAndFieldsThatSayNothing) {
+  const Json golden = golden_config();
+  Json json = golden;
+  json["rope_parameters"] = json["rope_scaling"];
+  json["rope_parameters"]["rope_type"] = "yarn";
+  json["rope_parameters"]["rope_theta"] = json["rope_theta"];
+  EXPECT_EQ(to_json(parse_config(json, "both")), to_json(parse_config(golden, "earlier")));
+  json.erase("rope_scaling");
+  json.erase("rope_theta");
+  json["head_dim"] = json["qk_rope_head_dim"];
+  json["qk_head_dim"] =
+      json["qk_nope_head_dim"].get<int64_t>() + json["qk_rope_head_dim"].get<int64_t>();
+  json["pruned_heads"] = Json::object();
+  EXPECT_EQ(to_json(parse_config(json, "later")), to_json(parse_config(golden, "earlier")));
+  json["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 50000}};
+  const Config config = parse_config(json, "not stretched");
+  EXPECT_FALSE(config.rope_scaling);
+  EXPECT_EQ(config.rope_theta, 50000);
+}
+
 struct BadConfig {
   const char* name;
   std::function<void(Json&)> change;
@@ -101,6 +122,30 @@ TEST(Config, RefusesByName) {
        "c.json: index_head_dim is 96; expected a power of two (Hadamard transform)"},
       {"yarn", [](Json& c) { c["rope_scaling"]["type"] = "linear"; },
        "c.json: field \"rope_scaling.type\" is \"linear\"; only \"yarn\" is supported"},
+      {"two ropes",
+       [](Json& c) {
+         c["rope_parameters"] = {{"rope_type", "default"}};
+       },
+       "c.json: rope_parameters and rope_scaling say different things; keep the one that is meant"},
+      {"two thetas",
+       [](Json& c) {
+         c.erase("rope_scaling");
+         c["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 7}};
+       },
+       "c.json: rope_parameters and rope_theta say different things; keep the one that is meant"},
+      {"rope parameters",
+       [](Json& c) {
+         c["rope_parameters"] = {{"rope_type", "longrope"}};
+       },
+       "c.json: field \"rope_parameters.rope_type\" is \"longrope\"; only \"yarn\" is supported"},
+      {"no scaling of the default",
+       [](Json& c) {
+         c["rope_parameters"] = {{"rope_type", "default"}, {"factor", 4}};
+       },
+       "c.json: field \"rope_parameters.factor\" is unknown; remove it if the model does not need "
+       "it"},
+      {"heads", [](Json& c) { c["qk_head_dim"] = 7; },
+       "c.json: field \"qk_head_dim\" is 7; only 48 is supported"},
       {"a trillion layers", [](Json& c) { c["num_hidden_layers"] = 1000000000000; },
        "c.json: field \"num_hidden_layers\" is 1000000000000; expected 1 to 1024"},
       {"a context of 2^64", [](Json& c) { c["max_position_embeddings"] = 18446744073709551615u; },

@@ -30,23 +30,19 @@ void write_out_defaults_of_v2(Json& json) {
 // The code of V2 and V3 scales cos and sin where mscale or mscale_all_dim is not there, and
 // stretches at any context; V3.2's does neither.
 void check_rope_scaling(const Json& json, const std::string& path) {
-  if (json.contains("rope_parameters"))
-    fail(
-        "{}: field \"rope_parameters\" is not read; expected rope_theta and rope_scaling in its "
-        "place",
-        path);
-  const Json yarn = json.value("rope_scaling", Json());
-  if (!yarn.is_object()) return;
+  const std::string name = json.contains("rope_parameters") ? "rope_parameters" : "rope_scaling";
+  const Json yarn = json.value(name, Json());
+  if (!yarn.is_object() || yarn.value("rope_type", Json()) == "default") return;
   for (const auto& [key, other] :
        {std::pair("mscale", "mscale_all_dim"), std::pair("mscale_all_dim", "mscale")})
     if (yarn.value(key, Json()).is_null())
-      fail("{}: field \"rope_scaling.{}\" is missing; expected what {} is", path, key, other);
+      fail("{}: field \"{}.{}\" is missing; expected what {} is", path, name, key, other);
   const Json length = json.value("max_position_embeddings", Json());
   if (length == yarn.value("original_max_position_embeddings", Json()))
     fail(
-        "{}: max_position_embeddings is {} and rope_scaling.original_max_position_embeddings is "
-        "{}; expected more, since rope_scaling would do nothing",
-        path, length.dump(), length.dump());
+        "{}: max_position_embeddings is {} and {}.original_max_position_embeddings is {}; expected "
+        "more, since the scaling would do nothing",
+        path, length.dump(), name, length.dump());
 }
 
 Json converted_config(const DsaConversion& options) {

@@ -238,10 +238,9 @@ TEST(DenseFamilyDefaults, AreThoseOfTheSourcesOwnCode) {
             ": field \"rope_scaling.mscale_all_dim\" is missing; expected what mscale is");
   EXPECT_EQ(error_with("/max_position_embeddings", 32),
             ": max_position_embeddings is 32 and rope_scaling.original_max_position_embeddings is "
-            "32; expected more, since rope_scaling would do nothing");
-  EXPECT_EQ(error_with("/rope_parameters", Json::object()),
-            ": field \"rope_parameters\" is not read; expected rope_theta and rope_scaling in its "
-            "place");
+            "32; expected more, since the scaling would do nothing");
+  EXPECT_EQ(error_with("/rope_parameters", {{"rope_type", "yarn"}, {"mscale", 1}}),
+            ": field \"rope_parameters.mscale_all_dim\" is missing; expected what mscale is");
   fs::remove_all(folder);
 }
 
