@@ -59,6 +59,7 @@ void chat(ChatFlags& flags) {
   server::Conversation conversation(engine, model.tokenizer, options, flags.system);
   server::GenerationRequest request;
   request.sampling = model.sampling;
+  request.stop_token_ids = model.stop_token_ids;
   request.max_tokens = flags.max_tokens;
   std::signal(SIGINT, [](int) { is_interrupted = true; });
   const bool is_terminal = ::isatty(STDIN_FILENO) != 0;

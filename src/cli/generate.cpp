@@ -34,6 +34,7 @@ void generate(GenerateFlags& flags) {
     fail("--prompt: byte {} is not valid UTF-8; expected text in UTF-8", valid);
   const server::TextModel model = server::load_text_model(flags.model);
   flags.request.sampling = flags.sampling.over(model.sampling);
+  flags.request.stop_token_ids = model.stop_token_ids;
   engine::Engine engine(model.model);
   const base::Stopwatch watch;
   server::Generation generation(engine, model.tokenizer, flags.request);

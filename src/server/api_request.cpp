@@ -79,10 +79,10 @@ std::optional<int64_t> integer(const Json& body, const char* field) {
   return value->get<int64_t>();
 }
 
-bool boolean(const Json& body, const char* field) {
+bool boolean(const Json& body, const char* field, bool otherwise = false) {
   const Json* value = find(body, field);
   if (value && !value->is_boolean()) bad(field, "is " + shown(*value) + "; expected true or false");
-  return value && value->get<bool>();
+  return value ? value->get<bool>() : otherwise;
 }
 
 std::map<int32_t, double> read_logit_bias(const Json& body) {
@@ -161,12 +161,13 @@ std::vector<int32_t> token_ids(const Json& list, const char* field) {
   return ids;
 }
 
-void read_stop_token_ids(const Json& body, ApiRequest& request) {
+void read_stop_token_ids(const Json& body, const ApiRequestOptions& options, ApiRequest& request) {
+  request.stop_token_ids = options.stop_token_ids;
   const Json* list = find(body, "stop_token_ids");
   if (!list) return;
   if (!list->is_array() || list->size() > kMostStops)
     bad("stop_token_ids", fmt::format("must be an array of at most {} token ids", kMostStops));
-  request.stop_token_ids = token_ids(*list, "stop_token_ids");
+  for (const int32_t id : token_ids(*list, "stop_token_ids")) request.stop_token_ids.push_back(id);
 }
 
 void read_common(const Json& body, const ApiRequestOptions& options, ApiRequest& request) {
@@ -175,7 +176,7 @@ void read_common(const Json& body, const ApiRequestOptions& options, ApiRequest&
   read_sampling(body, request);
   read_max_tokens(body, request);
   read_stop(body, request);
-  read_stop_token_ids(body, request);
+  read_stop_token_ids(body, options, request);
   request.is_stream = boolean(body, "stream");
   if (const Json* stream = find(body, "stream_options")) {
     if (!stream->is_object()) bad("stream_options", "must be an object");
@@ -258,6 +259,7 @@ AnswerFields read_answer_fields(const Json& body, const ApiRequest& request) {
     if (!tools->is_array()) bad("tools", "must be an array");
     if (!tools->empty()) fields.tools = tools;
   }
+  fields.format.allows_many_calls = boolean(body, "parallel_tool_calls", true);
   read_tool_choice(body, fields);
   if (fields.tools && fields.format.tools.empty()) fields.format.tools = *fields.tools;
   read_response_format(body, fields);
@@ -321,6 +323,45 @@ void check_reasoning(Json& messages, const ApiRequestOptions& options) {
   }
 }
 
+// A message's text field, if it has one.
+const std::string* text_at(const Json& object, const char* field) {
+  const auto it = object.is_object() ? object.find(field) : object.end();
+  return it != object.end() && it->is_string() ? &it->get_ref<const std::string&>() : nullptr;
+}
+
+// Results stand in the prompt without their calls' ids, so they must come in the calls' order.
+// Where an id is missing, the order given counts.
+void order_results(Json& messages) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const Json calls = messages[i].value("tool_calls", Json());
+    if (!calls.is_array() || calls.empty()) continue;
+    std::map<std::string, size_t> place_of;
+    for (size_t call = 0; call < calls.size(); ++call)
+      if (const std::string* id = text_at(calls[call], "id")) place_of.emplace(*id, call);
+    if (place_of.size() != calls.size()) continue;
+    std::map<size_t, Json> results;
+    size_t end = i + 1;
+    for (; end < messages.size() && messages[end].value("role", "") == "tool"; ++end) {
+      const std::string* id = text_at(messages[end], "tool_call_id");
+      if (!id) break;
+      const auto place = place_of.find(*id);
+      if (place == place_of.end())
+        throw ApiError(400,
+                       fmt::format("messages[{}].tool_call_id is {}; expected the id of a call of "
+                                   "messages[{}]",
+                                   end, shown(*id), i),
+                       "messages");
+      if (!results.emplace(place->second, messages[end]).second)
+        throw ApiError(
+            400, fmt::format("messages[{}].tool_call_id is {}, a second result", end, shown(*id)),
+            "messages");
+    }
+    if (end < messages.size() && messages[end].value("role", "") == "tool") continue;
+    size_t at = i + 1;
+    for (auto& [unused, result] : results) messages[at++] = std::move(result);
+  }
+}
+
 // Text, or token ids as they are.
 void read_prompt(const Json& body, ApiRequest& request) {
   const Json* prompt = find(body, "prompt");
@@ -363,9 +404,17 @@ ApiRequest parse_chat_request(const Json& body, const ApiRequestOptions& options
       throw ApiError(400, fmt::format("messages[{}] must be an object", i), "messages");
     if (messages[i].contains("role") && !messages[i]["role"].is_string())
       throw ApiError(400, fmt::format("messages[{}].role must be a string", i), "messages");
+    if (boolean(messages[i], "prefix"))
+      throw ApiError(
+          400,
+          fmt::format("messages[{}].prefix: an answer that goes on with a given beginning "
+                      "is not supported; /v1/completions takes any text",
+                      i),
+          "messages");
     check_arguments(messages[i], i);
     flatten_content(messages[i], i);
   }
+  order_results(messages);
   if (request.thinking_mode == text::ThinkingMode::kThinking) check_reasoning(messages, options);
   text::ChatOptions chat;
   chat.thinking_mode = request.thinking_mode;
@@ -390,6 +439,8 @@ ApiRequest parse_completion_request(const Json& body, const ApiRequestOptions& o
   if (request.echo && !request.prompt_tokens.empty())
     bad("echo", "needs a prompt of text, not of token ids");
   if (find(body, "suffix")) bad("suffix", "is not supported");
+  if (request.echo && find(body, "logprobs"))
+    bad("logprobs", "of the prompt are not supported; leave out echo or logprobs");
   if (const auto top = integer(body, "logprobs")) {
     if (*top < 0 || *top > 20) bad("logprobs", fmt::format("is {}; expected 0 to 20", *top));
     request.sampling.logprobs = true;

@@ -34,7 +34,8 @@ struct ApiRequestOptions {
   // DeepSeek answers 400 if an assistant message of the running tool turn lacks reasoning_content;
   // lenient takes it as empty.
   bool is_strict_reasoning = false;
-  engine::SamplingOptions sampling = {};  // where a request does not say otherwise
+  engine::SamplingOptions sampling = {};     // where a request does not say otherwise
+  std::vector<int32_t> stop_token_ids = {};  // of every request
 };
 
 // Parses a body of JSON. Throws ApiError (400) if it is none, or nests deeper than 128 levels.

@@ -184,6 +184,7 @@ std::vector<Json> ApiResponse::finish(const Generation& generation) {
             {"prompt_cache_hit_tokens", cached},
             {"prompt_cache_miss_tokens", prompt - cached}};
   Json last = request_.is_chat ? Json{{"delta", {{"content", ""}}}} : Json{{"text", ""}};
+  if (request_.is_chat && is_first_chunk_) last["delta"]["role"] = "assistant";
   last["logprobs"] = nullptr;
   last["finish_reason"] = finish_reason_;
   chunks.push_back(chunk(last));

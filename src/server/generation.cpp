@@ -32,7 +32,10 @@ const char* name_of(engine::FinishReason reason) {
 Generation::Generation(engine::Engine& engine, const text::Tokenizer& tokenizer,
                        const GenerationRequest& request,
                        const std::shared_ptr<const text::TokenSpellings>& spellings)
-    : engine_(engine), tokenizer_(tokenizer), decoder_(tokenizer), stops_(request.stop) {
+    : engine_(engine),
+      tokenizer_(tokenizer),
+      decoder_(tokenizer),
+      stops_(request.stop, request.stops_until) {
   engine::Request engine_request;
   prompt_tokens_ = request.prompt_tokens;
   if (prompt_tokens_.empty()) {
@@ -75,14 +78,13 @@ engine::RequestEvent Generation::wait_for_event() {
   return event;
 }
 
-// Adds what the decoder and the matcher still hold.
+// Adds what the decoder and the matcher still hold, but for the beginning of a character that a
+// limit has cut.
 std::optional<Piece> Generation::last_piece(Piece piece) {
   is_over_ = true;
-  piece.text += stops_.push(decoder_.finish());
-  if (stops_.has_stopped())
-    finish_reason_ = "stop";
-  else
-    piece.text += stops_.finish();
+  if (finish_reason_ == "stop") piece.text += stops_.push(decoder_.finish());
+  piece.text += stops_.finish();
+  if (stops_.has_stopped()) finish_reason_ = "stop";
   return piece;
 }
 

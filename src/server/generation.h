@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/engine.h"
@@ -24,7 +25,8 @@ struct GenerationRequest {
   engine::SamplingOptions sampling;
   std::optional<int> max_tokens;  // none: to the end of the context
   std::vector<std::string> stop;
-  std::vector<int32_t> stop_token_ids;                // beside the end of the sentence
+  std::string_view stops_until = {};    // the markup from which on stop strings do not count
+  std::vector<int32_t> stop_token_ids;  // beside the end of the sentence
   std::shared_ptr<const text::Grammar> grammar = {};  // of the answer; none: any text
   bool record = false;                                // see engine::TokenRecord
 };

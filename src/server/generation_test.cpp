@@ -50,6 +50,18 @@ TEST_F(GenerationTest, AStoppedEngineLeavesNoTextWithheld) {
   EXPECT_TRUE(expected.starts_with(text));
 }
 
+// Bytes alone that begin a character of three.
+TEST_F(GenerationTest, OfACharacterThatALimitCutNothingIsShown) {
+  GenerationRequest request = greedy_request(1);
+  const std::vector<int32_t> ids = text_.tokenizer.encode("\xE4\xB8\x96");
+  ASSERT_GT(ids.size(), 1u);
+  request.sampling.logit_bias[ids.front()] = 100;
+  Generation generation(engine_, text_.tokenizer, request);
+  EXPECT_EQ(all_text(generation), "");
+  EXPECT_EQ(generation.finish_reason(), "length");
+  EXPECT_EQ(generation.num_completion_tokens(), 1);
+}
+
 TEST_F(GenerationTest, AnEngineThatStopsBeforeTheFirstTokenSaysSo) {
   GenerationRequest request = greedy_request(10);
   request.prompt_tokens.assign(8000, 100);

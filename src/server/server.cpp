@@ -17,6 +17,7 @@
 #include "server/generation.h"
 #include "server/text_model.h"
 #include "server/web_assets.h"
+#include "text/chat_markup.h"
 
 namespace fathom::server {
 namespace {
@@ -89,8 +90,15 @@ httplib::Server::Handler guarded(const Handler& handler) {
 std::shared_ptr<Generation> start_generation(Service& service, const ApiRequest& request) {
   return std::make_shared<Generation>(
       service.engine, service.tokenizer,
-      GenerationRequest{request.prompt, request.prompt_tokens, request.sampling, request.max_tokens,
-                        request.stop, request.stop_token_ids, request.grammar, request.record},
+      GenerationRequest{.prompt = request.prompt,
+                        .prompt_tokens = request.prompt_tokens,
+                        .sampling = request.sampling,
+                        .max_tokens = request.max_tokens,
+                        .stop = request.stop,
+                        .stops_until = request.is_chat ? text::markup::kCallsOpen : "",
+                        .stop_token_ids = request.stop_token_ids,
+                        .grammar = request.grammar,
+                        .record = request.record},
       service.spellings);
 }
 
@@ -333,7 +341,9 @@ void serve(const ServerOptions& options) {
       name,
       std::move(model.tokenizer),
       spellings,
-      {.is_strict_reasoning = options.is_strict_reasoning, .sampling = model.sampling},
+      {.is_strict_reasoning = options.is_strict_reasoning,
+       .sampling = model.sampling,
+       .stop_token_ids = model.stop_token_ids},
       engine::Engine(std::move(model.model), {.max_running_requests = options.max_running_requests,
                                               .max_waiting_requests = options.max_waiting_requests,
                                               .cache_format = options.cache_format,
@@ -345,6 +355,11 @@ void serve(const ServerOptions& options) {
   http.set_payload_max_length(kMostBodyBytes);
   http.set_keep_alive_max_count(1000);
   http.set_tcp_nodelay(true);
+  // The library would cut any answer to what a Range header asks for.
+  http.set_pre_routing_handler([](const httplib::Request& request, httplib::Response&) {
+    const_cast<httplib::Request&>(request).ranges.clear();
+    return httplib::Server::HandlerResponse::Unhandled;
+  });
   add_api_routes(service, http);
   add_page_routes(http);
   add_error_handler(http);

@@ -26,6 +26,31 @@ TEST(StopMatcher, GivesBackWhatWasNoStop) {
   EXPECT_EQ(stops.finish(), "STO");
 }
 
+// What comes after the marker is not the model's to stop at, nor is the marker's own beginning.
+TEST(StopMatcher, FindsNothingFromTheMarkerOn) {
+  StopMatcher stops({"\n\n", "name"}, "\n\n<calls>");
+  EXPECT_EQ(stops.push("text\n"), "text");
+  EXPECT_EQ(stops.push("\n<ca"), "");
+  EXPECT_EQ(stops.push("lls>name="), "\n\n<calls>name=");
+  EXPECT_EQ(stops.push("\n\nna"), "\n\nna");
+  EXPECT_FALSE(stops.has_stopped());
+
+  StopMatcher no_marker({"\n\n"}, "\n\n<calls>");
+  EXPECT_EQ(no_marker.push("text\n\n<c"), "text");
+  EXPECT_FALSE(no_marker.has_stopped());
+  EXPECT_EQ(no_marker.push("ar>"), "");
+  EXPECT_TRUE(no_marker.has_stopped());
+
+  StopMatcher cut({"\n\n"}, "\n\n<calls>");
+  EXPECT_EQ(cut.push("text\n\n<c"), "text");
+  EXPECT_EQ(cut.finish(), "");
+  EXPECT_TRUE(cut.has_stopped());
+
+  StopMatcher before({"name"}, "\n\n<calls>");
+  EXPECT_EQ(before.push("a name\n\n<calls>"), "a ");
+  EXPECT_TRUE(before.has_stopped());
+}
+
 struct BadRequest {
   const char* body;
   const char* param;
@@ -96,6 +121,27 @@ INSTANTIATE_TEST_SUITE_P(
                        "tools": [{"type": "function", "function": {"name": "f"}}],
                        "tool_choice": {"type": "function", "function": {"name": "g"}}})",
                    "tool_choice", "tool_choice names \"g\", which is none of the tools"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}],
+                       "response_format": {"type": "json_schema", "json_schema": {"strict": true,
+                         "schema": {"type": "string", "format": "email"}}}})",
+                   "response_format", "schema.format cannot be held to while sampling"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"},
+                                    {"role": "assistant", "content": "y", "prefix": true}]})",
+                   "messages", "messages[1].prefix: an answer that goes on with a given beginning"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "parallel_tool_calls": 1})",
+                   "parallel_tool_calls", "parallel_tool_calls is 1; expected true or false"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"},
+                         {"role": "assistant", "content": "", "tool_calls": [{"id": "c1",
+                           "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+                         {"role": "tool", "tool_call_id": "c2", "content": "r"}]})",
+                   "messages",
+                   "messages[2].tool_call_id is \"c2\"; expected the id of a call of messages[1]"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"},
+                         {"role": "assistant", "content": "", "tool_calls": [{"id": "c1",
+                           "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+                         {"role": "tool", "tool_call_id": "c1", "content": "r"},
+                         {"role": "tool", "tool_call_id": "c1", "content": "r"}]})",
+                   "messages", "messages[3].tool_call_id is \"c1\", a second result"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "tools": [{"x": 1}]})",
                    "tools", "tools[0]: function is missing"},
         BadRequest{
@@ -115,6 +161,43 @@ TEST(ChatRequest, ToolsGoIntoTheFirstSystemMessage) {
   EXPECT_TRUE(request.prompt.ends_with("<｜User｜>q<｜Assistant｜><think>"));
   EXPECT_EQ(request.stop, std::vector<std::string>{"x"});
   EXPECT_EQ(request.sampling.seed, 7u);
+}
+
+// The prompt does not say whose they are.
+TEST(ChatRequest, ResultsStandInTheOrderOfTheirCalls) {
+  Json body = Json::parse(
+      R"({"messages": [{"role": "user", "content": "q"},
+            {"role": "assistant", "content": "", "tool_calls": [
+              {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+              {"id": "c2", "type": "function", "function": {"name": "g", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": "of f"},
+            {"role": "tool", "tool_call_id": "c2", "content": "of g"},
+            {"role": "user", "content": "and"}]})");
+  const std::string prompt = parse_chat_request(body, {}).prompt;
+  EXPECT_LT(prompt.find("of f"), prompt.find("of g"));
+  std::swap(body["messages"][2], body["messages"][3]);
+  EXPECT_EQ(parse_chat_request(body, {}).prompt, prompt);
+  body["messages"][2].erase("tool_call_id");  // then the order given counts
+  EXPECT_NE(parse_chat_request(body, {}).prompt, prompt);
+}
+
+TEST(Requests, EndWhereTheModelSaysAndWhereTheySay) {
+  ApiRequestOptions options;
+  options.stop_token_ids = {7};
+  const Json body = {{"prompt", "x"}, {"stop_token_ids", {3, 5}}};
+  EXPECT_EQ(parse_completion_request({{"prompt", "x"}}, options).stop_token_ids,
+            std::vector<int32_t>{7});
+  EXPECT_EQ(parse_completion_request(body, options).stop_token_ids,
+            (std::vector<int32_t>{7, 3, 5}));
+}
+
+TEST(CompletionRequest, RefusesLogprobsOfTheEchoedPrompt) {
+  try {
+    parse_completion_request({{"prompt", "x"}, {"echo", true}, {"logprobs", 1}}, {});
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_EQ(error.param, "logprobs");
+  }
 }
 
 TEST(Requests, SampleAsTheModelDoesWhereTheyDoNotSay) {

@@ -25,13 +25,31 @@ void check_fits(const text::Tokenizer& tokenizer, const model::Config& config,
   check_id(text::markup::kEos, "eos_token_id", config.eos_token_id);
 }
 
-// The file's other fields (ids, lengths, the version that wrote it) are no matter of sampling.
-engine::SamplingOptions read_sampling(const std::filesystem::path& generation_config_json) {
+Json read_generation_config(const std::filesystem::path& path) {
+  if (!std::filesystem::exists(path)) return Json::object();
+  Json json = base::read_json_file(path);
+  if (!json.is_object()) fail("{}: a generation config is a JSON object", path.string());
+  return json;
+}
+
+// One id or a list.
+std::vector<int32_t> read_stop_token_ids(const Json& json, const std::string& source,
+                                         int64_t vocab_size) {
+  const Json given = json.value("eos_token_id", Json());
+  std::vector<int32_t> ids;
+  if (given.is_null()) return ids;
+  for (const Json& id : given.is_array() ? given : Json::array({given})) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size)
+      fail("{}: field \"eos_token_id\" is {}; expected token ids from 0 to {}", source,
+           given.dump(), vocab_size - 1);
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+// The file's other fields (lengths, the version that wrote it) are no matter of sampling.
+engine::SamplingOptions read_sampling(const Json& json, const std::string& source) {
   engine::SamplingOptions sampling;
-  if (!std::filesystem::exists(generation_config_json)) return sampling;
-  const std::string source = generation_config_json.string();
-  const Json json = base::read_json_file(generation_config_json);
-  if (!json.is_object()) fail("{}: a generation config is a JSON object", source);
   const auto number = [&](const char* field, double otherwise) {
     const Json value = json.value(field, Json());
     if (value.is_null()) return otherwise;
@@ -62,7 +80,11 @@ TextModel load_text_model(const std::filesystem::path& folder) {
   const auto tokenizer_json = folder / "tokenizer.json";
   auto tokenizer = text::Tokenizer::load(tokenizer_json);
   check_fits(tokenizer, model::config_of(*model), tokenizer_json);
-  return {std::move(model), std::move(tokenizer), read_sampling(folder / "generation_config.json")};
+  const auto path = folder / "generation_config.json";
+  const Json generation = read_generation_config(path);
+  const int64_t vocab_size = model::config_of(*model).vocab_size;
+  return {std::move(model), std::move(tokenizer), read_sampling(generation, path.string()),
+          read_stop_token_ids(generation, path.string(), vocab_size)};
 }
 
 }  // namespace fathom::server

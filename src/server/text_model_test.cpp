@@ -54,6 +54,9 @@ TEST_F(TextModelTest, SamplesAsTheGenerationConfigSays) {
   replace("generation_config.json", R"({"do_sample": false, "top_k": 7, "eos_token_id": [1]})");
   EXPECT_EQ(load_text_model(folder_).sampling.temperature, 0);
   EXPECT_EQ(load_text_model(folder_).sampling.top_k, 7);
+  EXPECT_EQ(load_text_model(folder_).stop_token_ids, std::vector<int32_t>{1});
+  replace("generation_config.json", R"({"eos_token_id": 17})");
+  EXPECT_EQ(load_text_model(folder_).stop_token_ids, std::vector<int32_t>{17});
   std::filesystem::remove(folder_ / "generation_config.json");
   EXPECT_EQ(load_text_model(folder_).sampling.temperature, 1);
 }
@@ -66,6 +69,10 @@ TEST_F(TextModelTest, RefusesAnImpossibleGenerationConfig) {
   for (const char* top_k : {"-1", "2.5", "1e12"}) {
     replace("generation_config.json", fmt::format(R"({{"top_k": {}}})", top_k));
     EXPECT_TRUE(error().starts_with("generation_config.json: field \"top_k\" is ")) << error();
+  }
+  for (const char* ids : {"[1, 99999]", "-1", "\"end\""}) {
+    replace("generation_config.json", fmt::format(R"({{"eos_token_id": {}}})", ids));
+    EXPECT_TRUE(error().ends_with("expected token ids from 0 to 8191")) << error();
   }
   replace("generation_config.json", "[]");
   EXPECT_EQ(error(), "generation_config.json: a generation config is a JSON object");

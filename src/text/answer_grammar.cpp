@@ -139,6 +139,7 @@ class CallGrammar {
                             const std::string& where) {
     if (json.refuses() && keyword == std::string("allOf") && schema.at(keyword).size() > 1)
       json.fail_unheld(fmt::format("{}.allOf of {} schemas", where, schema.at(keyword).size()));
+    if (keyword == std::string("oneOf")) json.check_exclusive(schema.at(keyword), where);
     json.check_alone(rest_of(schema, {keyword}), keyword, where);
   }
 
@@ -187,14 +188,15 @@ class CallGrammar {
 };
 
 // "\n\n<｜DSML｜function_calls>\n" to the closing tag.
-Sequence calls_of(Grammar& grammar, const Json& tools) {
+Sequence calls_of(Grammar& grammar, const AnswerFormat& format) {
+  const Json& tools = format.tools;
   if (!tools.is_array() || tools.empty()) fail("tools: expected at least one function");
   CallGrammar calls(grammar);
   const Rule any = grammar.add_rule();
   for (size_t i = 0; i < tools.size(); ++i)
     grammar.add_alternative(any, calls.call(tools[i], fmt::format("tools[{}]", i)));
   Sequence all = literal(markup::kCallsOpen);
-  append(all, {derived(repeated(grammar, {derived(any)}, 1, -1))});
+  append(all, {derived(repeated(grammar, {derived(any)}, 1, format.allows_many_calls ? -1 : 1))});
   append(all, literal(markup::kCallsClose));
   return all;
 }
@@ -204,19 +206,19 @@ Rule content_of(Grammar& grammar, const AnswerFormat& format, JsonSchemaGrammar&
   const Rule rule = grammar.add_rule();
   switch (format.kind) {
     case AnswerFormat::Kind::kJson:
-      if (!format.tools.empty()) grammar.add_alternative(rule, calls_of(grammar, format.tools));
+      if (!format.tools.empty()) grammar.add_alternative(rule, calls_of(grammar, format));
       grammar.add_alternative(
           rule, {derived(format.schema.is_null() ? json.object()
                                                  : json.schema(format.schema, "schema"))});
       break;
     case AnswerFormat::Kind::kCalls:
-      grammar.add_alternative(rule, calls_of(grammar, format.tools));
+      grammar.add_alternative(rule, calls_of(grammar, format));
       break;
     case AnswerFormat::Kind::kText: {
       const Rule text = bytes_without(grammar, markup::kCallsTag.substr(2));
       grammar.add_alternative(rule, {derived(text)});
       Sequence with_calls = {derived(text)};
-      append(with_calls, calls_of(grammar, format.tools));
+      append(with_calls, calls_of(grammar, format));
       grammar.add_alternative(rule, std::move(with_calls));
     }
   }

@@ -18,6 +18,7 @@ struct AnswerFormat {
   // are tools, it may be calls instead.
   enum class Kind { kText, kCalls, kJson } kind = Kind::kText;
   Json tools = Json::array();  // as in a request: {"type": "function", "function": {...}}
+  bool allows_many_calls = true;
   Json schema = {};
   bool is_strict = false;  // of the schema; each tool says it for itself
 };

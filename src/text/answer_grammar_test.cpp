@@ -33,6 +33,17 @@ std::string parameter(const std::string& name, const std::string& is_string,
          "</｜DSML｜parameter>\n";
 }
 
+TEST(AnswerGrammar, TakesOneCallAloneWhereManyAreNotWanted) {
+  const std::string call = invoke("now", "\n");
+  for (const Kind kind : {Kind::kCalls, Kind::kText}) {
+    AnswerFormat format{.thinking_mode = ThinkingMode::kChat, .kind = kind, .tools = tools()};
+    EXPECT_TRUE(derives(answer_grammar(format), calls(call + call)));
+    format.allows_many_calls = false;
+    EXPECT_TRUE(derives(answer_grammar(format), calls(call)));
+    EXPECT_FALSE(derives(answer_grammar(format), calls(call + call)));
+  }
+}
+
 TEST(AnswerGrammar, TakesTheCallsThatTheToolsAllow) {
   const Grammar grammar = answer_grammar(
       {.thinking_mode = ThinkingMode::kChat, .kind = Kind::kCalls, .tools = tools()});

@@ -44,7 +44,7 @@ int64_t count_of(const Json& schema, const char* keyword, int64_t otherwise,
 // They say nothing of what satisfies a schema.
 bool is_annotation(const std::string& keyword) {
   static const std::set<std::string> kAnnotations = {
-      "title", "description", "default",  "examples",  "format",     "$schema",    "$defs",
+      "title", "description", "default",  "examples",  "$schema",    "$defs",
       "$id",   "$comment",    "readOnly", "writeOnly", "deprecated", "definitions"};
   return kAnnotations.contains(keyword);
 }
@@ -75,6 +75,36 @@ Count counts_of(const Json& schema, const char* fewest, const char* most, const 
     if (unheld == UnheldKeywords::kRefused) throw;
     return {0, -1};
   }
+}
+
+// Whether no value satisfies both: they are of different types, or objects that both must have a
+// member, of different values.
+bool exclude_each_other(const Json& a, const Json& b) {
+  if (!a.is_object() || !b.is_object()) return false;
+  const Json type = a.value("type", Json()), other = b.value("type", Json());
+  const auto kind_of = [](const Json& t) { return t == "integer" ? Json("number") : t; };
+  if (type.is_string() && other.is_string() && kind_of(type) != kind_of(other)) return true;
+  const auto values_of = [](const Json& schema, const std::string& name) -> std::vector<Json> {
+    const Json required = schema.value("required", Json::array());
+    if (std::find(required.begin(), required.end(), name) == required.end()) return {};
+    const Json member = schema.at("properties").value(name, Json::object());
+    if (!member.is_object()) return {};
+    if (member.contains("const")) return {member.at("const")};
+    const Json list = member.value("enum", Json::array());
+    return {list.begin(), list.end()};
+  };
+  if (type != "object" || other != "object" || !a.contains("properties") ||
+      !b.contains("properties") || !a.at("properties").is_object() ||
+      !b.at("properties").is_object())
+    return false;
+  for (const auto& [name, unused] : a.at("properties").items()) {
+    const std::vector<Json> values = values_of(a, name), others = values_of(b, name);
+    const bool share = std::any_of(values.begin(), values.end(), [&](const Json& value) {
+      return std::find(others.begin(), others.end(), value) != others.end();
+    });
+    if (!values.empty() && !others.empty() && !share) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -263,6 +293,15 @@ void JsonSchemaGrammar::check_alone(const Json& rest, const char* keyword,
     fail_unheld(fmt::format("{}.{} beside {}", where, rest.items().begin().key(), keyword));
 }
 
+void JsonSchemaGrammar::check_exclusive(const Json& options, const std::string& where) const {
+  if (!refuses()) return;
+  for (size_t i = 0; i < options.size(); ++i)
+    for (size_t j = 0; j < i; ++j)
+      if (!exclude_each_other(resolved(options[i], where), resolved(options[j], where)))
+        fail_unheld(
+            fmt::format("{}.oneOf, of which a value may satisfy both {} and {},", where, j, i));
+}
+
 // The keyword's array.
 const Json& JsonSchemaGrammar::list_at(const Json& schema, const char* keyword,
                                        const std::string& where) {
@@ -319,6 +358,7 @@ void JsonSchemaGrammar::define_options(Rule rule, const Json& schema, const char
     grammar_.add_alternative(rule, {derived(value())});
     return;
   }
+  if (keyword == std::string("oneOf")) check_exclusive(options, where);
   const Json rest = rest_of(schema, {keyword});
   for (size_t i = 0; i < options.size(); ++i) {
     const std::string place = fmt::format("{}.{}[{}]", where, keyword, i);

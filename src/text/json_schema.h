@@ -54,6 +54,8 @@ class JsonSchemaGrammar {
   // for beside `keyword`; `what`.
   void check_keywords(const Json& schema, const std::string& where) const;
   void check_alone(const Json& rest, const char* keyword, const std::string& where) const;
+  // Options of oneOf are held to only where no value can satisfy two of them.
+  void check_exclusive(const Json& options, const std::string& where) const;
   [[noreturn]] void fail_unheld(const std::string& what) const;
   bool refuses() const { return unheld_ == UnheldKeywords::kRefused; }
 

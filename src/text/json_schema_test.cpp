@@ -63,6 +63,14 @@ TEST(JsonSchema, DerivesWhatSatisfiesTheSchemaAndNothingElse) {
        {"{}", R"({"of":[]})", R"({"of":[{"of": []},{}]})"},
        {R"({"of":[1]})"}},
       {"true", {"1", "[{}]"}, {"", "1 2"}},
+      {R"({"oneOf": [{"type": "integer"}, {"type": "string"}, {"type": "null"}]})",
+       {"1", "\"a\"", "null"},
+       {"true"}},
+      {R"({"oneOf": [{"type": "object", "properties": {"of": {"const": "a"}}, "required": ["of"]},
+                     {"type": "object", "properties": {"of": {"enum": ["b", "c"]}},
+                      "required": ["of"]}]})",
+       {R"({"of":"a"})", R"({"of":"c"})"},
+       {R"({"of":"d"})"}},
   };
   for (const Case& test : cases) {
     const Grammar grammar = json_schema_grammar(Json::parse(test.schema), UnheldKeywords::kRefused);
@@ -118,7 +126,11 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
   for (const char* unheld :
        {R"({"type": "text"})", R"({"type": "string", "maxLength": 99999})",
         R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})",
-        R"({"allOf": [{"type": "null"}, {}]})",
+        R"({"allOf": [{"type": "null"}, {}]})", R"({"type": "string", "format": "email"})",
+        R"({"oneOf": [{"type": "integer"}, {"type": "number"}]})",
+        R"({"oneOf": [{"type": "string", "maxLength": 5}, {"type": "string", "minLength": 3}]})",
+        R"({"oneOf": [{"type": "object", "properties": {"of": {"const": "a"}}},
+                      {"type": "object", "properties": {"of": {"const": "b"}}}]})",
         R"({"type": "object", "anyOf": [{"type": "null"}, {"type": "object"}]})",
         R"({"minItems": 1, "enum": [[], [1]]})", R"({"maxItems": 3})",
         R"({"$ref": "#/$defs/a", "maxLength": 3, "$defs": {"a": {"type": "string"}}})"}) {

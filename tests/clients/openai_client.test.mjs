@@ -206,14 +206,42 @@ test('an answer that a stop string has ended leaves its prompt in the cache', as
 });
 
 test('a call that max_tokens has cut shows no markup', async () => {
-  for (const max_tokens of [4, 12, 30]) {
+  for (let max_tokens = 2; max_tokens <= 32; ++max_tokens) {  // in the middle of a character, too
     const request = {model: 'nano', messages, seed: 1, tools: [weather], tool_choice: 'required', max_tokens};
     const answer = await client.chat.completions.create(request);
     const streamed = await collect(await client.chat.completions.create({...request, stream: true}));
     assert.equal(answer.choices[0].finish_reason, 'length');
     assert.equal(streamed.finish_reason, 'length');
-    assert.doesNotMatch(answer.choices[0].message.content + streamed.content, /DSML|function/);
+    assert.doesNotMatch(answer.choices[0].message.content + streamed.content, /DSML|function|\ufffd/);
   }
+});
+
+test('stop strings do not count within a call, and one call is made where one is asked for', async () => {
+  for (let seed = 0; seed < 6; ++seed) {
+    const answer = await client.chat.completions.create(
+      {model: 'nano', messages, seed, tools: [weather], tool_choice: 'required', max_tokens: 400,
+       stop: ['\n\n', 'name', '"'], parallel_tool_calls: false});
+    assert.equal(answer.choices[0].finish_reason, 'tool_calls');
+    assert.equal(answer.choices[0].message.tool_calls.length, 1);
+    assert.ok(['Rome', 'Oslo'].includes(
+      JSON.parse(answer.choices[0].message.tool_calls[0].function.arguments).city));
+    assert.equal(answer.choices[0].message.content, null);
+  }
+});
+
+test('a Range header changes no answer', async () => {
+  const ask = (headers) => client.chat.completions.create(
+    {model: 'nano', messages, seed: 1, max_tokens: 4}, {headers});
+  const whole = await ask({}), ranged = await ask({Range: 'bytes=0-9'});
+  assert.equal(ranged.choices[0].message.content, whole.choices[0].message.content);
+});
+
+test('a stream without text says whose it is', async () => {
+  const stream = await client.chat.completions.create(
+    {model: 'nano', messages, max_tokens: 1, logit_bias: {1: 100}, stream: true});
+  const roles = [];
+  for await (const chunk of stream) roles.push(chunk.choices[0]?.delta.role);
+  assert.equal(roles[0], 'assistant');
 });
 
 test('a record for reinforcement learning: ids, log-probabilities, masks, routing', async () => {
