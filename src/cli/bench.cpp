@@ -18,6 +18,7 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--model", options->model, "Model folder")->capture_default_str();
   add_threads_option(*command, options->num_threads);
   command->add_option("--tokens", options->forward_tokens, "Tokens of the forward pass")
+      ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
   add_bench_cost_command(*command);

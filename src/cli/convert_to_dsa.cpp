@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "cli/commands.h"
+#include "cli/seed_option.h"
 
 namespace fathom::cli {
 
@@ -25,8 +26,7 @@ void add_convert_to_dsa_command(CLI::App& app) {
   command->add_option("--topk", options->index_topk, "Keys that a query selects")
       ->check(sizes)
       ->capture_default_str();
-  command->add_option("--seed", options->seed, "Of the indexers' initial weights")
-      ->capture_default_str();
+  add_seed_option(*command, options->seed, "Of the indexers' initial weights (default: 1)");
   command->callback([options] {
     model::convert_to_dsa(*options);
     fmt::print(stderr, "wrote {}; train its indexers with pretrain --stage warmup --init {}\n",

@@ -5,6 +5,7 @@
 #include <optional>
 #include <random>
 
+#include "cli/seed_option.h"
 #include "engine/sampler.h"
 
 namespace fathom::cli {
@@ -23,7 +24,7 @@ struct SamplingFlags {
                        "Number of tokens to choose from; 0 is all (default: the model's)");
     command.add_option("--min-p", min_p,
                        "Least share of the best token's probability (default: the model's)");
-    command.add_option("--seed", seed, "Same seed, same text (default: random)");
+    add_seed_option(command, seed, "Same seed, same text (default: random)");
   }
 
   engine::SamplingOptions over(engine::SamplingOptions sampling) const {

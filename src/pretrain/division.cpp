@@ -22,9 +22,7 @@ double num_targets(const Tensor& targets_N) { return (targets_N >= 0).sum().item
 
 }  // namespace
 
-namespace {
-
-void check_groups(const Ranks& ranks, const Recipe& recipe) {
+void check_ranks(const Ranks& ranks, const Recipe& recipe) {
   const int64_t size = ranks.all.size();
   for (const auto& [name, count] : {std::pair("--sequence-parallel", ranks.sequence_parallel),
                                     std::pair("--expert-parallel", ranks.expert_parallel)})
@@ -43,8 +41,6 @@ void check_groups(const Ranks& ranks, const Recipe& recipe) {
          recipe.model.n_routed_experts, ranks.expert_parallel);
 }
 
-}  // namespace
-
 StepShare Division::share_of(int64_t total_micro_batches) const {
   StepShare share{.total_micro_batches = total_micro_batches};
   int64_t streams_per_batch = 1;
@@ -61,7 +57,7 @@ StepShare Division::share_of(int64_t total_micro_batches) const {
 }
 
 Division divide(const Ranks& ranks, const Recipe& recipe) {
-  check_groups(ranks, recipe);
+  check_ranks(ranks, recipe);
   const TrainingRecipe& t = recipe.training;
   Division division;
   division.all = ranks.all;

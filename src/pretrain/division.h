@@ -41,7 +41,10 @@ struct Division {
   StepShare share_of(int64_t total_micro_batches) const;
 };
 
-// Throws Error where tokens, experts or the rows of the full batch do not divide. Every rank calls
+// Throws Error where ranks, tokens or experts do not divide.
+void check_ranks(const Ranks& ranks, const Recipe& recipe);
+
+// Throws Error as check_ranks, and where the rows of the full batch do not divide. Every rank calls
 // it.
 Division divide(const Ranks& ranks, const Recipe& recipe);
 

@@ -336,7 +336,9 @@ void run_training(const TrainingRunOptions& options) {
   at::set_num_threads(1);  // its own sums would depend on OMP_NUM_THREADS
   const Recipe& recipe = options.recipe;
   const model::RankGroup ranks = join_ranks(options);
+  const Ranks sharing{ranks, options.sequence_parallel, options.expert_parallel};
   check_run(options);
+  check_ranks(sharing, recipe);
   const auto lock = lock_folder(options, ranks);
   if (ranks.is_first() && options.export_folder) check_export(*options.export_folder);
   if (options.prepare) ranks.after_first("prepare", options.prepare);
@@ -356,7 +358,6 @@ void run_training(const TrainingRunOptions& options) {
           {}};
   const auto checkpoint = run.folder.latest();
   resume_state(run, checkpoint);
-  const Ranks sharing{ranks, options.sequence_parallel, options.expert_parallel};
   Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint, sharing)
                     : options.init ? Trainer::begin_with(recipe, *options.init, sharing)
                                    : Trainer(recipe, sharing);
