@@ -16,26 +16,22 @@ std::string StopMatcher::push(std::string_view text) {
 std::string StopMatcher::finish() { return has_stopped_ ? "" : take(true); }
 
 std::string StopMatcher::take(bool is_last) {
-  size_t limit = held_.size();  // where `until` begins, or may begin
-  if (!until_.empty() && !is_past_) {
-    limit = held_.find(until_);
-    is_past_ = limit != std::string::npos;
-    if (!is_past_) limit = held_.size() - (is_last ? 0 : text::partial_marker(held_, until_));
-  } else if (is_past_) {
-    limit = 0;
+  if (is_past_) return std::exchange(held_, "");
+  size_t until = held_.size();  // where it begins, or may begin
+  if (!until_.empty()) {
+    until = held_.find(until_);
+    is_past_ = until != std::string::npos;
+    if (!is_past_) until = held_.size() - (is_last ? 0 : text::partial_marker(held_, until_));
   }
-  size_t first = std::string::npos, could_begin = held_.size() - limit;
+  size_t first = std::string::npos, num_held = held_.size() - until;
   for (const std::string& stop : stops_) {
     first = std::min(first, held_.find(stop));
-    if (!is_last) could_begin = std::max(could_begin, text::partial_marker(held_, stop));
+    if (!is_last) num_held = std::max(num_held, text::partial_marker(held_, stop));
   }
-  has_stopped_ = first < limit;
-  if (has_stopped_) {
-    held_.erase(first);
-    return std::exchange(held_, "");
-  }
-  if (is_past_) return std::exchange(held_, "");
-  const std::string out = held_.substr(0, held_.size() - could_begin);
+  has_stopped_ = first < until;
+  if (has_stopped_) held_.erase(first);
+  if (has_stopped_ || is_past_) return std::exchange(held_, "");
+  std::string out = held_.substr(0, held_.size() - num_held);
   held_.erase(0, out.size());
   return out;
 }
