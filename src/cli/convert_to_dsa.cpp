@@ -26,7 +26,8 @@ void add_convert_to_dsa_command(CLI::App& app) {
   command->add_option("--topk", options->index_topk, "Keys that a query selects")
       ->check(sizes)
       ->capture_default_str();
-  add_seed_option(*command, options->seed, "Of the indexers' initial weights (default: 1)");
+  add_seed_option(*command, options->seed, "Of the indexers' initial weights")
+      ->capture_default_str();
   command->callback([options] {
     model::convert_to_dsa(*options);
     fmt::print(stderr, "wrote {}; train its indexers with pretrain --stage warmup --init {}\n",

@@ -15,8 +15,8 @@ inline std::string seed_error(const std::string& text) {
 }
 
 template <typename Seed>
-void add_seed_option(CLI::App& command, Seed& seed, const std::string& what) {
-  command.add_option("--seed", seed, what)->check(CLI::Validator(seed_error, "", "seed"));
+CLI::Option* add_seed_option(CLI::App& command, Seed& seed, const std::string& what) {
+  return command.add_option("--seed", seed, what)->check(CLI::Validator(seed_error, "", "seed"));
 }
 
 }  // namespace fathom::cli

@@ -335,6 +335,7 @@ template <typename Rows>
 constexpr DotFew<Rows> kDotFew[] = {dot_few<1, Rows>, dot_few<2, Rows>, dot_few<3, Rows>,
                                     dot_few<4, Rows>, dot_few<5, Rows>, dot_few<6, Rows>,
                                     dot_few<7, Rows>, dot_few<8, Rows>};
+static_assert(std::size(kDotFew<BF16Rows>) == kFewRows);
 
 BF16_INLINE __m512 load_or_zero(bool is_zero, const float* p) {
   return _mm512_maskz_loadu_ps(is_zero ? 0 : 0xffff, p);

@@ -31,9 +31,15 @@ std::string shown(const Json& value) {
   return text.size() <= kMostShownBytes ? text : text.substr(0, kMostShownBytes) + "...";
 }
 
+// A text field, if the object has one.
+const std::string* text_at(const Json& object, const char* field) {
+  const auto it = object.is_object() ? object.find(field) : object.end();
+  return it != object.end() && it->is_string() ? &it->get_ref<const std::string&>() : nullptr;
+}
+
 std::string type_of(const Json& object) {
-  const auto it = object.is_object() ? object.find("type") : object.end();
-  return it != object.end() && it->is_string() ? it->get<std::string>() : "";
+  const std::string* type = text_at(object, "type");
+  return type ? *type : "";
 }
 
 // Copying and printing JSON recurse: deep nesting would overflow the stack.
@@ -321,12 +327,6 @@ void check_reasoning(Json& messages, const ApiRequestOptions& options) {
                            i));
     message["reasoning_content"] = "";
   }
-}
-
-// A message's text field, if it has one.
-const std::string* text_at(const Json& object, const char* field) {
-  const auto it = object.is_object() ? object.find(field) : object.end();
-  return it != object.end() && it->is_string() ? &it->get_ref<const std::string&>() : nullptr;
 }
 
 // Results stand in the prompt without their calls' ids, so they must come in the calls' order.
