@@ -169,9 +169,9 @@ class CallGrammar {
     }
     if (!schema.contains("type") || !names_string(schema.at("type")))
       return {as_json({derived(json.schema(schema, where))})};
-    for (const char* keyword : {"minLength", "maxLength"})  // of a string that no quotes end
-      if (json.refuses() && schema.contains(keyword)) json.fail_unheld(where + "." + keyword);
-    all.push_back(as_string({derived(free_string_)}));
+    all.push_back(as_string(
+        {derived(bounds_strings(schema) ? json.string_text(schema, where, StringWriting::kBare)
+                                        : free_string_)}));
     if (!schema.at("type").is_array()) return all;
     others_.push_back(std::make_unique<Json>(schema));  // the rules refer to it
     Json& others = *others_.back();

@@ -4,6 +4,7 @@
 
 #include "base/check.h"
 #include "text/chat_markup.h"
+#include "text/string_format.h"
 #include "text/test_grammar.h"
 
 namespace fathom::text {
@@ -126,14 +127,14 @@ TEST(AnswerGrammar, EveryDerivedCallParses) {
 TEST(AnswerGrammar, StrictToolsRefuseWhatCannotBeHeld) {
   Json strict = tools();
   strict[0]["function"]["strict"] = true;
+  strict[0]["function"]["parameters"]["properties"]["days"]["not"] = {{"const", 3}};
   try {
     answer_grammar({.kind = Kind::kCalls, .tools = strict});
     FAIL();
   } catch (const Error& error) {
-    EXPECT_EQ(
-        std::string(error.what()),
-        "tools[0].function.parameters.days.minimum cannot be held to while sampling; leave it "
-        "out, or set \"strict\" to false");
+    EXPECT_EQ(std::string(error.what()),
+              "tools[0].function.parameters.days.not cannot be held to while sampling; leave it "
+              "out, or set \"strict\" to false");
   }
   EXPECT_THROW(answer_grammar({.kind = Kind::kCalls}), Error);
   const auto error = [](const char* parameters, bool is_strict) {
@@ -149,9 +150,13 @@ TEST(AnswerGrammar, StrictToolsRefuseWhatCannotBeHeld) {
       " cannot be held to while sampling; leave it out, or set \"strict\" to false";
   const std::string x = "tools[0].function.parameters.x.";
   const std::pair<const char*, std::string> strings[] = {
-      {R"({"type": "string", "pattern": "^a+$"})", x + "pattern"},
-      {R"({"type": "string", "maxLength": 3})", x + "maxLength"},
-      {R"({"anyOf": [{"type": "string"}], "minimum": 3})", x + "minimum"},
+      {R"({"type": "string", "pattern": "^a+$", "maxLength": 3})", x + "maxLength beside pattern"},
+      {R"({"type": "string", "pattern": "a\\b"})",
+       x + "pattern \"a\\\\b\": a back reference, boundary, property or unknown escape at "
+           "character 3"},
+      {R"({"type": "string", "format": "colour"})",
+       x + "format \"colour\" (known are " + std::string(kKnownFormats) + ")"},
+      {R"({"anyOf": [{"type": "integer"}], "minimum": 3})", x + "minimum beside anyOf"},
       {R"({"anyOf": [{"type": "string"}], "type": "string"})", x + "type beside anyOf"},
       {R"({"enum": ["a"], "minLength": 3})", x + "minLength beside enum"},
       {R"({"allOf": [{"type": "string"}, {}]})", x + "allOf of 2 schemas"}};
@@ -167,6 +172,31 @@ TEST(AnswerGrammar, StrictToolsRefuseWhatCannotBeHeld) {
   const Json circle = Json::parse(R"([{"type": "function", "function": {"name": "f", "parameters":
       {"properties": {"x": {"anyOf": [{"$ref": "#/properties/x"}, {"type": "null"}]}}}}}])");
   EXPECT_THROW(answer_grammar({.kind = Kind::kCalls, .tools = circle}), Error);
+}
+
+TEST(AnswerGrammar, StrictStringsAndNumbersAreHeldToTheirBounds) {
+  const Json function = {{"name", "f"}, {"strict", true}, {"parameters", Json::parse(R"({
+      "type": "object", "required": ["mail", "code", "name", "share"], "properties": {
+        "mail": {"type": "string", "format": "email"},
+        "code": {"type": ["string", "null"], "pattern": "^[A-Z]{2}\\d$"},
+        "name": {"type": "string", "minLength": 1, "maxLength": 3},
+        "share": {"type": "number", "minimum": 0, "maximum": 1}}})")}};
+  const Grammar grammar =
+      answer_grammar({.kind = Kind::kCalls, .tools = {{{"function", function}}}});
+  const auto call = [](const std::string& mail, const std::string& code, const std::string& name,
+                       const std::string& share) {
+    return calls(invoke("f", parameter("mail", "true", mail) + code +
+                                 parameter("name", "true", name) +
+                                 parameter("share", "false", share)));
+  };
+  const std::string code = parameter("code", "true", "AB1");
+  EXPECT_TRUE(derives(grammar, call("a@b.co", code, "<\"\n", "0.25")));
+  EXPECT_TRUE(derives(grammar, call("a@b.co", parameter("code", "false", "null"), "a", "1")));
+  EXPECT_FALSE(derives(grammar, call("a@b", code, "a", "1")));
+  EXPECT_FALSE(derives(grammar, call("a@b.co", parameter("code", "true", "AB12"), "a", "1")));
+  EXPECT_FALSE(derives(grammar, call("a@b.co", code, "", "1")));
+  EXPECT_FALSE(derives(grammar, call("a@b.co", code, "abcd", "1")));
+  EXPECT_FALSE(derives(grammar, call("a@b.co", code, "a", "1.5")));
 }
 
 // What would close a tag, or a value, too early.

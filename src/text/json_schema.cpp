@@ -1,9 +1,13 @@
 #include "text/json_schema.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 
 #include "base/check.h"
+#include "text/number_range.h"
+#include "text/pattern.h"
+#include "text/string_format.h"
 
 namespace fathom::text {
 namespace {
@@ -115,6 +119,12 @@ Json rest_of(const Json& schema, std::initializer_list<std::string_view> known) 
     if (!is_annotation(keyword) && std::find(known.begin(), known.end(), keyword) == known.end())
       rest[keyword] = value;
   return rest;
+}
+
+bool bounds_strings(const Json& schema) {
+  static constexpr std::array kKeywords = {"pattern", "format", "minLength", "maxLength"};
+  return std::any_of(kKeywords.begin(), kKeywords.end(),
+                     [&](const char* keyword) { return schema.contains(keyword); });
 }
 
 Rule JsonSchemaGrammar::once(const std::string& name, void (JsonSchemaGrammar::*define)(Rule)) {
@@ -274,10 +284,12 @@ Rule JsonSchemaGrammar::schema(const Json& schema, const std::string& where) {
 
 void JsonSchemaGrammar::check_keywords(const Json& schema, const std::string& where) const {
   static const std::set<std::string> kHeld = {
-      "type",      "properties", "required", "additionalProperties",
-      "items",     "minItems",   "maxItems", "minLength",
-      "maxLength", "enum",       "const",    "anyOf",
-      "oneOf",     "allOf",      "$ref"};
+      "type",    "properties", "required",  "additionalProperties",
+      "items",   "minItems",   "maxItems",  "minLength",
+      "pattern", "format",     "maxLength", "exclusiveMinimum",
+      "enum",    "const",      "minimum",   "exclusiveMaximum",
+      "anyOf",   "oneOf",      "maximum",   "multipleOf",
+      "allOf",   "$ref"};
   if (!refuses() || !schema.is_object()) return;
   for (const auto& [keyword, unused] : schema.items())
     if (!kHeld.contains(keyword) && !is_annotation(keyword)) fail_unheld(where + "." + keyword);
@@ -403,8 +415,7 @@ Sequence JsonSchemaGrammar::typed(const std::string& type, const Json& schema,
   if (type == "object") return object_of(schema, where);
   if (type == "array") return array_of(schema, where);
   if (type == "string") return string_of(schema, where);
-  if (type == "number") return {derived(number())};
-  if (type == "integer") return {derived(integer())};
+  if (type == "number" || type == "integer") return number_of(schema, type == "integer", where);
   if (type == "null") return literal("null");
   if (type == "boolean") {
     const Rule rule = grammar_.add_rule();
@@ -417,11 +428,57 @@ Sequence JsonSchemaGrammar::typed(const std::string& type, const Json& schema,
        type);
 }
 
+Sequence JsonSchemaGrammar::number_of(const Json& schema, bool is_integer,
+                                      const std::string& where) {
+  if (!bounds_numbers(schema)) return {derived(is_integer ? integer() : number())};
+  try {
+    return {derived(number_rule(grammar_, schema, is_integer, where))};
+  } catch (const Error&) {
+    if (refuses()) throw;
+    return {derived(is_integer ? integer() : number())};
+  }
+}
+
 Sequence JsonSchemaGrammar::string_of(const Json& schema, const std::string& where) {
+  if (!bounds_strings(schema)) return {derived(string())};
+  return joined(
+      {literal("\""), {derived(string_text(schema, where, StringWriting::kJson))}, literal("\"")});
+}
+
+Rule JsonSchemaGrammar::string_text(const Json& schema, const std::string& where,
+                                    StringWriting writing) {
+  try {
+    if (schema.contains("pattern") || schema.contains("format"))
+      return matching_text(schema, where, writing);
+  } catch (const Error&) {
+    if (refuses()) throw;
+  }
   const Count count = counts_of(schema, "minLength", "maxLength", where, unheld_);
-  if (count.fewest == 0 && count.most < 0) return {derived(string())};
-  const Rule text = repeated(grammar_, {derived(character())}, count.fewest, count.most);
-  return joined({literal("\""), {derived(text)}, literal("\"")});
+  if (writing == StringWriting::kBare)
+    return pattern_rule(grammar_, any_characters(count.fewest, count.most), writing);
+  return repeated(grammar_, {derived(character())}, count.fewest, count.most);
+}
+
+// A grammar cannot hold to two of these at once.
+Rule JsonSchemaGrammar::matching_text(const Json& schema, const std::string& where,
+                                      StringWriting writing) {
+  const char* const keyword = schema.contains("pattern") ? "pattern" : "format";
+  for (const char* other : {"format", "minLength", "maxLength"})
+    if (refuses() && other != std::string(keyword) && schema.contains(other))
+      fail_unheld(fmt::format("{}.{} beside {}", where, other, keyword));
+  const Json& given = schema.at(keyword);
+  if (!given.is_string()) fail("{}.{} is {}; expected a string", where, keyword, as_text(given));
+  std::string text = given.get<std::string>();
+  if (keyword == std::string("format")) {
+    text = pattern_of_format(text);
+    if (text.empty())
+      fail_unheld(fmt::format("{}.format {} (known are {})", where, as_text(given), kKnownFormats));
+  }
+  try {
+    return pattern_rule(grammar_, parse_pattern(text), writing);
+  } catch (const Error& e) {
+    fail_unheld(fmt::format("{}.{} {}: {}", where, keyword, as_text(given), e.what()));
+  }
 }
 
 Sequence JsonSchemaGrammar::array_of(const Json& schema, const std::string& where) {

@@ -1,13 +1,14 @@
 // JSON Schema (draft 2020-12) as a grammar of the JSON texts that satisfy it.
 //
 // Followed: type (also a list), properties, required, additionalProperties (where there are no
-// properties), items, minItems, maxItems, minLength, maxLength, enum and const (also beside type),
-// anyOf, oneOf (as anyOf), allOf of one schema, all three also beside keywords that they do not
-// repeat, $ref within the document, true. Objects give their properties in the schema's order and
-// no others; numbers have at most 16 digits before and behind the point; white space is at most one
-// space, or a new line and 20 spaces.
-// At most 1,000 parts (schemas within the schema).
-// Annotations (title, description, default, format, ...) are passed over.
+// properties), items, minItems, maxItems, minLength, maxLength, pattern or format (pattern.h,
+// string_format.h; each alone), minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf
+// (number_range.h), enum and const (also beside type), anyOf, oneOf (as anyOf), allOf of one
+// schema, all three also beside keywords that they do not repeat, $ref within the document, true.
+// Objects give their properties in the schema's order and no others; numbers have at most 16 digits
+// before and behind the point; white space is at most one space, or a new line and 20 spaces. At
+// most 1,000 parts (schemas within the schema). Annotations (title, description, default, ...) are
+// passed over.
 #pragma once
 
 #include <initializer_list>
@@ -19,17 +20,21 @@
 #include <vector>
 
 #include "base/json.h"
+#include "text/code_point_set.h"
 #include "text/grammar.h"
 
 namespace fathom::text {
 
-// What becomes of a keyword that a grammar cannot hold an answer to, such as "minimum", of bounds
-// above 4,096, unknown types, allOf of several, keywords beside others that they depend on, and
-// requirements that are no properties.
+// What becomes of a keyword that a grammar cannot hold an answer to, such as "uniqueItems", of
+// bounds above 4,096, patterns that look around, unknown formats, unknown types, allOf of several,
+// keywords beside others that they depend on, and requirements that are no properties.
 enum class UnheldKeywords { kRefused, kIgnored };
 
 // What a schema asks for beside the keywords that are `known`; annotations ask for nothing.
 Json rest_of(const Json& schema, std::initializer_list<std::string_view> known);
+
+// Whether `schema` has one of pattern, format, minLength, maxLength.
+bool bounds_strings(const Json& schema);
 
 class JsonSchemaGrammar {
  public:
@@ -43,6 +48,8 @@ class JsonSchemaGrammar {
   Grammar::Rule object();  // any JSON object
   // JSON of any kind but a string.
   Grammar::Rule value_without_strings();
+  // The strings that a schema of strings allows, without quotes.
+  Grammar::Rule string_text(const Json& schema, const std::string& where, StringWriting writing);
 
   // $ref followed to a schema that is none.
   const Json& resolved(const Json& schema, const std::string& where) const;
@@ -79,6 +86,8 @@ class JsonSchemaGrammar {
   void define_schema(Grammar::Rule rule, const Json& schema, const std::string& where);
   Grammar::Sequence typed(const std::string& type, const Json& schema, const std::string& where);
   Grammar::Sequence string_of(const Json& schema, const std::string& where);
+  Grammar::Sequence number_of(const Json& schema, bool is_integer, const std::string& where);
+  Grammar::Rule matching_text(const Json& schema, const std::string& where, StringWriting writing);
   Grammar::Sequence array_of(const Json& schema, const std::string& where);
   Grammar::Sequence object_of(const Json& schema, const std::string& where);
   Grammar::Sequence map_of(Grammar::Rule item);

@@ -29,6 +29,20 @@ TEST(JsonSchema, DerivesWhatSatisfiesTheSchemaAndNothingElse) {
       {R"({"type": "string", "minLength": 2, "maxLength": 3})",
        {R"("ab")", "\"\xC3\xA9\xC3\xA9\xC3\xA9\""},
        {R"("a")", R"("abcd")"}},
+      {R"({"type": "string", "pattern": "^[^\"]b\\n?$"})",
+       {R"("ab")", R"("ab\n")",
+        "\"\xC3\xA9"
+        "b\""},
+       {R"("b")", R"("\"b")", R"("abc")", R"("\u0061b")"}},
+      {R"({"type": "string", "format": "date"})",
+       {R"("2024-02-29")"},
+       {R"("2023-02-29")", R"("")"}},
+      {R"({"type": ["integer", "string"], "minimum": -3, "exclusiveMaximum": 12, "minLength": 1})",
+       {"-3", "0", "11", R"("x")"},
+       {"-4", "12", R"("")", "1.5"}},
+      {R"({"type": "number", "multipleOf": 0.5, "maximum": 2})",
+       {"1.5", "-7.0"},
+       {"2.5", "1", "0.2"}},
       {R"({"enum": ["red", 3, null]})", {R"("red")", "3", "null"}, {R"("blue")", "4"}},
       {R"({"const": {"a": 1}})", {R"({"a":1})"}, {R"({"a":2})"}},
       {R"({"type": "array", "items": {"type": "integer"}})",
@@ -102,12 +116,14 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
     }
     return std::string("taken");
   };
-  const char* minimum =
-      R"({"type": "object", "properties": {"n": {"type": "integer", "minimum": 3}}})";
-  EXPECT_EQ(error(minimum),
-            "schema.n.minimum cannot be held to while sampling; leave it out, or set \"strict\" to "
-            "false");
-  EXPECT_EQ(error(minimum, UnheldKeywords::kIgnored), "taken");
+  const char* unique =
+      R"({"type": "object", "properties": {"n": {"type": "array", "uniqueItems": true}}})";
+  EXPECT_EQ(error(unique),
+            "schema.n.uniqueItems cannot be held to while sampling; leave it out, or set "
+            "\"strict\" to false");
+  EXPECT_EQ(error(unique, UnheldKeywords::kIgnored), "taken");
+  EXPECT_EQ(error(R"({"type": "integer", "minimum": 3, "maximum": 2})"),
+            "schema: no number is in the range that it asks for");
   EXPECT_EQ(error(R"({"type": "text"})"),
             "schema.type is \"text\"; expected object, array, string, number, integer, boolean or "
             "null");
@@ -126,7 +142,10 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
   for (const char* unheld :
        {R"({"type": "text"})", R"({"type": "string", "maxLength": 99999})",
         R"({"type": "object", "properties": {"a": {}}, "required": ["b"]})",
-        R"({"allOf": [{"type": "null"}, {}]})", R"({"type": "string", "format": "email"})",
+        R"({"allOf": [{"type": "null"}, {}]})", R"({"type": "string", "format": "colour"})",
+        R"x({"type": "string", "pattern": "a(?=b)"})x", R"({"type": "string", "pattern": 3})",
+        R"({"type": "string", "pattern": "a", "format": "date"})",
+        R"({"type": "integer", "multipleOf": 0.5})", R"({"type": "number", "minimum": "3"})",
         R"({"oneOf": [{"type": "integer"}, {"type": "number"}]})",
         R"({"oneOf": [{"type": "string", "maxLength": 5}, {"type": "string", "minLength": 3}]})",
         R"({"oneOf": [{"type": "object", "properties": {"of": {"const": "a"}}},

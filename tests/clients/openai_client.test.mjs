@@ -129,17 +129,24 @@ const weather = {type: 'function', function: {name: 'weather', parameters: {
                tags: {type: 'array', items: {type: 'string', maxLength: 8}, maxItems: 2}}}}};
 
 test('an answer follows its JSON schema, whatever the model would say', async () => {
-  const schema = {type: 'object', additionalProperties: false, required: ['name', 'size'],
-                  properties: {name: {type: 'string', maxLength: 12}, size: {type: 'integer'},
-                               kind: {enum: ['a', 'b']}}};
+  const schema = {
+    type: 'object', additionalProperties: false,
+    required: ['name', 'size', 'code', 'when', 'share'],
+    properties: {name: {type: 'string', maxLength: 12}, size: {type: 'integer'},
+                 kind: {enum: ['a', 'b']}, code: {type: 'string', pattern: '^[A-Z]{2}-\\d{1,4}$'},
+                 when: {type: 'string', format: 'date-time'},
+                 share: {type: 'number', minimum: 0.25, exclusiveMaximum: 0.5}}};
   for (let seed = 0; seed < 8; ++seed) {
-    const answer = await ask({seed, temperature: 1, max_tokens: 200, response_format: {
+    const answer = await ask({seed, temperature: 1, max_tokens: 400, response_format: {
       type: 'json_schema', json_schema: {name: 'thing', strict: true, schema}}});
     assert.equal(answer.choices[0].finish_reason, 'stop');
     const thing = JSON.parse(answer.choices[0].message.content);
     assert.equal(typeof thing.name, 'string');
     assert.ok(Number.isInteger(thing.size));
     assert.ok(thing.kind === undefined || ['a', 'b'].includes(thing.kind));
+    assert.match(thing.code, /^[A-Z]{2}-\d{1,4}$/);
+    assert.ok(!Number.isNaN(Date.parse(thing.when)), thing.when);
+    assert.ok(thing.share >= 0.25 && thing.share < 0.5);
   }
   const any = await ask({max_tokens: 2, response_format: {type: 'json_object'}});
   assert.ok(any.choices[0].message.content.startsWith('{'));
