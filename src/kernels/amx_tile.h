@@ -15,7 +15,7 @@
 
 #include "kernels/bf16_dot.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#if FATHOM_HAS_BF16_KERNELS && defined(__linux__)
 #define FATHOM_HAS_AMX_KERNELS 1
 // BF16_KERNEL, and products with matrices of bits. Tile instructions are written out below.
 #define AMX_KERNEL __attribute__((target("arch=x86-64-v4,avx512bf16,avx512vbmi,gfni")))

@@ -12,7 +12,7 @@
 
 #include "kernels/simd.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FATHOM_NO_BF16_KERNELS)
 #include <immintrin.h>
 #define FATHOM_HAS_BF16_KERNELS 1
 #define BF16_KERNEL __attribute__((target("arch=x86-64-v4,avx512bf16,avx512vbmi")))
@@ -24,7 +24,8 @@
 namespace fathom::kernels {
 
 // Whether this processor runs BF16_KERNEL functions. FATHOM_NO_BF16 in the environment says no, so
-// that both ways can be tested and measured on one machine.
+// that both ways can be tested and measured on one machine; so does a build whose other kernels do
+// not fuse multiplication and addition.
 inline bool has_bf16_dot() {
 #if FATHOM_HAS_BF16_KERNELS
   static const bool has = __builtin_cpu_supports("avx512bf16") &&

@@ -473,13 +473,7 @@ BF16_INLINE void add_rows(const Widener& widener, const float* x, const WeightVi
       __m512 value[kRowVectors];
       widener.widen(w, row + i, at, value);
 #pragma GCC unroll 8
-      for (int v = 0; v < kRowVectors; ++v) {
-        __m512 product = _mm512_set1_ps(x[i]) * value[v];
-#ifndef __FMA__
-        asm("" : "+v"(product));  // rounded, as gemm's are where the chapter does without FMA
-#endif
-        sum[v] += product;
-      }
+      for (int v = 0; v < kRowVectors; ++v) sum[v] += _mm512_set1_ps(x[i]) * value[v];
     }
 #pragma GCC unroll 8
     for (int v = 0; v < kRowVectors; ++v) _mm512_store_ps(sums + at + 16 * v, sum[v]);
