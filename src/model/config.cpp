@@ -180,14 +180,22 @@ void read_rope(FieldReader& fields, const FieldSource& source, Config& config) {
   Config read;
   read.rope_theta = parameters.positive("rope_theta", config.rope_theta);
   const Json* const type = parameters.find("rope_type");
+  if (type && *type != "default" && *type != "yarn")
+    fail(
+        "{}: field \"rope_parameters.rope_type\" is {}; only \"default\" and \"yarn\" are "
+        "supported",
+        source("rope_parameters.rope_type"), type->dump());
   if (!type || *type != "default")
     read.rope_scaling = parse_yarn(*json, source, "rope_parameters.");
   else
     parameters.refuse_the_rest();
-  if ((has_theta && read.rope_theta != config.rope_theta) ||
-      (scaling && read.rope_scaling != config.rope_scaling))
+  const char* const contradicted = has_theta && read.rope_theta != config.rope_theta ? "rope_theta"
+                                   : scaling && read.rope_scaling != config.rope_scaling
+                                       ? "rope_scaling"
+                                       : nullptr;
+  if (contradicted)
     fail("{}: rope_parameters and {} say different things; keep the one that is meant",
-         source("rope_parameters"), scaling ? "rope_scaling" : "rope_theta");
+         source("rope_parameters"), contradicted);
   config.rope_theta = read.rope_theta;
   config.rope_scaling = read.rope_scaling;
 }

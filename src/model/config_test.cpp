@@ -133,11 +133,18 @@ TEST(Config, RefusesByName) {
          c["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 7}};
        },
        "c.json: rope_parameters and rope_theta say different things; keep the one that is meant"},
+      {"two thetas of one scaling",
+       [](Json& c) {
+         c["rope_parameters"] = c["rope_scaling"];
+         c["rope_parameters"]["rope_theta"] = 7;
+       },
+       "c.json: rope_parameters and rope_theta say different things; keep the one that is meant"},
       {"rope parameters",
        [](Json& c) {
          c["rope_parameters"] = {{"rope_type", "longrope"}};
        },
-       "c.json: field \"rope_parameters.rope_type\" is \"longrope\"; only \"yarn\" is supported"},
+       "c.json: field \"rope_parameters.rope_type\" is \"longrope\"; only \"default\" and "
+       "\"yarn\" are supported"},
       {"no scaling of the default",
        [](Json& c) {
          c["rope_parameters"] = {{"rope_type", "default"}, {"factor", 4}};
