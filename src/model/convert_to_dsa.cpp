@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/grad_mode.h>
 
+#include <cstring>
 #include <set>
 #include <vector>
 
@@ -75,6 +76,9 @@ void link_or_copy(const fs::path& from, const fs::path& to) {
 Json weight_map(const fs::path& source) {
   if (fs::exists(source / kIndexFile)) return base::read_json_file(source / kIndexFile);
   Json index = {{"metadata", Json::object()}, {"weight_map", Json::object()}};
+  if (!fs::exists(source / "model.safetensors"))
+    fail("{}: neither model.safetensors nor {} is there; shards need their index", source.string(),
+         kIndexFile);
   const auto shard = Safetensors::open(source / "model.safetensors");
   for (const auto& [name, view] : shard.tensors()) index["weight_map"][name] = "model.safetensors";
   return index;
@@ -100,6 +104,24 @@ std::set<std::string> write_indexers(const Config& config, uint64_t seed, const 
   return names;
 }
 
+// MTP's copies of the embedding and the head, which V3's files have, are read as the main model's.
+void check_copies(const Json& index, const Config& config, const fs::path& folder) {
+  const Json& shards = index.at("weight_map");
+  const std::string mtp = fmt::format("model.layers.{}.", config.num_hidden_layers);
+  for (const auto& [copy, original] :
+       {std::pair(mtp + "embed_tokens.weight", "model.embed_tokens.weight"),
+        std::pair(mtp + "shared_head.head.weight", "lm_head.weight")}) {
+    if (!shards.contains(copy) || !shards.contains(original)) continue;
+    const auto copies = Safetensors::open(folder / shards.at(copy).get<std::string>());
+    const auto originals = Safetensors::open(folder / shards.at(original).get<std::string>());
+    const TensorView &a = copies.at(copy), &b = originals.at(original);
+    if (a.dtype != b.dtype || a.num_bytes() != b.num_bytes() ||
+        std::memcmp(a.data, b.data, a.num_bytes()) != 0)
+      fail("{}: {} is not what {} is; V3.2 has one of them for both", folder.string(), copy,
+           original);
+  }
+}
+
 void write_target(const DsaConversion& options, const Json& config_json, const fs::path& target) {
   Json index = weight_map(options.source);
   for (const auto& entry : fs::directory_iterator(options.source)) {
@@ -115,6 +137,17 @@ void write_target(const DsaConversion& options, const Json& config_json, const f
   base::write_file_atomically(target / kIndexFile, index.dump(2) + "\n");
   base::write_file_atomically(target / "config.json", config_json.dump(2) + "\n");
   load_checkpoint(target);  // throws where a tensor is missing or has another shape
+  check_copies(index, config, target);
+}
+
+// What is wrong with a copy is wrong with the source.
+std::string in_terms_of(const fs::path& source, const fs::path& copy, std::string message) {
+  const std::string name = copy.string();
+  for (size_t at = message.find(name); at != message.npos; at = message.find(name, at)) {
+    message.replace(at, name.size(), source.string());
+    at += source.string().size();
+  }
+  return message;
 }
 
 }  // namespace
@@ -129,6 +162,9 @@ void convert_to_dsa(const DsaConversion& options) {
   fs::create_directories(temporary);
   try {
     write_target(options, config, temporary);
+  } catch (const Error& error) {
+    fs::remove_all(temporary);
+    throw Error(in_terms_of(options.source, temporary, error.what()));
   } catch (...) {
     fs::remove_all(temporary);
     throw;

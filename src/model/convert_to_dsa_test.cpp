@@ -114,6 +114,41 @@ TEST_F(ConvertToDsa, AnFp8CheckpointKeepsItsWeightsAndServesWithNewIndexers) {
   EXPECT_TRUE(hidden.isfinite().all().item<bool>());
 }
 
+// V3's files hold MTP's embedding and head again.
+TEST_F(ConvertToDsa, CopiesThatAreNoneAreRefused) {
+  const auto whole = Safetensors::open(folder_ / "dense/model.safetensors");
+  const std::string mtp = fmt::format("model.layers.{}.", model_.config.num_hidden_layers);
+  const auto write_with_copies = [&](const TensorView& embedding, const TensorView& head) {
+    std::vector<NamedTensor> tensors;
+    for (const auto& [name, view] : whole.tensors()) tensors.push_back({name, view});
+    tensors.push_back({mtp + "embed_tokens.weight", embedding});
+    tensors.push_back({mtp + "shared_head.head.weight", head});
+    write_safetensors(folder_ / "new.safetensors", tensors);
+    fs::rename(folder_ / "new.safetensors", folder_ / "dense/model.safetensors");
+  };
+  const TensorView& embedding = whole.at("model.embed_tokens.weight");
+  const TensorView& head = whole.at("lm_head.weight");
+  write_with_copies(embedding, embedding);
+  EXPECT_EQ(error(), (folder_ / "dense").string() + ": " + mtp +
+                         "shared_head.head.weight is not what lm_head.weight is; V3.2 has one of "
+                         "them for both");
+  write_with_copies(embedding, head);
+  EXPECT_EQ(error(), "");
+}
+
+// Not by the name that its copy had for a while.
+TEST_F(ConvertToDsa, NamesTheSourceOfWhatIsWrong) {
+  const auto whole = Safetensors::open(folder_ / "dense/model.safetensors");
+  std::vector<NamedTensor> tensors;
+  for (const auto& [name, view] : whole.tensors())
+    if (name != "model.norm.weight") tensors.push_back({name, view});
+  write_safetensors(folder_ / "new.safetensors", tensors);
+  fs::rename(folder_ / "new.safetensors", folder_ / "dense/model.safetensors");
+  const std::string message = error();
+  EXPECT_EQ(message.rfind((folder_ / "dense").string() + "/", 0), 0u) << message;
+  EXPECT_NE(message.find("model.norm.weight is missing"), std::string::npos) << message;
+}
+
 TEST_F(ConvertToDsa, RefusesWhatItCannotConvert) {
   config_["model_type"] = "deepseek_v32";
   write_config();
@@ -131,6 +166,12 @@ TEST_F(ConvertToDsa, RefusesWhatItCannotConvert) {
   EXPECT_FALSE(fs::exists(folder_ / "sparse.tmp"));
   config_["kv_lora_rank"] = 16;
   write_config();
+  const fs::path weights = folder_ / "dense/model.safetensors";
+  fs::rename(weights, folder_ / "elsewhere");
+  EXPECT_EQ(error(), (folder_ / "dense").string() +
+                         ": neither model.safetensors nor model.safetensors.index.json is there; "
+                         "shards need their index");
+  fs::rename(folder_ / "elsewhere", weights);
   EXPECT_EQ(error(), "");
   EXPECT_NE(error().find("is there already"), std::string::npos);
 }
