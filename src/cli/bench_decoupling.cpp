@@ -1,4 +1,3 @@
-#include <map>
 #include <memory>
 
 #include "bench/decoupling.h"
@@ -11,16 +10,11 @@ namespace fathom::cli {
 void add_bench_decoupling_command(CLI::App& bench) {
   auto options = std::make_shared<bench::DecouplingOptions>();
   auto is_json = std::make_shared<bool>(false);
-  const std::map<std::string, pretrain::Stage> stages{{"warmup", pretrain::Stage::kWarmup},
-                                                      {"sparse", pretrain::Stage::kSparse}};
   CLI::App* command = bench.add_subcommand(
       "decoupling", "Compare the main model's gradients with the indexers' loss and without");
   command->add_option("--recipe", options->recipe, "Recipe file")->required();
   command->add_option("--model", options->model, "Checkpoint folder of the recipe's shape")
       ->required();
-  command->add_option("--stage", options->stage, "warmup or sparse")
-      ->transform(CLI::CheckedTransformer(stages, CLI::ignore_case))
-      ->default_str("sparse");
   command->add_option("--set", options->overrides, "Override a value: section.key=value");
   add_threads_option(*command, options->num_threads);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");

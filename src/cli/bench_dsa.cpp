@@ -17,7 +17,7 @@ void add_bench_dsa_command(CLI::App& bench) {
       ->check(CLI::Range(64, 1 << 24))
       ->capture_default_str();
   command->add_option("--threads", options->num_threads, "Threads")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   add_cache_option(*command, options->cache);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");

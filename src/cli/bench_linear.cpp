@@ -3,6 +3,7 @@
 #include "bench/linear.h"
 #include "cli/bench_commands.h"
 #include "cli/figures.h"
+#include "cli/real_range.h"
 #include "cli/threads_option.h"
 
 namespace fathom::cli {
@@ -24,7 +25,7 @@ void add_bench_linear_command(CLI::App& bench) {
   command
       ->add_option("--factor", options->factor,
                    "Of W's blocks; kernels may take a power of two another way")
-      ->check(CLI::Range(1e-6, 1e6))
+      ->check(real_range(1e-6, 1e6))
       ->capture_default_str();
   add_threads_option(*command, options->num_threads);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");

@@ -4,6 +4,7 @@
 
 #include "cli/bench_commands.h"
 #include "cli/figures.h"
+#include "cli/real_range.h"
 
 namespace fathom::cli {
 
@@ -23,7 +24,7 @@ void add_bench_serve_command(CLI::App& bench) {
   command
       ->add_option("--rate", options->requests_per_second,
                    "Requests a second at random times; 0: a new one when one ends")
-      ->check(CLI::Range(0.0, 10000.0))
+      ->check(real_range(0, 10000))
       ->capture_default_str();
   command->add_option("--prompt-tokens", options->prompt_tokens, "Tokens of each prompt")
       ->check(CLI::Range(1, 1 << 20))

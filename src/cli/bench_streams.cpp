@@ -5,6 +5,7 @@
 #include "cli/cache_option.h"
 #include "cli/figures.h"
 #include "cli/model_folder.h"
+#include "cli/real_range.h"
 #include "cli/threads_option.h"
 
 namespace fathom::cli {
@@ -28,7 +29,7 @@ void add_bench_streams_command(CLI::App& bench) {
                    "Text file to cut prompts from (default: random tokens)")
       ->check(CLI::ExistingFile);
   command->add_option("--temperature", options->temperature, "Sampling temperature, 0 is greedy")
-      ->check(CLI::Range(0.0, 2.0))
+      ->check(real_range(0, 2))
       ->capture_default_str();
   command->add_option("--tokens", options->tokens, "Tokens that each stream generates")
       ->check(CLI::Range(2, 1 << 20))

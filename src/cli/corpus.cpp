@@ -18,7 +18,7 @@ void add_corpus_command(CLI::App& app) {
   command
       ->add_option("--validation-share", options->validation_share,
                    "One document in so many is held out")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(2, 1 << 30))
       ->capture_default_str();
   command->callback([options] { text::build_corpus(*options); });
 }

@@ -1,12 +1,14 @@
 // fathom: one program, one subcommand a file. Exit codes: 0 done, 1 failed, 2 wrong usage.
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <exception>
 
 #include "cli/commands.h"
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is an error of its writing
   CLI::App app("fathom: the DeepSeek-V3.2 system");
   app.require_subcommand(1);
   using namespace fathom::cli;  // NOLINT: one line a command

@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "cli/commands.h"
+#include "cli/real_range.h"
 #include "cli/threads_option.h"
 #include "pretrain/launch.h"
 #include "pretrain/recipe.h"
@@ -67,7 +68,7 @@ void add_pretrain_command(CLI::App& app) {
   command->add_option("--set", flags->overrides, "Override a value: section.key=value");
   command->add_option("--steps", flags->steps, "The same as --set training.steps=N");
   command->add_option("--minutes", flags->run.minutes, "Finish after so many minutes of training")
-      ->check(CLI::Range(0.01, 1e7));
+      ->check(real_range(0.01, 1e7));
   command
       ->add_option("--stop-after-step", flags->run.stop_after_step,
                    "Save and end at this step; the same command goes on later")
@@ -87,7 +88,7 @@ void add_pretrain_command(CLI::App& app) {
   command
       ->add_option("--rank-timeout", flags->run.rank_timeout_seconds,
                    "Seconds to wait for another rank's answer")
-      ->check(CLI::Range(1.0, 1e6))
+      ->check(real_range(1, 1e6))
       ->capture_default_str();
   add_threads_option(*command, flags->num_threads);
   command->add_option("--export", flags->run.export_folder,

@@ -16,6 +16,7 @@ void add_train_tokenizer_command(CLI::App& app) {
       ->capture_default_str();
   command
       ->add_option("--max-token-bytes", options->bpe.max_token_bytes, "Longest token of the merges")
+      ->check(CLI::Range(1, 1 << 16))
       ->capture_default_str();
   command->add_option("--out", options->output, "Folder for tokenizer.json")->required();
   command->callback([options] { text::train_tokenizer(*options); });

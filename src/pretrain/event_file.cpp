@@ -115,7 +115,7 @@ uint32_t masked_crc32c(std::string_view bytes) {
 std::vector<Scalar> scalars_of(const Json& metrics) {
   std::vector<Scalar> scalars;
   for (const auto& [key, value] : metrics.items()) {
-    if (key == "step" || key == "tokens" || key == "seconds") continue;
+    if (key == "step") continue;
     if (value.is_number()) scalars.push_back({key, value.get<float>()});
     if (!value.is_array()) continue;
     for (size_t i = 0; i < value.size(); ++i)

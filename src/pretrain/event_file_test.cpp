@@ -150,7 +150,9 @@ TEST(EventFile, AReaderOfItsOwnFindsEveryNumber) {
   EXPECT_EQ(events[0].wall_time, 1.7e9);
   EXPECT_EQ(events[1].step, 1u);
   EXPECT_EQ(events[1].wall_time, 1.7e9 + 2.5);
-  EXPECT_EQ(events[1].scalars, (std::map<std::string, float>{{"loss", 4.25f}, {"lr", 1e-3f}}));
+  EXPECT_EQ(events[1].scalars,
+            (std::map<std::string, float>{
+                {"loss", 4.25f}, {"lr", 1e-3f}, {"seconds", 2.5f}, {"tokens", 4096}}));
   EXPECT_EQ(events[2].step, 300u);
   EXPECT_EQ(events[2].wall_time, 1.7e9 + 2.5);  // a validation's line names no time
   EXPECT_EQ(events[2].scalars,

@@ -6,7 +6,7 @@
 
 namespace fathom::pretrain {
 
-inline constexpr int kGraceSeconds = 10;
+inline constexpr int kGraceSeconds = 5;
 
 // Starts `size` copies of `command` (a program's path and its arguments) with torchrun's variables
 // set, and waits for them. SIGTERM and SIGINT are passed on. When one fails, the others get

@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <set>
 #include <vector>
 
@@ -34,6 +35,20 @@ std::set<int64_t> skipped_until(const Json& recipe, int64_t done) {
   return skipped;
 }
 
+// As "training.seed 1, 2".
+std::string first_difference(const Json& before, const Json& now) {
+  const auto text_at = [](const Json& json, const Json::json_pointer& place) {
+    return json.contains(place) ? json.at(place).dump() : "not there";
+  };
+  for (const Json& step : Json::diff(before, now)) {
+    std::string name = step.at("path");
+    const Json::json_pointer place(name);
+    std::replace(name.begin(), name.end(), '/', '.');
+    return fmt::format("{} {}, {}", name.substr(1), text_at(before, place), text_at(now, place));
+  }
+  return "";
+}
+
 bool is_same_path(const std::filesystem::path& a, const std::filesystem::path& b) {
   return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
 }
@@ -43,9 +58,12 @@ bool is_same_path(const std::filesystem::path& a, const std::filesystem::path& b
 void go_on_with(TrainerState& state, const Recipe& recipe,
                 const std::optional<std::filesystem::path>& init,
                 const std::filesystem::path& run) {
-  if (identity(state.recipe) != identity(recipe.source))
-    fail("{}: was started with another recipe; give --run another folder, or delete this one",
-         run.string());
+  const Json before = identity(state.recipe), now = identity(recipe.source);
+  if (before != now)
+    fail(
+        "{}: was started with another recipe (before and now: {}); give --run another folder, or "
+        "delete this one",
+        run.string(), first_difference(before, now));
   if (init && state.init && !is_same_path(*init, *state.init))
     fail(
         "{}: began with {}, not with --init {}; leave --init out to go on, or give --run another "
@@ -66,6 +84,30 @@ void go_on_with(TrainerState& state, const Recipe& recipe,
         "[{}] were left out; turn `latest` back to a checkpoint before, or name only later ones",
         run.string(), state.step, fmt::join(wanted, ", "), fmt::join(skipped, ", "));
   state.recipe = recipe.source;
+}
+
+void check_same_origin(const TrainerState& state, const TokenOrigin& now,
+                       const std::filesystem::path& run) {
+  if (!state.tokens) return;
+  const bool is_same_tokenizer = state.tokens->tokenizer == now.tokenizer;
+  if (is_same_tokenizer && state.tokens->corpus == now.corpus) return;
+  fail("{}: trained on another {} than is there now; bring it back, or give --run another folder",
+       run.string(), is_same_tokenizer ? "text" : "tokenizer's tokens");
+}
+
+void check_same_tokenizer(const std::filesystem::path& init, const Recipe& recipe) {
+  const auto tokenizer = recipe.data / "tokenizer/tokenizer.json";
+  std::string before;
+  if (std::filesystem::exists(init / "tokenizer.json"))
+    before = hash_of_file(init / "tokenizer.json");
+  else if (std::filesystem::exists(init / "trainer.json"))
+    before = RunFolder::load_state(init).tokens.value_or(TokenOrigin()).tokenizer;
+  if (before.empty() || !std::filesystem::exists(tokenizer) || before == hash_of_file(tokenizer))
+    return;
+  fail(
+      "--init {}: its model knows another tokenizer than {}, so the same ids would be other text; "
+      "put the model's tokenizer there and delete {}",
+      init.string(), tokenizer.string(), (recipe.data / "tokens").string());
 }
 
 }  // namespace fathom::pretrain

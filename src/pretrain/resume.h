@@ -16,4 +16,11 @@ namespace fathom::pretrain {
 void go_on_with(TrainerState& state, const Recipe& recipe,
                 const std::optional<std::filesystem::path>& init, const std::filesystem::path& run);
 
+// Throws Error where the run's tokens are known to have been others, by their text or tokenizer.
+void check_same_origin(const TrainerState& state, const TokenOrigin& now,
+                       const std::filesystem::path& run);
+
+// Throws Error where the model of `init` is known to have another tokenizer than the recipe's data.
+void check_same_tokenizer(const std::filesystem::path& init, const Recipe& recipe);
+
 }  // namespace fathom::pretrain

@@ -39,7 +39,7 @@ void write_entry(int64_t marker, int32_t key, int32_t value, int32_t* at) {
 }
 
 std::string mixture_fingerprint(const Recipe& recipe, const Json& text) {
-  return fmt::format("{}; retrieval {}, seed {}", text.value("fingerprint", ""),
+  return fmt::format("{}; retrieval {}, seed {}", text.value("origin", Json()).dump(),
                      recipe.source.value("retrieval", Json::object()).dump(), recipe.training.seed);
 }
 
@@ -66,6 +66,9 @@ RetrievalDocument make_retrieval_document(const RetrievalRecipe& recipe,
                                           std::span<const int64_t> text, uint64_t seed,
                                           uint64_t number) {
   const int64_t length = std::ssize(text), pairs_end = length - kEntry * recipe.num_queries;
+  if (pairs_end <= kEntry)
+    fail("\"retrieval.num_queries\" is {}; a row of {} tokens holds at most {}", recipe.num_queries,
+         length, (length - kEntry - 1) / kEntry);
   const int64_t stretch = (pairs_end - 1) / recipe.num_pairs;
   if (stretch < kEntry)
     fail("\"retrieval.num_pairs\" is {}; a row of {} tokens with {} queries holds at most {}",

@@ -11,6 +11,7 @@
 #include "base/file.h"
 #include "model/checkpoint.h"
 #include "model/safetensors.h"
+#include "model/verify.h"
 
 namespace fathom::pretrain {
 namespace {
@@ -116,7 +117,12 @@ void RunFolder::save(const TrainerState& state, const model::Model& model,
                {"seconds", state.seconds},
                {"recipe", state.recipe}};
   if (state.init) json["init"] = *state.init;
+  if (state.tokens)
+    json["tokens"] = {{"corpus", state.tokens->corpus}, {"tokenizer", state.tokens->tokenizer}};
   base::write_file_atomically(temporary / "trainer.json", json.dump(2) + "\n");
+  std::vector<std::string> written;
+  for (const auto& path : optimizer_shards(temporary)) written.push_back(path.filename());
+  model::add_checksums(temporary, written);
   std::filesystem::remove_all(folder_ / name);
   std::filesystem::rename(temporary, folder_ / name);
   base::write_file_atomically(folder_ / "latest", name + "\n");
@@ -146,6 +152,8 @@ TrainerState RunFolder::load_state(const std::filesystem::path& checkpoint) {
     TrainerState state{json.at("step"), json.at("total_steps"), json.at("seconds"),
                        json.at("recipe")};
     if (json.contains("init")) state.init = json["init"].get<std::string>();
+    if (json.contains("tokens"))
+      state.tokens = {json["tokens"].at("corpus"), json["tokens"].at("tokenizer")};
     return state;
   } catch (const Json::exception& error) {
     fail("{}: not a state of training ({}); expected what pretrain writes", path.string(),

@@ -13,6 +13,7 @@
 #include "model/transformer.h"
 #include "pretrain/event_file.h"
 #include "pretrain/optimizer.h"
+#include "pretrain/token_data.h"
 
 namespace fathom::pretrain {
 
@@ -21,8 +22,9 @@ struct TrainerState {
   int64_t total_steps = 0;  // where the learning rate reaches its end
   double seconds = 0;       // spent in training
   Json recipe;
-  // --init of the beginning; empty: none. Older checkpoints do not say.
+  // --init of the beginning; empty: none. Older checkpoints do not say, nor of the tokens.
   std::optional<std::string> init = {};
+  std::optional<TokenOrigin> tokens = {};
 };
 
 class RunFolder {

@@ -4,7 +4,8 @@
 // Learning rate:
 //   wsd:    warm-up, plateau, then linear decay over the last decay_fraction of the steps
 //   cosine: warm-up, then half a cosine
-// Both rise linearly over warmup_steps and end at final_fraction of the peak.
+// Both rise linearly over warmup_steps and fall towards final_fraction of the peak, which the step
+// after the last would have.
 #pragma once
 
 #include "pretrain/recipe.h"

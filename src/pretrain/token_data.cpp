@@ -19,11 +19,13 @@ constexpr int64_t kDocumentsAtOnce = 512;
 constexpr std::string_view kBos = "<｜begin▁of▁sentence｜>";
 constexpr std::string_view kEos = "<｜end▁of▁sentence｜>";
 
-std::string fingerprint(const TokenizeOptions& options) {
-  return fmt::format("corpus {:016x}, tokenizer {:016x}, shards of {}, BOS document EOS",
-                     text::document_hash(base::read_file(options.corpus / "manifest.json")),
-                     text::document_hash(base::read_file(options.tokenizer / "tokenizer.json")),
-                     options.shard_tokens);
+// Of all its text: who edits a shard leaves the manifest as it is.
+std::string hash_of_corpus(const std::filesystem::path& folder) {
+  std::string hashes;
+  for (const char* split : {"train", "validation"})
+    for (const auto& path : text::corpus_files(folder, split))
+      hashes += hash_of_file(path) + path.filename().string() + "\n";
+  return fmt::format("{:016x}", text::document_hash(hashes));
 }
 
 text::TokenId special_token(const text::Tokenizer& tokenizer, const TokenizeOptions& options,
@@ -67,19 +69,30 @@ Json tokenize_split(const TokenizeOptions& options, const text::Tokenizer& token
 
 void tokenize_corpus(const TokenizeOptions& options) {
   const auto summary_path = options.output / "tokens.json";
-  const std::string print = fingerprint(options);
+  const Json origin = {{"corpus", hash_of_corpus(options.corpus)},
+                       {"tokenizer", hash_of_file(options.tokenizer / "tokenizer.json")},
+                       {"shard_tokens", options.shard_tokens}};
   if (std::filesystem::exists(summary_path) &&
-      base::read_json_file(summary_path).value("fingerprint", "") == print)
+      base::read_json_file(summary_path).value("origin", Json()) == origin)
     return;
   std::filesystem::remove_all(options.output);
   std::filesystem::create_directories(options.output);
   const auto tokenizer = text::Tokenizer::load(options.tokenizer / "tokenizer.json");
-  Json summary = {{"fingerprint", print},
+  Json summary = {{"origin", origin},
                   {"vocab_size", tokenizer.vocab_size()},
                   {"bos_token_id", special_token(tokenizer, options, kBos)}};
   for (const std::string split : {"train", "validation"})
     summary[split] = tokenize_split(options, tokenizer, split);
   write_token_summary(options.output, summary);
+}
+
+TokenOrigin token_origin(const std::filesystem::path& folder) {
+  const Json origin = base::read_json_file(folder / "tokens.json").value("origin", Json::object());
+  return {origin.value("corpus", ""), origin.value("tokenizer", "")};
+}
+
+std::string hash_of_file(const std::filesystem::path& path) {
+  return fmt::format("{:016x}", text::document_hash(base::read_file(path)));
 }
 
 void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config) {
@@ -102,12 +115,15 @@ double TokenRows::targets_per_byte() const {
 TokenRows::TokenRows(const std::filesystem::path& folder, const std::string& split,
                      int64_t sequence_length, FimOptions fim)
     : sequence_length_(sequence_length), fim_(std::move(fim)), first_row_{0} {
-  const Json summary = base::read_json_file(folder / "tokens.json").at(split);
+  const Json all = base::read_json_file(folder / "tokens.json");
+  const Json& summary = all.at(split);
+  vocab_size_ = all.at("vocab_size");
   num_tokens_ = summary.at("num_tokens");
   num_bytes_ = summary.at("num_bytes");
   num_documents_ = summary.at("num_documents");
   for (const auto& file : summary.at("files")) {
-    shards_.push_back(model::Safetensors::open(folder / file.get<std::string>()));
+    paths_.push_back(folder / file.get<std::string>());
+    shards_.push_back(model::Safetensors::open(paths_.back()));
     const int64_t tokens = shards_.back().at("tokens").num_elements();
     first_row_.push_back(first_row_.back() + std::max<int64_t>(0, (tokens - 1) / sequence_length));
   }
@@ -128,6 +144,11 @@ std::vector<int64_t> TokenRows::row(int64_t index) const {
       tokens[i] = reinterpret_cast<const uint16_t*>(view.data)[begin + i];
     else
       tokens[i] = reinterpret_cast<const int32_t*>(view.data)[begin + i];
+    if (tokens[i] < 0 || tokens[i] >= vocab_size_)
+      fail(
+          "{}: token {} is {}; expected below {}; the file is damaged, delete its folder and the "
+          "text is cut again",
+          paths_[shard].string(), begin + i, tokens[i], vocab_size_);
   }
   return with_fill_in_the_middle(tokens, index, fim_);
 }

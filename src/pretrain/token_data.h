@@ -27,6 +27,14 @@ struct TokenizeOptions {
 // Tokenises both splits. Does nothing if `output` was made from the same corpus and tokenizer.
 void tokenize_corpus(const TokenizeOptions& options);
 
+// What a folder's tokens were made from, as hashes of all text and of tokenizer.json; empty where
+// tokens.json does not say.
+struct TokenOrigin {
+  std::string corpus, tokenizer;
+};
+TokenOrigin token_origin(const std::filesystem::path& folder);
+std::string hash_of_file(const std::filesystem::path& path);
+
 // Throws Error where the tokens of `folder` were not made for this model: another vocabulary or
 // BOS.
 void check_tokens_fit(const std::filesystem::path& folder, const model::Config& config);
@@ -43,13 +51,14 @@ class TokenRows {
   int64_t num_bytes() const { return num_bytes_; }  // of the documents' text
   // Tokens that are predicted, for each byte of text: all but BOS.
   double targets_per_byte() const;
-  // The row's sequence_length + 1 tokens.
+  // The row's sequence_length + 1 tokens. Throws Error where one is beyond the vocabulary.
   std::vector<int64_t> row(int64_t index) const;
 
  private:
   int64_t sequence_length_;
   FimOptions fim_;
-  int64_t num_tokens_ = 0, num_bytes_ = 0, num_documents_ = 0;
+  int64_t vocab_size_ = 0, num_tokens_ = 0, num_bytes_ = 0, num_documents_ = 0;
+  std::vector<std::filesystem::path> paths_;  // of shards
   std::vector<model::Safetensors> shards_;
   std::vector<int64_t> first_row_;  // of each shard, and the total
 };

@@ -95,7 +95,15 @@ TEST_F(TokenShards, MadeAgainOnlyWhereTheInputsChanged) {
   base::write_file_atomically(shard, "marked");
   tokenize_corpus(options_);
   EXPECT_EQ(base::read_file(shard), "marked");
-  write_corpus("another corpus");
+  // The manifest need not say so.
+  const fs::path text = options_.corpus / "train-00000.jsonl";
+  const std::string lines = base::read_file(text);
+  base::write_file_atomically(
+      text, lines + Json({{"source", "s"}, {"path", "p"}, {"text", "more"}}).dump() + "\n");
+  tokenize_corpus(options_);
+  EXPECT_EQ(base::read_json_file(options_.output / "tokens.json")["train"]["num_documents"], 121);
+  EXPECT_NE(base::read_file(shard), "marked");
+  base::write_file_atomically(text, lines);
   tokenize_corpus(options_);
   EXPECT_EQ(base::read_file(shard), before);
   fs::remove(options_.output / "tokens.json");  // as a kill leaves it
@@ -115,6 +123,25 @@ TEST_F(TokenShards, TokensOfAnotherModelAreRefused) {
   config.bos_token_id = 2;
   EXPECT_THROW(check_tokens_fit(options_.output, config), Error);
   EXPECT_THROW(TokenRows(options_.output, "train", 100000), Error);
+}
+
+TEST_F(TokenShards, TokensBeyondTheVocabularyAreRefused) {
+  tokenize_corpus(options_);
+  const fs::path shard = options_.output / "validation-00000.safetensors";
+  std::vector<uint16_t> ids(40, 7);
+  ids[20] = 300;
+  write_shard(shard, ids);
+  const TokenRows rows(options_.output, "validation", 16);
+  EXPECT_EQ(rows.row(0).size(), 17u);
+  try {
+    rows.row(1);
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.what(),
+              shard.string() +
+                  ": token 20 is 300; expected below 300; the file is damaged, delete "
+                  "its folder and the text is cut again");
+  }
 }
 
 TEST(RowsInOrder, EachEpochTakesEveryRowOnce) {
@@ -144,7 +171,8 @@ class Batches : public testing::Test {
                         {"num_documents", 4},
                         {"num_tokens", 15},
                         {"num_bytes", 8}};
-    base::write_file_atomically(folder_ / "tokens.json", Json({{"train", split}}).dump());
+    base::write_file_atomically(folder_ / "tokens.json",
+                                Json({{"train", split}, {"vocab_size", 1 << 16}}).dump());
   }
   static std::vector<int64_t> values(const torch::Tensor& tensor) {
     return {tensor.data_ptr<int64_t>(), tensor.data_ptr<int64_t>() + tensor.numel()};

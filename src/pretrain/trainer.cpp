@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "model/checkpoint.h"
+#include "model/verify.h"
 #include "pretrain/schedule.h"
 
 namespace fathom::pretrain {
@@ -147,6 +148,7 @@ Trainer::Trainer(const Recipe& recipe, const Ranks& ranks)
 
 Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& folder,
                             const Ranks& ranks) {
+  model::verify_checkpoint(folder);
   model::Model model = model::load_checkpoint_for_training(folder);
   check_same_shape(model.config, recipe.model, folder);
   model.config = recipe.model;
@@ -155,8 +157,9 @@ Trainer Trainer::begin_with(const Recipe& recipe, const std::filesystem::path& f
 
 Trainer Trainer::resume(const Recipe& recipe, const std::filesystem::path& checkpoint,
                         const Ranks& ranks) {
+  const auto optimizer = RunFolder::load_optimizer(checkpoint);  // names a shard that is missing
   Trainer trainer = begin_with(recipe, checkpoint, ranks);
-  trainer.optimizer_.restore(RunFolder::load_optimizer(checkpoint));
+  trainer.optimizer_.restore(optimizer);
   return trainer;
 }
 

@@ -249,6 +249,8 @@ void prepare_data(const Recipe& recipe, const std::filesystem::path& recipe_path
          recipe_path.string(), recipe.tokenizer.vocab_size, text::smallest_vocab_size());
   if (!std::filesystem::exists(recipe.data / "text" / "manifest.json"))
     text::build_corpus({.recipe = recipe_path, .output = recipe.data / "text"});
+  for (const char* split : {"train", "validation"})  // throws where there is none
+    text::corpus_files(recipe.data / "text", split);
   if (!has_tokenizer)
     text::train_tokenizer({.inputs = {recipe.data / "text"},
                            .output = tokenizer_folder(recipe),
@@ -268,8 +270,13 @@ model::RankGroup join_ranks(const TrainingRunOptions& options) {
 // Continues from the checkpoint, if there is one.
 void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoint) {
   const TrainingRunOptions& options = run.options;
-  run.state = {0, options.recipe.training.steps, 0, options.recipe.source,
-               options.init ? options.init->string() : ""};
+  const TokenOrigin origin = token_origin(options.recipe.data / "tokens");
+  run.state = {0,
+               options.recipe.training.steps,
+               0,
+               options.recipe.source,
+               options.init ? options.init->string() : "",
+               origin};
   if (checkpoint) run.state = RunFolder::load_state(*checkpoint);
   // A rank that sees another folder, or an old one, would train another model.
   const torch::Tensor step = torch::full({1}, run.state.step, torch::kLong);
@@ -282,6 +289,7 @@ void resume_state(Run& run, const std::optional<std::filesystem::path>& checkpoi
   if (!checkpoint) return;
   const bool is_init_known = run.state.init.has_value();
   go_on_with(run.state, options.recipe, options.init, options.run);
+  check_same_origin(run.state, origin, options.run);
   run.seconds_before = run.state.seconds;
   if (!run.ranks.is_first()) return;
   fmt::print(stderr, "resuming {} at step {}\n", options.run.string(), run.state.step);
@@ -321,7 +329,14 @@ std::unique_ptr<base::FileLock> lock_folder(const TrainingRunOptions& options,
 
 // The finished model's folder is made, and a file written there for a moment: what a long run would
 // find out at its end.
-void check_export(const std::filesystem::path& folder) {
+void check_export(const std::filesystem::path& folder, const std::filesystem::path& run) {
+  const auto within_run = std::filesystem::weakly_canonical(folder).lexically_relative(
+      std::filesystem::weakly_canonical(run));
+  if (*within_run.begin() != ".." || std::filesystem::exists(folder / "trainer.json"))
+    fail(
+        "--export {}: holds a run's checkpoints, whose f32 weights it would replace; name another "
+        "folder",
+        folder.string());
   try {
     std::filesystem::create_directories(folder);
     base::AtomicFile(folder / "config.json").write("{}");
@@ -340,7 +355,7 @@ void run_training(const TrainingRunOptions& options) {
   check_run(options);
   check_ranks(sharing, recipe);
   const auto lock = lock_folder(options, ranks);
-  if (ranks.is_first() && options.export_folder) check_export(*options.export_folder);
+  if (ranks.is_first() && options.export_folder) check_export(*options.export_folder, options.run);
   if (options.prepare) ranks.after_first("prepare", options.prepare);
   const auto text = recipe.data / "tokens";
   check_tokens_fit(text, recipe.model);
@@ -358,6 +373,7 @@ void run_training(const TrainingRunOptions& options) {
           {}};
   const auto checkpoint = run.folder.latest();
   resume_state(run, checkpoint);
+  if (!checkpoint && options.init) check_same_tokenizer(*options.init, recipe);
   Trainer trainer = checkpoint     ? Trainer::resume(recipe, *checkpoint, sharing)
                     : options.init ? Trainer::begin_with(recipe, *options.init, sharing)
                                    : Trainer(recipe, sharing);

@@ -446,6 +446,102 @@ TEST_F(TrainingRun, AnExportThatCannotBeWrittenIsRefusedBeforeTheTraining) {
   EXPECT_EQ(base::read_file(folder_ / "model/config.json"), "old");
 }
 
+std::string error_of(const TrainingRunOptions& options) {
+  try {
+    run_training(options);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(TrainingRun, AnExportIntoARunIsRefused) {
+  start_anew();
+  TrainingRunOptions first = options("run");
+  first.stop_after_step = 2;
+  run_training(first);
+  fs::copy(folder_ / "run/step-000002", folder_ / "copy");
+  for (const char* place : {"run", "run/step-000002", "run/step-000002/model", "copy"}) {
+    TrainingRunOptions exporting = options("run");
+    exporting.export_folder = folder_ / place;
+    EXPECT_EQ(error_of(exporting),
+              "--export " + (folder_ / place).string() +
+                  ": holds a run's checkpoints, whose f32 weights it would replace; name another "
+                  "folder");
+  }
+  EXPECT_FALSE(fs::exists(folder_ / "run/config.json"));
+}
+
+TEST_F(TrainingRun, DamagedCheckpointsAreRefused) {
+  start_anew();
+  TrainingRunOptions half = options("run");
+  half.stop_after_step = 4;
+  run_training(half);
+  for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
+    const fs::path file = folder_ / "run/step-000004" / name;
+    const std::string good = base::read_file(file);
+    std::string bad = good;
+    bad[bad.size() - 4] ^= 1;
+    base::write_file_atomically(file, bad);
+    EXPECT_NE(error_of(options("run")).find(file.string() + ": its SHA-256 is "),
+              std::string::npos);
+    base::write_file_atomically(file, good);
+  }
+  // A model without a list of sums, as others publish them.
+  fs::create_directories(folder_ / "model");
+  for (const char* name : {"config.json", "model.safetensors"})
+    fs::copy(folder_ / "run/step-000004" / name, folder_ / "model" / name);
+  TrainingRunOptions beginning = options("second");
+  beginning.init = folder_ / "model";
+  beginning.stop_after_step = 1;
+  EXPECT_EQ(error_of(beginning), "");
+  std::string weights = base::read_file(folder_ / "model/model.safetensors");
+  const float nan = std::nanf("");
+  std::memcpy(weights.data() + weights.size() - sizeof nan, &nan, sizeof nan);
+  base::write_file_atomically(folder_ / "model/model.safetensors", weights);
+  beginning.run = folder_ / "third";
+  EXPECT_NE(error_of(beginning).find("holds values that are not finite"), std::string::npos);
+}
+
+TEST_F(TrainingRun, AnotherTextOrTokenizerIsRefused) {
+  start_anew();
+  const fs::path summary = folder_ / "tokens/tokens.json";
+  const auto set_origin = [&](const char* corpus, const std::string& tokenizer) {
+    Json json = base::read_json_file(summary);
+    json["origin"] = {{"corpus", corpus}, {"tokenizer", tokenizer}};
+    base::write_file_atomically(summary, json.dump());
+  };
+  fs::create_directories(folder_ / "tokenizer");
+  const fs::path tokenizer = folder_ / "tokenizer/tokenizer.json";
+  base::write_file_atomically(tokenizer, "{}");
+  const std::string hash = hash_of_file(tokenizer);
+  set_origin("a", hash);
+  TrainingRunOptions half = options("run");
+  half.stop_after_step = 2;
+  run_training(half);
+  const std::string run = (folder_ / "run").string();
+  set_origin("b", hash);
+  EXPECT_EQ(error_of(half), run +
+                                ": trained on another text than is there now; bring it back, or "
+                                "give --run another folder");
+  set_origin("a", "other");
+  EXPECT_EQ(error_of(half), run +
+                                ": trained on another tokenizer's tokens than is there now; bring "
+                                "it back, or give --run another folder");
+  set_origin("a", hash);
+  EXPECT_EQ(error_of(half), "");
+
+  TrainingRunOptions next = options("next");
+  next.init = folder_ / "run/step-000002";
+  next.stop_after_step = 1;
+  base::write_file_atomically(tokenizer, "{ }");
+  const std::string message =
+      "--init " + next.init->string() + ": its model knows another tokenizer";
+  EXPECT_EQ(error_of(next).rfind(message, 0), 0u) << error_of(next);
+  base::write_file_atomically(*next.init / "tokenizer.json", "{ }");  // what it says itself counts
+  EXPECT_EQ(error_of(next), "");
+}
+
 // The later stages, each from the checkpoint of the one before.
 class Stages : public TrainingRun {
  protected:
@@ -587,14 +683,6 @@ TEST_F(Stages, AnMtpLayerThatIsRuinedIsNotSaved) {
 }
 
 TEST_F(Stages, ARunThatGoesOnKnowsWhatItBeganWith) {
-  const auto error_of = [](const TrainingRunOptions& options) -> std::string {
-    try {
-      run_training(options);
-    } catch (const Error& error) {
-      return error.what();
-    }
-    return "";
-  };
   TrainingRunOptions half = stage(Stage::kWarmup, "warmup", "dense");
   half.stop_after_step = 3;
   run_training(half);
