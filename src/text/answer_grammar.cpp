@@ -153,6 +153,9 @@ class CallGrammar {
         (!schema.contains("type") && !schema.contains("enum") && !schema.contains("const") &&
          !schema.contains("anyOf") && !schema.contains("oneOf") && !schema.contains("allOf") &&
          !schema.contains("properties"))) {
+      if (const Json rest = schema.is_object() ? rest_of(schema, {}) : Json::object();
+          json.refuses() && !rest.empty())
+        json.fail_unheld(fmt::format("{}.{} without a type", where, rest.items().begin().key()));
       all.push_back(as_string({derived(free_string_)}));
       all.push_back(as_json({derived(json.value_without_strings())}));
       return all;
@@ -169,9 +172,9 @@ class CallGrammar {
     }
     if (!schema.contains("type") || !names_string(schema.at("type")))
       return {as_json({derived(json.schema(schema, where))})};
-    all.push_back(as_string(
-        {derived(bounds_strings(schema) ? json.string_text(schema, where, StringWriting::kBare)
-                                        : free_string_)}));
+    all.push_back(as_string({derived(
+        bounds_strings(schema) ? json.string_text(schema, where, StringWriting::kBare, free_string_)
+                               : free_string_)}));
     if (!schema.at("type").is_array()) return all;
     others_.push_back(std::make_unique<Json>(schema));  // the rules refer to it
     Json& others = *others_.back();

@@ -154,6 +154,8 @@ TEST(AnswerGrammar, StrictToolsRefuseWhatCannotBeHeld) {
       {R"({"type": "string", "pattern": "a\\b"})",
        x + "pattern \"a\\\\b\": a back reference, boundary, property or unknown escape at "
            "character 3"},
+      {R"({"pattern": "^a+$"})", x + "pattern without a type"},
+      {R"({"minimum": 3})", x + "minimum without a type"},
       {R"({"type": "string", "format": "colour"})",
        x + "format \"colour\" (known are " + std::string(kKnownFormats) + ")"},
       {R"({"anyOf": [{"type": "integer"}], "minimum": 3})", x + "minimum beside anyOf"},
@@ -191,6 +193,12 @@ TEST(AnswerGrammar, StrictStringsAndNumbersAreHeldToTheirBounds) {
   };
   const std::string code = parameter("code", "true", "AB1");
   EXPECT_TRUE(derives(grammar, call("a@b.co", code, "<\"\n", "0.25")));
+  const Json open = Json::parse(
+      R"({"type": "object", "required": ["x"], "properties": {"x": {"type": "string", "minLength": 1}}})");
+  const Grammar free = answer_grammar(
+      {.kind = Kind::kCalls, .tools = {{{"function", {{"name", "f"}, {"parameters", open}}}}}});
+  EXPECT_TRUE(derives(free, calls(invoke("f", parameter("x", "true", "a｜b")))));
+  EXPECT_FALSE(derives(free, calls(invoke("f", parameter("x", "true", "")))));
   EXPECT_TRUE(derives(grammar, call("a@b.co", parameter("code", "false", "null"), "a", "1")));
   EXPECT_FALSE(derives(grammar, call("a@b", code, "a", "1")));
   EXPECT_FALSE(derives(grammar, call("a@b.co", parameter("code", "true", "AB12"), "a", "1")));

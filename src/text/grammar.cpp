@@ -16,7 +16,7 @@ constexpr size_t kMostSymbols = 1 << 20;
 constexpr int64_t kMostExpansions = 1 << 20;  // for one token: a third of a second
 
 [[noreturn]] void fail_too_large() {
-  fail(
+  throw Grammar::TooLarge(
       "the answer's grammar is too large; ask for fewer parts, shorter lists of values, lower "
       "bounds");
 }
@@ -82,6 +82,12 @@ void Grammar::add_alternative(Rule rule, Sequence sequence) {
   if (num_symbols_ > kMostSymbols) fail_too_large();
   rules_.at(rule).push_back(static_cast<int32_t>(sequences_.size()));
   sequences_.push_back(std::move(sequence));
+}
+
+void Grammar::return_to(const Mark& mark) {
+  rules_.resize(mark.num_rules);
+  sequences_.resize(mark.num_sequences);
+  num_symbols_ = mark.num_symbols;
 }
 
 void Grammar::finish() {
@@ -268,13 +274,19 @@ GrammarMatcher::State GrammarMatcher::state_number(Stacks stacks) {
 GrammarMatcher::State GrammarMatcher::find_next(State state, uint8_t byte) {
   Stacks stacks;
   Seen seen;
+  Grammar::Bytes alike;  // bytes that go where this one does
+  alike.set();
+  num_expansions_ += std::ssize(states_[state].tops);
   for (const int32_t top : states_[state].tops) {
     const Frame frame = frames_[top];
-    if (!grammar_->sequence(frame.alternative)[frame.position].bytes.test(byte)) continue;
+    const Grammar::Bytes& bytes = grammar_->sequence(frame.alternative)[frame.position].bytes;
+    alike &= bytes.test(byte) ? bytes : ~bytes;
+    if (!bytes.test(byte)) continue;
     expand({frame.alternative, frame.position + 1, frame.below}, seen, stacks);
   }
   const State next = state_number(std::move(stacks));
-  transitions_[state][byte] = next;
+  for (size_t other = 0; other < alike.size(); ++other)
+    if (alike.test(other)) transitions_[state][other] = next;
   return next;
 }
 

@@ -11,6 +11,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "base/check.h"
+
 namespace fathom::text {
 
 class Grammar {
@@ -24,12 +26,24 @@ class Grammar {
   };
   using Sequence = std::vector<Symbol>;
 
-  // Both throw Error where the grammar grows beyond 2^18 rules or 2^20 symbols: it may come from a
-  // request.
+  struct TooLarge : Error {
+    using Error::Error;
+  };
+  // Both throw TooLarge where the grammar grows beyond 2^18 rules or 2^20 symbols: it may come from
+  // a request.
   Rule add_rule();
   void add_alternative(Rule rule, Sequence sequence);
   // Where derivation begins: the first rule that was added.
   static constexpr Rule kStart = 0;
+  // Bound of what requests ask to be repeated.
+  static constexpr int64_t kMostRepeats = 4096;
+
+  // What was added since is taken back, and must not be referred to.
+  struct Mark {
+    size_t num_rules, num_sequences, num_symbols;
+  };
+  Mark mark() const { return {rules_.size(), sequences_.size(), num_symbols_}; }
+  void return_to(const Mark& mark);
 
   // Drops the alternatives that no text ends, so that whatever is begun can be finished. Throws
   // Error if nothing is left to derive, or if a rule can begin with itself: following it would not

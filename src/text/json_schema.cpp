@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <set>
 
 #include "base/check.h"
@@ -18,7 +19,6 @@ using Sequence = Grammar::Sequence;
 constexpr int64_t kMostDigits = 16;
 constexpr int64_t kMostIndent = 20;
 constexpr size_t kMostSchemas = 1000;
-constexpr int64_t kMostRepeats = 4096;  // of minItems, maxItems, minLength, maxLength
 
 Grammar::Symbol derived(Rule rule) { return {rule, {}}; }
 
@@ -39,9 +39,9 @@ int64_t count_of(const Json& schema, const char* keyword, int64_t otherwise,
   const auto it = schema.find(keyword);
   if (it == schema.end()) return otherwise;
   const int64_t count = it->is_number_integer() ? it->get<int64_t>() : -1;
-  if (count < 0 || count > kMostRepeats)
+  if (count < 0 || count > Grammar::kMostRepeats)
     fail("{}.{} is {}; expected an integer from 0 to {}", where, keyword, as_text(*it),
-         kMostRepeats);
+         Grammar::kMostRepeats);
   return count;
 }
 
@@ -155,23 +155,12 @@ void JsonSchemaGrammar::define_space(Rule rule) {
   grammar_.add_alternative(rule, joined({literal("\n"), {derived(indent)}}));
 }
 
-// One character of a string: valid UTF-8, or an escape.
+// One character of a string: as it is, or an escape.
 void JsonSchemaGrammar::define_character(Rule rule) {
-  Grammar::Symbol plain = byte_between(0x20, 0x7E);
-  plain.bytes.reset('"');
-  plain.bytes.reset('\\');
-  grammar_.add_alternative(rule, {plain});
-  const auto later = byte_between(0x80, 0xBF);
-  grammar_.add_alternative(rule, {byte_between(0xC2, 0xDF), later});
-  grammar_.add_alternative(rule, {byte_between(0xE0, 0xE0), byte_between(0xA0, 0xBF), later});
-  grammar_.add_alternative(rule, {byte_between(0xE1, 0xEC), later, later});
-  grammar_.add_alternative(rule, {byte_between(0xED, 0xED), byte_between(0x80, 0x9F), later});
-  grammar_.add_alternative(rule, {byte_between(0xEE, 0xEF), later, later});
-  grammar_.add_alternative(rule,
-                           {byte_between(0xF0, 0xF0), byte_between(0x90, 0xBF), later, later});
-  grammar_.add_alternative(rule, {byte_between(0xF1, 0xF3), later, later, later});
-  grammar_.add_alternative(rule,
-                           {byte_between(0xF4, 0xF4), byte_between(0x80, 0x8F), later, later});
+  const CodePointSet plain =
+      code_point_set({{0x20, '"' - 1}, {'"' + 1, '\\' - 1}, {'\\' + 1, ~0u}});
+  for (Sequence& way : written_characters(plain, StringWriting::kJson))
+    grammar_.add_alternative(rule, std::move(way));
   grammar_.add_alternative(rule, joined({literal("\\"), {byte_in("\"\\/bfnrt")}}));
   // Not the halves of surrogate pairs, which alone are no character.
   const auto hex = byte_in("0123456789abcdefABCDEF");
@@ -293,6 +282,18 @@ void JsonSchemaGrammar::check_keywords(const Json& schema, const std::string& wh
   if (!refuses() || !schema.is_object()) return;
   for (const auto& [keyword, unused] : schema.items())
     if (!kHeld.contains(keyword) && !is_annotation(keyword)) fail_unheld(where + "." + keyword);
+}
+
+template <typename Make>
+std::optional<Rule> JsonSchemaGrammar::attempt(const Make& make) {
+  const Grammar::Mark mark = grammar_.mark();
+  try {
+    return make(grammar_);
+  } catch (const Error&) {
+    if (refuses()) throw;
+    grammar_.return_to(mark);
+    return {};
+  }
 }
 
 void JsonSchemaGrammar::fail_unheld(const std::string& what) const {
@@ -428,56 +429,85 @@ Sequence JsonSchemaGrammar::typed(const std::string& type, const Json& schema,
        type);
 }
 
+// Of what cannot be held to, the keywords that can each for itself are.
 Sequence JsonSchemaGrammar::number_of(const Json& schema, bool is_integer,
                                       const std::string& where) {
-  if (!bounds_numbers(schema)) return {derived(is_integer ? integer() : number())};
-  try {
-    return {derived(number_rule(grammar_, schema, is_integer, where))};
-  } catch (const Error&) {
-    if (refuses()) throw;
-    return {derived(is_integer ? integer() : number())};
-  }
+  const Json asked = number_bounds(schema);
+  Json bounds = asked;
+  if (!refuses())
+    for (const auto& [keyword, value] : asked.items()) {
+      const Json alone = {{keyword, value}};
+      if (!attempt([&](Grammar& g) { return number_rule(g, alone, is_integer, where); }))
+        bounds.erase(keyword);
+    }
+  const Rule any = is_integer ? integer() : number();
+  if (bounds.empty()) return {derived(any)};
+  return {derived(attempt([&](Grammar& g) {
+                    return number_rule(g, bounds, is_integer, where);
+                  }).value_or(any))};
 }
 
 Sequence JsonSchemaGrammar::string_of(const Json& schema, const std::string& where) {
   if (!bounds_strings(schema)) return {derived(string())};
-  return joined(
-      {literal("\""), {derived(string_text(schema, where, StringWriting::kJson))}, literal("\"")});
+  const Rule any = repeated(grammar_, {derived(character())}, 0, -1);
+  return joined({literal("\""),
+                 {derived(string_text(schema, where, StringWriting::kJson, any))},
+                 literal("\"")});
 }
 
+// A grammar cannot hold to a pattern, a format and lengths at once: where that is not asked for,
+// the first of lengths, pattern and format that it can hold to.
 Rule JsonSchemaGrammar::string_text(const Json& schema, const std::string& where,
-                                    StringWriting writing) {
-  try {
-    if (schema.contains("pattern") || schema.contains("format"))
-      return matching_text(schema, where, writing);
-  } catch (const Error&) {
-    if (refuses()) throw;
+                                    StringWriting writing, Rule any) {
+  std::vector<const char*> asked;
+  for (const char* keyword : {"minLength", "maxLength", "pattern", "format"})
+    if (schema.contains(keyword)) asked.push_back(keyword);
+  const bool has_lengths = schema.contains("minLength") || schema.contains("maxLength");
+  const bool has_both = schema.contains("minLength") && schema.contains("maxLength");
+  if (refuses() && asked.size() > (has_both ? 2 : 1))
+    fail_unheld(fmt::format("{}.{} beside {}", where, asked.front(), asked.back()));
+  if (has_lengths) return text_of_length(schema, where, writing, any);
+  for (const char* keyword : {"pattern", "format"}) {
+    if (!schema.contains(keyword)) continue;
+    const auto rule = attempt(
+        [&](Grammar& grammar) { return matching_text(grammar, schema, keyword, where, writing); });
+    if (rule) return *rule;
   }
-  const Count count = counts_of(schema, "minLength", "maxLength", where, unheld_);
-  if (writing == StringWriting::kBare)
-    return pattern_rule(grammar_, any_characters(count.fewest, count.most), writing);
-  return repeated(grammar_, {derived(character())}, count.fewest, count.most);
+  return any;
 }
 
-// A grammar cannot hold to two of these at once.
-Rule JsonSchemaGrammar::matching_text(const Json& schema, const std::string& where,
-                                      StringWriting writing) {
-  const char* const keyword = schema.contains("pattern") ? "pattern" : "format";
-  for (const char* other : {"format", "minLength", "maxLength"})
-    if (refuses() && other != std::string(keyword) && schema.contains(other))
-      fail_unheld(fmt::format("{}.{} beside {}", where, other, keyword));
+// Bare characters that are counted are none that markup begins with.
+Rule JsonSchemaGrammar::text_of_length(const Json& schema, const std::string& where,
+                                       StringWriting writing, Rule any) {
+  const Count count = counts_of(schema, "minLength", "maxLength", where, unheld_);
+  const bool is_open = count.most < 0;
+  const int64_t most = is_open ? count.fewest : count.most;
+  const Rule counted = writing == StringWriting::kBare
+                           ? pattern_rule(grammar_, any_characters(count.fewest, most), writing)
+                           : repeated(grammar_, {derived(character())}, count.fewest, most);
+  const Rule text = grammar_.add_rule();
+  grammar_.add_alternative(
+      text, is_open ? Sequence{derived(counted), derived(any)} : Sequence{derived(counted)});
+  return text;
+}
+
+Rule JsonSchemaGrammar::matching_text(Grammar& grammar, const Json& schema, const char* keyword,
+                                      const std::string& where, StringWriting writing) const {
   const Json& given = schema.at(keyword);
   if (!given.is_string()) fail("{}.{} is {}; expected a string", where, keyword, as_text(given));
-  std::string text = given.get<std::string>();
-  if (keyword == std::string("format")) {
-    text = pattern_of_format(text);
-    if (text.empty())
-      fail_unheld(fmt::format("{}.format {} (known are {})", where, as_text(given), kKnownFormats));
-  }
+  std::string pattern = given.get<std::string>();
+  const std::string name =
+      fmt::format("{}.{} {}", where, keyword,
+                  Json(pattern.substr(0, 80)).dump(-1, ' ', false, Json::error_handler_t::replace));
+  if (keyword == std::string("format")) pattern = pattern_of_format(pattern);
+  if (pattern.empty() && keyword == std::string("format"))
+    fail_unheld(fmt::format("{} (known are {})", name, kKnownFormats));
   try {
-    return pattern_rule(grammar_, parse_pattern(text), writing);
+    return pattern_rule(grammar, parse_pattern(pattern), writing);
+  } catch (const Grammar::TooLarge&) {
+    throw;
   } catch (const Error& e) {
-    fail_unheld(fmt::format("{}.{} {}: {}", where, keyword, as_text(given), e.what()));
+    fail_unheld(fmt::format("{}: {}", name, e.what()));
   }
 }
 

@@ -7,13 +7,15 @@
 // schema, all three also beside keywords that they do not repeat, $ref within the document, true.
 // Objects give their properties in the schema's order and no others; numbers have at most 16 digits
 // before and behind the point; white space is at most one space, or a new line and 20 spaces. At
-// most 1,000 parts (schemas within the schema). Annotations (title, description, default, ...) are
-// passed over.
+// most 1,000 parts (schemas within the schema). Bare strings of bounded length or with a pattern
+// hold no bar that markup begins with. Annotations (title, description, default, ...) are passed
+// over.
 #pragma once
 
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -48,8 +50,9 @@ class JsonSchemaGrammar {
   Grammar::Rule object();  // any JSON object
   // JSON of any kind but a string.
   Grammar::Rule value_without_strings();
-  // The strings that a schema of strings allows, without quotes.
-  Grammar::Rule string_text(const Json& schema, const std::string& where, StringWriting writing);
+  // The strings that a schema of strings allows, without quotes; `any`: all strings so written.
+  Grammar::Rule string_text(const Json& schema, const std::string& where, StringWriting writing,
+                            Grammar::Rule any);
 
   // $ref followed to a schema that is none.
   const Json& resolved(const Json& schema, const std::string& where) const;
@@ -87,7 +90,14 @@ class JsonSchemaGrammar {
   Grammar::Sequence typed(const std::string& type, const Json& schema, const std::string& where);
   Grammar::Sequence string_of(const Json& schema, const std::string& where);
   Grammar::Sequence number_of(const Json& schema, bool is_integer, const std::string& where);
-  Grammar::Rule matching_text(const Json& schema, const std::string& where, StringWriting writing);
+  Grammar::Rule text_of_length(const Json& schema, const std::string& where, StringWriting writing,
+                               Grammar::Rule any);
+  Grammar::Rule matching_text(Grammar& grammar, const Json& schema, const char* keyword,
+                              const std::string& where, StringWriting writing) const;
+  // What `make` makes; nothing, and nothing of it is left, where it throws Error and that is to be
+  // passed over.
+  template <typename Make>
+  std::optional<Grammar::Rule> attempt(const Make& make);
   Grammar::Sequence array_of(const Json& schema, const std::string& where);
   Grammar::Sequence object_of(const Json& schema, const std::string& where);
   Grammar::Sequence map_of(Grammar::Rule item);

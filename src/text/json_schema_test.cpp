@@ -123,7 +123,7 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
             "\"strict\" to false");
   EXPECT_EQ(error(unique, UnheldKeywords::kIgnored), "taken");
   EXPECT_EQ(error(R"({"type": "integer", "minimum": 3, "maximum": 2})"),
-            "schema: no number is in the range that it asks for");
+            "schema: no number of at most 15 digits is in the range that it asks for");
   EXPECT_EQ(error(R"({"type": "text"})"),
             "schema.type is \"text\"; expected object, array, string, number, integer, boolean or "
             "null");
@@ -165,6 +165,36 @@ TEST(JsonSchema, RefusesWhatItCannotHoldTo) {
             "no answer satisfies the request's schema or tools");
   EXPECT_EQ(error(R"({"enum": []})"), "schema.enum is []; expected an array that is not empty");
   EXPECT_EQ(error("3"), "schema is 3; expected an object");
+}
+
+// Where nothing is refused, what cannot be held to leaves what can.
+TEST(JsonSchema, HoldsToWhatItCanWhereNothingIsRefused) {
+  const std::vector<Case> cases = {
+      {R"x({"type": "string", "pattern": "a(?=b)", "format": "date"})x",
+       {R"("2024-02-29")"},
+       {R"("ab")"}},
+      {R"({"type": "string", "pattern": "\\S", "maxLength": 3})", {R"("abc")"}, {R"("abcd")"}},
+      {R"({"type": "string", "pattern": "^[]$"})", {R"("any")"}, {"1"}},
+      {R"({"type": "integer", "minimum": 3, "exclusiveMinimum": true})", {"3", "10"}, {"2"}},
+      {R"({"type": "number", "minimum": 0, "multipleOf": 0.00001234})", {"0.5"}, {"-2"}},
+      {R"({"type": "number", "minimum": 3, "maximum": 2})", {"7"}, {"x"}}};
+  for (const Case& test : cases) {
+    const Grammar grammar = json_schema_grammar(Json::parse(test.schema), UnheldKeywords::kIgnored);
+    for (const char* text : test.good) EXPECT_TRUE(derives(grammar, text)) << test.schema << text;
+    for (const char* text : test.bad) EXPECT_FALSE(derives(grammar, text)) << test.schema << text;
+  }
+  // As many as there is room for; the others are any strings, or numbers.
+  Json many = {{"type", "object"}, {"properties", Json::object()}};
+  for (int i = 0; i < 40; ++i) {
+    many["properties"]["n" + std::to_string(i)] = {{"type", "integer"},
+                                                   {"multipleOf", 997 - i % 2}};
+    many["properties"]["p" + std::to_string(i)] = {{"type", "string"},
+                                                   {"pattern", "^[a-z]{4000}$"}};
+    many["properties"]["q" + std::to_string(i)] = {{"type", "string"},
+                                                   {"pattern", "^(?:a{4000}b){4000}$"}};
+  }
+  EXPECT_NO_THROW(json_schema_grammar(many, UnheldKeywords::kIgnored));
+  EXPECT_THROW(json_schema_grammar(many, UnheldKeywords::kRefused), Grammar::TooLarge);
 }
 
 // What a request can ask for without the server's stack or memory giving way.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <numeric>
 #include <optional>
 #include <string_view>
 
@@ -14,7 +15,9 @@ namespace {
 using Rule = Grammar::Rule;
 using Sequence = Grammar::Sequence;
 
-constexpr int kMostDigits = 16;  // before the point, and behind it
+// Of a number in all: doubles, which readers make of them, keep as many apart.
+constexpr int kMostDigits = 15;
+constexpr int kReadDecimals = 16;
 constexpr int64_t kMostStep = 1000;
 constexpr std::array kKeywords = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
                                   "multipleOf"};
@@ -28,9 +31,9 @@ constexpr Units power_of_ten(int64_t exponent) {
   return power;
 }
 
-constexpr Units kBeyond = power_of_ten(2 * kMostDigits);  // of any number that is written
+constexpr Units kBeyond = power_of_ten(kMostDigits + kReadDecimals);  // of any that is written
 
-// value / 10^kMostDigits is the greatest such number that is not above the one read.
+// floor / 10^kReadDecimals is the greatest such number that is not above the one read.
 struct ReadNumber {
   Units floor = 0;
   bool is_exact = true;
@@ -43,7 +46,7 @@ ReadNumber read_number(const std::string& text) {
   const bool is_negative = text.starts_with('-');
   int64_t exponent = e < text.size() ? std::stoll(text.substr(e + 1)) : 0;
   ReadNumber number;
-  int64_t left = exponent + static_cast<int64_t>(point) - is_negative + kMostDigits;
+  int64_t left = exponent + static_cast<int64_t>(point) - is_negative + kReadDecimals;
   for (size_t i = is_negative; i < e; ++i) {
     if (i == point) continue;
     const int digit = text[i] - '0';
@@ -60,12 +63,13 @@ ReadNumber read_number(const std::string& text) {
 
 Units floor_divide(Units a, Units b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
-// The numbers from `least` to `greatest`, in units of 10^-decimals, of which `step` units divide
-// all. Zeros at the end may be left out unless `has_all_decimals`.
+// The numbers from `least` to `greatest`, in units of 10^-kReadDecimals, that are multiples of
+// `step`, in units of 10^-step_decimals. With a step all of its decimals are written, without one
+// as many as are wanted.
 struct UnitRange {
   Units least = -kBeyond, greatest = kBeyond;
-  int decimals = 0;
-  bool has_all_decimals = true;
+  bool has_step = false;
+  int step_decimals = 0;
   int64_t step = 1;
 };
 
@@ -79,11 +83,13 @@ std::optional<ReadNumber> number_at(const Json& schema, const char* keyword,
 
 void read_step(const Json& schema, bool is_integer, const std::string& where, UnitRange& range) {
   const auto step = number_at(schema, "multipleOf", where);
+  range.has_step = is_integer || step;
   if (!step) return;
   Units units = step->floor;
-  range.decimals = kMostDigits;
-  for (; range.decimals > 0 && units % 10 == 0; --range.decimals) units /= 10;
-  if (!step->is_exact || units <= 0 || units > kMostStep || (is_integer && range.decimals > 0))
+  range.step_decimals = kReadDecimals;
+  for (; range.step_decimals > 0 && units % 10 == 0; --range.step_decimals) units /= 10;
+  if (!step->is_exact || units <= 0 || units > kMostStep || range.step_decimals >= kMostDigits ||
+      (is_integer && range.step_decimals > 0))
     fail("{}.multipleOf is {}; expected {}", where, schema.at("multipleOf").dump(),
          is_integer ? "an integer from 1 to 1,000"
                     : "a number above 0, of at most 1,000 without its point");
@@ -92,22 +98,14 @@ void read_step(const Json& schema, bool is_integer, const std::string& where, Un
 
 UnitRange read_range(const Json& schema, bool is_integer, const std::string& where) {
   UnitRange range;
-  range.has_all_decimals = is_integer || schema.contains("multipleOf");
-  range.decimals = range.has_all_decimals ? 0 : kMostDigits;
   read_step(schema, is_integer, where, range);
-  const Units unit = power_of_ten(kMostDigits - range.decimals);
   if (const auto least = number_at(schema, "minimum", where))
-    range.least = -floor_divide(-least->floor - (least->is_exact ? 0 : 1), unit);
+    range.least = least->floor + (least->is_exact ? 0 : 1);
   if (const auto least = number_at(schema, "exclusiveMinimum", where))
-    range.least = std::max(range.least, floor_divide(least->floor, unit) + 1);
-  if (const auto greatest = number_at(schema, "maximum", where))
-    range.greatest = floor_divide(greatest->floor, unit);
+    range.least = std::max(range.least, least->floor + 1);
+  if (const auto greatest = number_at(schema, "maximum", where)) range.greatest = greatest->floor;
   if (const auto greatest = number_at(schema, "exclusiveMaximum", where))
-    range.greatest = std::min(range.greatest,
-                              floor_divide(greatest->floor - (greatest->is_exact ? 1 : 0), unit));
-  const Units last = power_of_ten(kMostDigits + range.decimals) - 1;  // that is written
-  range.least = std::max(range.least, -last);
-  range.greatest = std::min(range.greatest, last);
+    range.greatest = std::min(range.greatest, greatest->floor - (greatest->is_exact ? 1 : 0));
   return range;
 }
 
@@ -118,11 +116,17 @@ class DigitRules {
 
   // Those from `least` >= 0 to `greatest` whose integer part has `num_digits` digits, if any.
   std::optional<Rule> numbers(Units least, Units greatest, int num_digits) {
-    length_ = num_digits + range_.decimals;
+    decimals_ = range_.has_step ? range_.step_decimals : kMostDigits - num_digits;
+    length_ = num_digits + decimals_;
+    if (length_ > kMostDigits) return {};
     may_start_with_zero_ = num_digits == 1;
+    const Units unit = power_of_ten(kReadDecimals - decimals_);
+    least = -floor_divide(-least, unit);
+    greatest = floor_divide(greatest, unit);
     const Units first = may_start_with_zero_ ? 0 : power_of_ten(length_ - 1);
     const Units last = power_of_ten(length_) - 1;
-    if (least > last || greatest < first) return {};
+    const Units multiple = floor_divide(std::min(greatest, last), range_.step) * range_.step;
+    if (multiple < std::max(least, first)) return {};
     least_ = digits_of(std::max(least, first));
     greatest_ = digits_of(std::min(greatest, last));
     bounded_rules_.clear();
@@ -144,10 +148,24 @@ class DigitRules {
     return digits;
   }
 
+  // Of what is read, what matters to the step where `num_left` digits follow.
+  int64_t remainder_of(int64_t read, int num_left) const {
+    int64_t step = range_.step;
+    for (int64_t i = 0; i < num_left; ++i) step /= std::gcd(step, int64_t{10});
+    return read % step;
+  }
+
+  // Whether some digits make it a multiple of the step, bounds aside.
+  bool can_be_multiple(const Reading& reading) const {
+    const Units digits = power_of_ten(reading.num_left), least = reading.remainder * digits;
+    return floor_divide(least + digits - 1, range_.step) * range_.step >= least;
+  }
+
   // Within both bounds whatever comes, how the number began makes no difference.
   Rule from(const Reading& reading) {
     const bool is_free = !reading.is_least && !reading.is_greatest && reading.num_left < length_;
-    const auto [it, is_new] = (is_free ? free_rules_ : bounded_rules_).try_emplace(reading, Rule{});
+    const auto [it, is_new] =
+        (is_free ? free_rules_[decimals_] : bounded_rules_).try_emplace(reading, Rule{});
     if (!is_new) return it->second;
     const Rule rule = it->second = grammar_.add_rule();
     if (may_end(reading)) grammar_.add_alternative(rule, {});
@@ -158,7 +176,7 @@ class DigitRules {
   bool may_end(const Reading& reading) const {
     if (reading.remainder != 0) return false;
     if (reading.num_left == 0) return true;
-    if (range_.has_all_decimals || reading.num_left > range_.decimals) return false;
+    if (range_.has_step || reading.num_left > decimals_) return false;
     const std::string_view left = std::string_view(least_).substr(length_ - reading.num_left);
     return !reading.is_least || left.find_first_not_of('0') == left.npos;
   }
@@ -171,12 +189,13 @@ class DigitRules {
     if (reading.is_greatest) last = greatest_[at];
     std::map<Reading, Grammar::Bytes> bytes_to;
     for (char digit = first; digit <= last; ++digit) {
-      const Reading next = {reading.num_left - 1, reading.is_least && digit == first,
-                            reading.is_greatest && digit == last,
-                            (reading.remainder * 10 + (digit - '0')) % range_.step};
-      bytes_to[next].set(static_cast<uint8_t>(digit));
+      const Reading next = {
+          reading.num_left - 1, reading.is_least && digit == first,
+          reading.is_greatest && digit == last,
+          remainder_of(reading.remainder * 10 + (digit - '0'), reading.num_left - 1)};
+      if (can_be_multiple(next)) bytes_to[next].set(static_cast<uint8_t>(digit));
     }
-    const bool is_behind_point = reading.num_left == range_.decimals;
+    const bool is_behind_point = reading.num_left == decimals_;
     for (const auto& [next, bytes] : bytes_to) {
       Sequence sequence = literal(is_behind_point ? "." : "");
       append(sequence, {{-1, bytes}, {from(next), {}}});
@@ -186,23 +205,24 @@ class DigitRules {
 
   Grammar& grammar_;
   const UnitRange& range_;
-  int length_ = 0;
+  int decimals_ = 0, length_ = 0;
   bool may_start_with_zero_ = false;
   std::string least_, greatest_;
-  std::map<Reading, Rule> bounded_rules_, free_rules_;
+  std::map<Reading, Rule> bounded_rules_;
+  std::map<int, std::map<Reading, Rule>> free_rules_;  // by decimals
 };
 
 }  // namespace
 
-bool bounds_numbers(const Json& schema) {
-  return std::any_of(kKeywords.begin(), kKeywords.end(),
-                     [&](const char* keyword) { return schema.contains(keyword); });
+Json number_bounds(const Json& schema) {
+  Json bounds = Json::object();
+  for (const char* keyword : kKeywords)
+    if (schema.contains(keyword)) bounds[keyword] = schema.at(keyword);
+  return bounds;
 }
 
 Rule number_rule(Grammar& grammar, const Json& schema, bool is_integer, const std::string& where) {
   const UnitRange range = read_range(schema, is_integer, where);
-  const Units last = floor_divide(range.greatest, range.step) * range.step;
-  if (last < range.least) fail("{}: no number is in the range that it asks for", where);
   const Rule rule = grammar.add_rule();
   DigitRules rules(grammar, range);
   const auto add = [&](const char* sign, Units least, Units greatest) {
@@ -216,6 +236,8 @@ Rule number_rule(Grammar& grammar, const Json& schema, bool is_integer, const st
   };
   add("", std::max<Units>(range.least, 0), range.greatest);
   add("-", std::max<Units>(-range.greatest, 1), -range.least);
+  if (grammar.alternatives(rule).empty())
+    fail("{}: no number of at most {} digits is in the range that it asks for", where, kMostDigits);
   return rule;
 }
 

@@ -15,7 +15,7 @@ namespace {
 using Rule = Grammar::Rule;
 using Sequence = Grammar::Sequence;
 
-constexpr int64_t kMostRepeats = 4096;
+constexpr size_t kMostBytes = 4096;
 constexpr int kMostGroups = 100;  // within one another
 constexpr uint32_t kEnd = ~0u;    // behind the last character
 
@@ -48,24 +48,9 @@ Pattern repeated_pattern(Pattern part, int64_t fewest, int64_t most) {
   return pattern;
 }
 
-std::vector<uint32_t> code_points_of(std::string_view text) {
-  std::vector<uint32_t> all;
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Sequence sequence = next_utf8_sequence(text.substr(at));
-    CHECK(sequence.kind == Utf8Kind::kValid);
-    uint32_t c = static_cast<uint8_t>(text[at]);
-    if (sequence.length > 1) c &= 0x7Fu >> sequence.length;
-    for (int i = 1; i < sequence.length; ++i)
-      c = c << 6 | (static_cast<uint8_t>(text[at + i]) & 0x3F);
-    all.push_back(c);
-    at += sequence.length;
-  }
-  return all;
-}
-
 class PatternParser {
  public:
-  explicit PatternParser(std::string_view text) : text_(code_points_of(text)) {}
+  explicit PatternParser(std::string_view text) : text_(code_points(text)) {}
 
   Pattern whole() {
     Pattern pattern = alternatives(0);
@@ -150,7 +135,8 @@ class PatternParser {
     int64_t value = 0;
     for (; peek() >= '0' && peek() <= '9'; ++at_) {
       value = value * 10 + (peek() - '0');
-      if (value > kMostRepeats) fail_here(fmt::format("a count above {}", kMostRepeats));
+      if (value > Grammar::kMostRepeats)
+        fail_here(fmt::format("a count above {}", Grammar::kMostRepeats));
     }
     return value;
   }
@@ -322,6 +308,21 @@ class PatternGrammar {
  public:
   PatternGrammar(Grammar& grammar, StringWriting writing) : grammar_(grammar), writing_(writing) {}
 
+  bool has_strings(const Pattern& pattern) const {
+    const auto part_has = [this](const Pattern& part) { return has_strings(part); };
+    switch (pattern.kind) {
+      case Pattern::Kind::kCharacter:
+        return !allowed(pattern.characters).empty();
+      case Pattern::Kind::kSequence:
+        return std::all_of(pattern.parts.begin(), pattern.parts.end(), part_has);
+      case Pattern::Kind::kAlternatives:
+        return std::any_of(pattern.parts.begin(), pattern.parts.end(), part_has);
+      case Pattern::Kind::kRepeated:
+        return pattern.fewest == 0 || has_strings(pattern.parts[0]);
+    }
+    return false;
+  }
+
   Sequence sequence_of(const Pattern& pattern) {
     if (pattern.kind == Pattern::Kind::kCharacter) return characters(pattern.characters);
     if (pattern.kind == Pattern::Kind::kSequence) {
@@ -390,19 +391,20 @@ class PatternGrammar {
   }
 
   Sequence characters(const CodePointSet& set) {
-    const CodePointSet allowed =
-        writing_ == StringWriting::kBare ? without(set, markup_bar()) : set;
-    std::vector<Sequence> ways = written_characters(allowed, writing_);
-    if (ways.size() == 1) return std::move(ways.front());
-    const auto [it, is_new] = rules_of_characters_.try_emplace(allowed, Rule{});
-    if (is_new) {
-      it->second = grammar_.add_rule();
-      for (Sequence& way : ways) grammar_.add_alternative(it->second, std::move(way));
-    }
-    return {{it->second, {}}};
+    const auto [it, is_new] = written_.try_emplace(set, Sequence{});
+    if (!is_new) return it->second;
+    std::vector<Sequence> ways = written_characters(allowed(set), writing_);
+    if (ways.size() == 1) return it->second = std::move(ways.front());
+    const Rule rule = grammar_.add_rule();
+    for (Sequence& way : ways) grammar_.add_alternative(rule, std::move(way));
+    return it->second = {{rule, {}}};
   }
 
-  static uint32_t markup_bar() { return code_points_of(markup::kDsml).front(); }
+  CodePointSet allowed(const CodePointSet& set) const {
+    return writing_ == StringWriting::kBare ? without(set, markup_bar()) : set;
+  }
+
+  static uint32_t markup_bar() { return code_points(markup::kDsml).front(); }
 
   static CodePointSet without(const CodePointSet& set, uint32_t character) {
     CodePointSet rest = complement(set);
@@ -413,7 +415,7 @@ class PatternGrammar {
   Grammar& grammar_;
   StringWriting writing_;
   std::map<const Pattern*, Rule> rules_, rules_without_empty_;
-  std::map<CodePointSet, Rule> rules_of_characters_;
+  std::map<CodePointSet, Sequence> written_;
 };
 
 }  // namespace
@@ -424,12 +426,15 @@ Pattern any_characters(int64_t fewest, int64_t most) {
 
 Pattern parse_pattern(std::string_view text) {
   if (!is_valid_utf8(text)) fail("it is not valid UTF-8");
+  if (text.size() > kMostBytes) fail("more than {} bytes", kMostBytes);
   return PatternParser(text).whole();
 }
 
 Rule pattern_rule(Grammar& grammar, const Pattern& pattern, StringWriting writing) {
+  PatternGrammar rules(grammar, writing);
+  if (!rules.has_strings(pattern)) fail("no string has it");
   const Rule rule = grammar.add_rule();
-  grammar.add_alternative(rule, PatternGrammar(grammar, writing).sequence_of(pattern));
+  grammar.add_alternative(rule, rules.sequence_of(pattern));
   return rule;
 }
 

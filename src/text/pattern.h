@@ -4,7 +4,7 @@
 // Followed: characters and their escapes, ".", classes, \d \w \s and their opposites, groups
 // (named ones too), alternatives, all quantifiers, ^ and $ at the ends of the pattern's
 // alternatives. Looking around, back references, word boundaries and Unicode's properties are no
-// part of what a grammar can follow, or of what this does: refused.
+// part of what a grammar can follow, or of what this does: refused, as are more than 4,096 bytes.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ Pattern any_characters(int64_t fewest, int64_t most);
 Pattern parse_pattern(std::string_view text);
 
 // The rule of the strings, without quotes. Bare ones are kept free of the bar that the markup of
-// calls begins with, in and outside of classes.
+// calls begins with, in and outside of classes. Throws Error where there are no such strings.
 Grammar::Rule pattern_rule(Grammar& grammar, const Pattern& pattern, StringWriting writing);
 
 }  // namespace fathom::text

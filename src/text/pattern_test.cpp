@@ -144,7 +144,22 @@ TEST(Pattern, SaysWhatItDoesNotFollowAndWhere) {
        {"(a", "a)", "[a", "[b-a]", "[\\d-a]", "*a", "a**", "\\", "\\u12", "\\q", "\\pL", "\\bword",
         "\\u{110000}", "\\ud800", "(?<n", "[\\", "\xFF"})
     EXPECT_NE(error(pattern), "taken") << pattern;
+  EXPECT_EQ(error(std::string(5000, 'a')), "more than 4096 bytes");
   EXPECT_NE(error(std::string(200, '(') + std::string(200, ')')), "taken");
+}
+
+// As deep as a pattern can make it, and as many readings as people ask for.
+TEST(Pattern, LongOptionalPartsAndCountsWithinCountsAreFollowed) {
+  std::string optional = "^";
+  for (int i = 0; i < 2046; ++i) optional += "a?";
+  const Grammar deep = grammar_of(optional + "$", StringWriting::kJson);
+  EXPECT_TRUE(derives(deep, "aa"));
+  EXPECT_FALSE(derives(deep, "b"));
+  const std::string sentence = "This is a sentence of some forty letters. ";
+  for (const char* pattern : {"^(?:.{2,50}[.!?] ?){1,5}$", "^(.{1,50}\\n?){1,50}$"}) {
+    const Grammar grammar = grammar_of(pattern, StringWriting::kJson);
+    EXPECT_TRUE(derives(grammar, sentence + sentence)) << pattern;
+  }
 }
 
 // What may be nothing, within what may be nothing: the rules grow with the pattern, not with its
@@ -181,10 +196,12 @@ TEST(StringFormat, HoldsWhatHasTheFormat) {
        {"P1D", "PT36H", "P1Y2M3DT4H5M6S", "P4W", "PT1M30S"},
        {"P", "PT", "1D", "P1D2Y", "P1Y3D", "P1WT1H", "PT1H30S"}},
       {"email",
-       {"a@b.co", "first.last+tag@mail.example.org"},
+       {"a@b.co", "first.last+tag@mail.example.org",
+        "firstname.middlename.verylonglastname@example.com", "aaaaaaaaaaaaaaaaa.b@c.de"},
        {"a@b", "@b.co", "a@.co", "a b@c.de", "a..b@c.de", ".a@c.de", "a@-b.co"}},
       {"hostname",
-       {"localhost", "a-b.example.com", "1.2", "ec2-203-0-113-25.compute-1.amazonaws.com"},
+       {"localhost", "a-b.example.com", "1.2", "ec2-203-0-113-25.compute-1.amazonaws.com",
+        "my-long-load-balancer-name-1234567890.us-east-1.elb.amazonaws.com"},
        {"", "-a", "a-", "a..b", "a_b", ".a", "a."}},
       {"ipv4",
        {"0.0.0.0", "192.168.1.255"},

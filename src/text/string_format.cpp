@@ -37,23 +37,25 @@ std::string duration_pattern() {
   return "P(?:\\d{1,9}W|" + chain("YMD") + "(?:" + time + ")?|" + time + ")";
 }
 
-// Between `fewest` and `most` labels of at most `length` characters.
+std::string label(int length) {
+  return fmt::format("[A-Za-z0-9](?:[A-Za-z0-9-]{{0,{}}}[A-Za-z0-9])?", length - 2);
+}
+
+// A label of at most 63 characters, then between `fewest` and `most` more of at most `length`.
 std::string labels(int fewest, int most, int length) {
-  const std::string label =
-      fmt::format("[A-Za-z0-9](?:[A-Za-z0-9-]{{0,{}}}[A-Za-z0-9])?", length - 2);
-  return fmt::format("{}(?:\\.{}){{{},{}}}", label, label, fewest - 1, most - 1);
+  return fmt::format("{}(?:\\.{}){{{},{}}}", label(63), label(length), fewest, most);
 }
 
 // At most 253 characters.
-std::string hostname_pattern(int fewest_labels) {
-  return "(?:" + labels(fewest_labels, 3, 63) + "|" + labels(fewest_labels, 8, 30) + ")";
-}
+std::string hostname_pattern() { return "(?:" + labels(0, 2, 63) + "|" + labels(0, 6, 30) + ")"; }
 
-// A local part of at most 64 characters.
+// At most 64 characters, "@", and at most 189.
 std::string email_pattern() {
   const std::string atom = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]";
-  return "(?:" + atom + "{1,64}|" + atom + "{1,15}(?:\\." + atom + "{1,15}){1,3})@" +
-         hostname_pattern(2);
+  std::string local = atom + "{1,64}";
+  for (const auto& [num_dots, length] : {std::pair(1, 31), std::pair(2, 20), std::pair(3, 15)})
+    local += fmt::format("|{0}{{1,{1}}}(?:\\.{0}{{1,{1}}}){{{2}}}", atom, length, num_dots);
+  return "(?:" + local + ")@(?:" + labels(1, 2, 62) + "|" + labels(1, 6, 20) + ")";
 }
 
 std::string ipv4_pattern() {
@@ -104,7 +106,7 @@ std::string pattern_of_format(std::string_view format) {
   if (format == "time") return whole(time_pattern());
   if (format == "duration") return whole(duration_pattern());
   if (format == "email") return whole(email_pattern());
-  if (format == "hostname") return whole(hostname_pattern(1));
+  if (format == "hostname") return whole(hostname_pattern());
   if (format == "ipv4") return whole(ipv4_pattern());
   if (format == "ipv6") return whole(ipv6_pattern());
   if (format == "uri") return whole(uri_pattern());

@@ -15,6 +15,7 @@ inline bool derives(const Grammar& grammar, std::string_view text) {
   auto state = matcher.start();
   for (const char c : text) {
     if (state == GrammarMatcher::kDead) return false;
+    matcher.begin_token();
     state = matcher.next(state, static_cast<uint8_t>(c));
   }
   return state != GrammarMatcher::kDead && matcher.may_end(state);

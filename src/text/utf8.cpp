@@ -44,6 +44,19 @@ size_t valid_utf8_prefix(std::string_view text) {
   return position;
 }
 
+std::vector<uint32_t> code_points(std::string_view text) {
+  std::vector<uint32_t> all;
+  for (size_t at = 0; at < text.size();) {
+    const int length = next_utf8_sequence(text.substr(at)).length;
+    uint32_t c = static_cast<uint8_t>(text[at]);
+    if (length > 1) c &= 0x7Fu >> length;
+    for (int i = 1; i < length; ++i) c = c << 6 | (static_cast<uint8_t>(text[at + i]) & 0x3F);
+    all.push_back(c);
+    at += length;
+  }
+  return all;
+}
+
 size_t count_code_points(std::string_view text) {
   return std::count_if(text.begin(), text.end(),
                        [](char byte) { return (static_cast<unsigned char>(byte) & 0xC0) != 0x80; });

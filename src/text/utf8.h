@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace fathom::text {
 
@@ -29,6 +30,9 @@ inline bool is_valid_utf8(std::string_view text) { return valid_utf8_prefix(text
 
 // Of valid UTF-8.
 size_t count_code_points(std::string_view text);
+
+// Of valid UTF-8.
+std::vector<uint32_t> code_points(std::string_view text);
 
 // Every invalid or incomplete subpart becomes one U+FFFD.
 std::string replace_invalid_utf8(std::string_view text);
