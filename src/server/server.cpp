@@ -173,18 +173,33 @@ std::string metrics(const Service& service) {
       s.cache_pages_kept, s.cache_pages_total, base::live_heap_bytes());
 }
 
+std::string not_unpacked(const std::string& encoding) {
+  return fmt::format("the request body could not be unpacked from {}", encoding);
+}
+
+// Some bodies that it cannot unpack the library leaves empty.
+const std::string& body_of(const httplib::Request& request) {
+  const std::string encoding = request.get_header_value("Content-Encoding");
+  if (encoding.empty() || encoding == "identity") return request.body;
+  if (encoding != "gzip" && encoding != "deflate")
+    throw ApiError(415,
+                   fmt::format("Content-Encoding is {}; expected gzip, deflate or none", encoding));
+  if (request.body.empty()) throw ApiError(400, not_unpacked(encoding));
+  return request.body;
+}
+
 void add_api_routes(Service& service, httplib::Server& http) {
   http.Post("/v1/chat/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
               complete(
                   service,
-                  parse_chat_request(parse_request_body(request.body), service.request_options),
+                  parse_chat_request(parse_request_body(body_of(request)), service.request_options),
                   ClientConnection(request), response);
             }));
   http.Post("/v1/completions",
             guarded([&service](const httplib::Request& request, httplib::Response& response) {
               complete(service,
-                       parse_completion_request(parse_request_body(request.body),
+                       parse_completion_request(parse_request_body(body_of(request)),
                                                 service.request_options),
                        ClientConnection(request), response);
             }));
@@ -246,6 +261,10 @@ void add_error_handler(httplib::Server& http) {
           response);
     else if (response.status == 404)
       answer_unknown(request, response);
+    else if (request.has_header("Content-Encoding"))
+      answer_error(
+          ApiError(response.status, not_unpacked(request.get_header_value("Content-Encoding"))),
+          response);
     else
       answer_error(ApiError(response.status, "the request could not be understood"), response);
   });

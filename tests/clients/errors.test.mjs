@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import http from 'node:http';
 import net from 'node:net';
 import {after, before, test} from 'node:test';
+import {gzipSync} from 'node:zlib';
 import {context, startServer} from './server.mjs';
 
 let server;
@@ -90,6 +91,19 @@ test('a body beyond 32 MiB', async () => {
   assert.equal(status, 413);
   assert.match(JSON.parse(text).error.message, /exceeds 32 MiB/);
   assert.equal((await fetch(server.url + '/health')).status, 200);
+});
+
+test('a packed body', async () => {
+  const post = (encoding, body) => fetch(server.url + '/v1/chat/completions', {
+    method: 'POST', headers: {'Content-Encoding': encoding}, body});
+  assert.equal((await post('gzip', gzipSync(chat({})))).status, 200);
+  for (const [encoding, status, message] of [
+      ['br', 415, /^Content-Encoding is br; expected gzip, deflate or none$/],
+      ['gzip', 400, /^the request body could not be unpacked from gzip$/]]) {
+    const response = await post(encoding, 'x');
+    assert.equal(response.status, status);
+    assert.match((await response.json()).error.message, message);
+  }
 });
 
 test('a wrong method', async () => {

@@ -121,6 +121,11 @@ test('wrong flags are named', async () => {
     [[...generate, '--prompt', 'x', '--temperature', '9'], 1, /^fathom: temperature is 9; expected 0 to 2\n$/],
     [['pretrain', '--recipe', 'r', '--minutes', '-5'], 2, /--minutes: Value -5 not in range/],
     [['serve', '--threads', '0'], 2, /--threads: Value 0 not in range/],
+    [[...generate, '--prompt', 'x', '--seed', '-1'], 2, /--seed: -1 is no seed; expected an integer/],
+    [['pretrain', '--recipe', 'r', '--minutes', 'nan'], 2, /--minutes: Value nan not in range 0.01 to/],
+    [['bench', '--tokens', '0'], 2, /--tokens: Value 0 not in range/],
+    [['pretrain', '--recipe', join(root, 'recipes/nano.json'), '--run', join(tmpdir(), 'never'),
+      '--expert-parallel', '5'], 1, /--expert-parallel is 5 of 1 ranks; expected a divisor/],
   ];
   for (const [args, code, message] of table) {
     const result = await run(args);
