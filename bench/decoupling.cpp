@@ -48,7 +48,8 @@ Json compare(const std::vector<Tensor>& without_loss, const std::vector<Tensor>&
 
 Json measure_decoupling(const DecouplingOptions& options) {
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
-  const auto recipe = pretrain::read_recipe(options.recipe, options.overrides, options.stage);
+  const auto recipe =
+      pretrain::read_recipe(options.recipe, options.overrides, pretrain::Stage::kSparse);
   const auto& t = recipe.training;
   const auto tokens = recipe.data / "tokens";
   pretrain::check_tokens_fit(tokens, recipe.model);
@@ -67,7 +68,6 @@ Json measure_decoupling(const DecouplingOptions& options) {
     return compare(expected, main_gradients(model, batch, loss));
   };
   return {{"model", options.model.string()},
-          {"stage", pretrain::name_of(options.stage)},
           {"tokens", t.micro_batch_rows * t.sequence_length},
           {"cuts", measure(with_loss)},
           {"no_input_cut", measure(no_input_cut)},

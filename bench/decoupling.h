@@ -7,15 +7,13 @@
 #include <vector>
 
 #include "base/json.h"
-#include "pretrain/stage.h"
 
 namespace fathom::bench {
 
 struct DecouplingOptions {
   std::filesystem::path recipe;
   std::vector<std::string> overrides;  // "section.key=value", as pretrain's
-  pretrain::Stage stage = pretrain::Stage::kSparse;
-  std::filesystem::path model;  // a checkpoint folder of the recipe's shape
+  std::filesystem::path model;         // a checkpoint folder of the recipe's shape
   int num_threads = 0;
 };
 
