@@ -90,6 +90,10 @@ void Grammar::return_to(const Mark& mark) {
   num_symbols_ = mark.num_symbols;
 }
 
+bool Grammar::is_half_full() const {
+  return rules_.size() > kMostRules / 2 || num_symbols_ > kMostSymbols / 2;
+}
+
 void Grammar::finish() {
   drop_endless();
   check_beginnings();

@@ -44,6 +44,8 @@ class Grammar {
   };
   Mark mark() const { return {rules_.size(), sequences_.size(), num_symbols_}; }
   void return_to(const Mark& mark);
+  // What may be left out should leave room for what may not.
+  bool is_half_full() const;
 
   // Drops the alternatives that no text ends, so that whatever is begun can be finished. Throws
   // Error if nothing is left to derive, or if a rule can begin with itself: following it would not

@@ -288,12 +288,13 @@ template <typename Make>
 std::optional<Rule> JsonSchemaGrammar::attempt(const Make& make) {
   const Grammar::Mark mark = grammar_.mark();
   try {
-    return make(grammar_);
+    const Rule rule = make(grammar_);
+    if (refuses() || !grammar_.is_half_full()) return rule;
   } catch (const Error&) {
     if (refuses()) throw;
-    grammar_.return_to(mark);
-    return {};
   }
+  grammar_.return_to(mark);
+  return {};
 }
 
 void JsonSchemaGrammar::fail_unheld(const std::string& what) const {
@@ -429,22 +430,24 @@ Sequence JsonSchemaGrammar::typed(const std::string& type, const Json& schema,
        type);
 }
 
-// Of what cannot be held to, the keywords that can each for itself are.
+// Of bounds that cannot be held to together, those that each can be.
 Sequence JsonSchemaGrammar::number_of(const Json& schema, bool is_integer,
                                       const std::string& where) {
   const Json asked = number_bounds(schema);
-  Json bounds = asked;
-  if (!refuses())
-    for (const auto& [keyword, value] : asked.items()) {
-      const Json alone = {{keyword, value}};
-      if (!attempt([&](Grammar& g) { return number_rule(g, alone, is_integer, where); }))
-        bounds.erase(keyword);
-    }
   const Rule any = is_integer ? integer() : number();
-  if (bounds.empty()) return {derived(any)};
-  return {derived(attempt([&](Grammar& g) {
-                    return number_rule(g, bounds, is_integer, where);
-                  }).value_or(any))};
+  if (asked.empty()) return {derived(any)};
+  const auto rule_of = [&](const Json& bounds) {
+    return attempt(
+        [&](Grammar& grammar) { return number_rule(grammar, bounds, is_integer, where); });
+  };
+  if (const auto rule = rule_of(asked)) return {derived(*rule)};
+  Json held = Json::object();
+  for (const auto& [keyword, bound] : asked.items()) {
+    const Grammar::Mark mark = grammar_.mark();
+    if (rule_of({{keyword, bound}})) held[keyword] = bound;
+    grammar_.return_to(mark);
+  }
+  return {derived(held.empty() ? any : rule_of(held).value_or(any))};
 }
 
 Sequence JsonSchemaGrammar::string_of(const Json& schema, const std::string& where) {

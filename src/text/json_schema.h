@@ -94,8 +94,8 @@ class JsonSchemaGrammar {
                                Grammar::Rule any);
   Grammar::Rule matching_text(Grammar& grammar, const Json& schema, const char* keyword,
                               const std::string& where, StringWriting writing) const;
-  // What `make` makes; nothing, and nothing of it is left, where it throws Error and that is to be
-  // passed over.
+  // What `make` makes; nothing, and nothing of it is left, where it throws Error or takes more than
+  // half of the room and that is to be passed over.
   template <typename Make>
   std::optional<Grammar::Rule> attempt(const Make& make);
   Grammar::Sequence array_of(const Json& schema, const std::string& where);
