@@ -49,15 +49,21 @@ std::optional<int> random_bound(base::Random& random, double probability) {
   return static_cast<int>((random.uniform() * 2 - 1) * range) / 50 * 50;
 }
 
+// Any of the four, or none.
+Bounds random_bounds(base::Random& random) {
+  Bounds bounds;
+  bounds.minimum = random_bound(random, 0.5);
+  bounds.exclusive_minimum = random_bound(random, 0.3);
+  bounds.maximum = random_bound(random, 0.5);
+  bounds.exclusive_maximum = random_bound(random, 0.3);
+  return bounds;
+}
+
 TEST(NumberRange, IntegersAreThoseThatTheBoundsAllow) {
   base::Random random(3, 0);
   int num_allowed = 0;
   for (int i = 0; i < 60; ++i) {
-    Bounds bounds{random_bound(random, 0.5),
-                  random_bound(random, 0.3),
-                  random_bound(random, 0.5),
-                  random_bound(random, 0.3),
-                  {}};
+    Bounds bounds = random_bounds(random);
     if (random.uniform() < 0.4) bounds.step = 100 * (1 + static_cast<int>(random.uniform() * 12));
     bool is_any = false;
     for (int value = -3000; value <= 3000; ++value) is_any = is_any || bounds.allow(100 * value);
@@ -78,11 +84,7 @@ TEST(NumberRange, DecimalsAreThoseThatTheBoundsAllow) {
   base::Random random(5, 0);
   int num_allowed = 0;
   for (int i = 0; i < 60; ++i) {
-    Bounds bounds{random_bound(random, 0.5),
-                  random_bound(random, 0.3),
-                  random_bound(random, 0.5),
-                  random_bound(random, 0.3),
-                  {}};
+    const Bounds bounds = random_bounds(random);
     bool is_any = false;
     for (int value = -160000; value <= 160000 && !is_any; ++value) is_any = bounds.allow(value);
     if (!is_any) continue;
