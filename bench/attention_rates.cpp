@@ -104,7 +104,7 @@ double gathered_rate(const Config& c, const kernels::PagedRows& latents, int64_t
   });
 }
 
-double indexer_rate(const Config& c, const kernels::PagedRows& index_keys, bool is_deploy,
+double indexer_rate(const Config& c, const kernels::IndexKeyPages& index_keys, bool is_deploy,
                     int64_t num_queries) {
   const Tensor q = torch::randn({num_queries, c.index_n_heads * c.index_head_dim});
   if (is_deploy) kernels::round_through_fp8(model::ops::view2(q), model::ops::view2(q));

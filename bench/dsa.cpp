@@ -13,11 +13,12 @@
 #include "kernels/lightning_indexer.h"
 #include "kernels/sparse_mla.h"
 #include "kernels/top_k.h"
+#include "model/kv_cache.h"
 
 namespace fathom::bench {
 namespace {
 
-using kernels::PagedRows;
+using kernels::kPageRows;
 using kernels::RowFormat;
 using kernels::RowLayout;
 
@@ -33,25 +34,29 @@ std::vector<float> random_values(int64_t count, uint64_t seed) {
   return values;
 }
 
-// `num_rows` rows, the 4,096 different ones repeated: what is measured does not look at them.
-struct Cache {
-  std::vector<std::byte> storage;
-  std::vector<const std::byte*> pages;
-  PagedRows rows;
+// Pages of `num_rows` rows, the first 64 pages repeated: what is measured does not look at them.
+class Cache {
+ public:
+  // Writes a row's numbers as the page's row `slot`.
+  using Store = std::function<void(const float* values, int64_t slot, std::byte* page)>;
 
-  Cache(const RowLayout& layout, int64_t num_rows, uint64_t seed) {
-    constexpr int64_t kDifferent = 4096;
-    const int64_t bytes = layout.num_bytes(), page_bytes = bytes * kernels::kPageRows;
-    storage.resize((num_rows + kernels::kPageRows - 1) / kernels::kPageRows * page_bytes);
-    for (size_t at = 0; at < storage.size(); at += page_bytes) pages.push_back(storage.data() + at);
-    const int64_t different = std::min(kDifferent, num_rows);
-    const auto values = random_values(different * layout.dim(), seed);
-    for (int64_t s = 0; s < different; ++s)
-      store_row(layout, values.data() + s * layout.dim(), storage.data() + s * bytes);
-    for (int64_t s = different; s < num_rows; ++s)
-      std::copy_n(storage.data() + s % different * bytes, bytes, storage.data() + s * bytes);
-    rows = {layout, pages.data(), num_rows};
+  Cache(int64_t num_rows, int64_t dim, int64_t page_bytes, uint64_t seed, const Store& store)
+      : pages_((num_rows + kPageRows - 1) / kPageRows) {
+    constexpr int64_t kDifferent = 64;
+    const auto values = random_values(kDifferent * kPageRows * dim, seed);
+    for (int64_t p = 0; p < std::ssize(pages_); ++p) {
+      pages_[p] = p < kDifferent ? model::CachePage(page_bytes) : pages_[p - kDifferent];
+      for (int64_t slot = 0; p < kDifferent && slot < kPageRows; ++slot)
+        store(values.data() + (p * kPageRows + slot) * dim, slot, pages_[p].data());
+      begins_.push_back(pages_[p].data());
+    }
   }
+
+  const std::byte* const* pages() const { return begins_.data(); }
+
+ private:
+  std::vector<model::CachePage> pages_;
+  std::vector<const std::byte*> begins_;
 };
 
 std::string name_of(RowFormat format) {
@@ -62,8 +67,8 @@ std::string name_of(RowFormat format) {
 
 struct Layer {
   const DsaOptions& options;
-  const Cache& index_keys;
-  const Cache& latents;
+  kernels::IndexKeyPages index_keys;
+  kernels::PagedRows latents;
 
   double attention_ms(const std::vector<std::vector<int32_t>>& keys_T, bool is_dense) const;
   // peak_gflop_per_s: of the instructions that the kernels use on this cache.
@@ -80,9 +85,9 @@ double Layer::attention_ms(const std::vector<std::vector<int32_t>>& keys_T, bool
            base::parallel_for(count, 1, [&](int64_t begin, int64_t end) {
              for (int64_t t = begin; t < end; ++t)
                kernels::sparse_mla({{q.data() + t * options.heads * dim, options.heads, dim},
-                                    latents.rows,
+                                    latents,
                                     is_dense ? nullptr : keys_T[t].data(),
-                                    is_dense ? latents.rows.num_rows : std::ssize(keys_T[t]),
+                                    is_dense ? latents.num_rows : std::ssize(keys_T[t]),
                                     0.04f,
                                     {out.data() + t * options.heads * options.latent_dim,
                                      options.heads, options.latent_dim}});
@@ -95,7 +100,7 @@ double Layer::attention_ms(const std::vector<std::vector<int32_t>>& keys_T, bool
 double overlap_with_double(const kernels::IndexerInput& input, int64_t k,
                            const std::vector<int32_t>& selected) {
   const int64_t last = input.q_TJX.rows - 1;
-  std::vector<float> scores(input.k_SX.num_rows);
+  std::vector<float> scores(input.k_SX.num_keys);
   kernels::reference::index_scores(
       {input.q_TJX.slice_rows(last, last + 1), input.w_TJ.slice_rows(last, last + 1), input.k_SX},
       {scores.data(), 1, std::ssize(scores)});
@@ -121,12 +126,12 @@ struct IndexQueries {
 };
 
 Json Layer::measure(int64_t num_queries, double peak_gflop_per_s) const {
-  const int64_t context = index_keys.rows.num_rows;
+  const int64_t context = index_keys.num_keys;
   const IndexQueries queries(num_queries, options);
   const kernels::IndexerInput input{
       {queries.q.data(), num_queries, options.index_heads * options.index_dim},
       {queries.w.data(), num_queries, options.index_heads},
-      index_keys.rows};
+      index_keys};
   std::vector<float> scores(num_queries * context);
   std::vector<std::vector<int32_t>> keys_T(num_queries);
   const auto count = static_cast<double>(num_queries);
@@ -157,7 +162,7 @@ Json Layer::measure(int64_t num_queries, double peak_gflop_per_s) const {
 Json measure_dsa(const DsaOptions& options) {
   base::set_num_threads(options.num_threads);
   const MachinePeaks peaks = measure_machine();
-  const RowLayout index_layout{options.cache, options.index_dim, 0};
+  const kernels::IndexKeyLayout index_layout{options.cache, options.index_dim};
   const RowLayout latent_layout{options.cache, options.latent_dim, options.rope_dim};
   const bool is_bf16 = kernels::has_bf16_dot() && options.cache != RowFormat::kF32;
   const double peak_gflop_per_s = is_bf16 ? peaks.bf16_gflop_per_s : peaks.f32_gflop_per_s;
@@ -176,8 +181,18 @@ Json measure_dsa(const DsaOptions& options) {
     if (context < options.prefill_tokens)
       fail("--contexts: {} is less than the {} tokens of the prefill", context,
            options.prefill_tokens);
-    const Cache index_keys(index_layout, context, 4), latents(latent_layout, context, 5);
-    const Layer layer{options, index_keys, latents};
+    const Cache index_keys(context, index_layout.dim, index_layout.page_bytes(), 4,
+                           [&](const float* values, int64_t slot, std::byte* page) {
+                             kernels::store_index_key(index_layout, values, slot, page);
+                           });
+    const int64_t latent_bytes = latent_layout.num_bytes();
+    const Cache latents(context, latent_layout.dim(), kPageRows * latent_bytes, 5,
+                        [&](const float* values, int64_t slot, std::byte* page) {
+                          kernels::store_row(latent_layout, values, page + slot * latent_bytes);
+                        });
+    const Layer layer{options,
+                      {index_layout, index_keys.pages(), context},
+                      {latent_layout, latents.pages(), context}};
     result["contexts"].push_back(
         {{"context", context},
          {"decode", layer.measure(1, peak_gflop_per_s)},

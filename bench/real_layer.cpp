@@ -89,7 +89,7 @@ model::Model random_real_layer(int64_t num_experts) {
 
 void fill(model::KvCache& cache, int64_t count) {
   const auto latents = torch::randn({1024, cache.layout().latent().dim()});
-  const auto keys = torch::randn({1024, cache.layout().index_key().dim()});
+  const auto keys = torch::randn({1024, cache.layout().index_key().dim});
   for (int64_t at = 0; at < count; at += 1024) {
     const int64_t rows = std::min<int64_t>(1024, count - at), position = cache.num_tokens();
     for (int64_t layer = 0; layer < cache.layout().num_layers(); ++layer)

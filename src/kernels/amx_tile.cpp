@@ -44,11 +44,11 @@ bool has_amx() {
   return has;
 }
 
-TileShape::TileShape(int64_t columns) {
+TileShape::TileShape(int64_t columns, int64_t rows) {
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
-    config.rows[tile] = kAmxRows;
-    const bool is_a = tile == 4 || tile == 5;
+    const bool is_a = tile == 4 || tile == 5, is_b = tile >= 6;
+    config.rows[tile] = static_cast<uint8_t>(is_b ? kAmxPairs : rows);
     config.row_bytes[tile] = static_cast<uint16_t>(4 * (is_a ? kAmxPairs : columns));
   }
   asm volatile("ldtilecfg %0" ::"m"(config));

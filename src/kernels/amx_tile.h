@@ -3,11 +3,11 @@
 //
 // Eight tile registers of 16 rows of 64 bytes belong to a thread. While a TileShape lives they are
 // laid out for
-//   C [16][columns] f32 += A [16][32] bf16, row-major, times B [32][columns] bf16 in pairs along k:
-//   B's row p holds (b[2p][j], b[2p + 1][j]) for each column j.
+//   C [rows][columns] f32 += A [rows][32] bf16, row-major, times B [32][columns] bf16 in pairs
+//   along k: B's row p holds (b[2p][j], b[2p + 1][j]) for each column j.
 // A tile_multiply sums the products of the even k and those of the odd k, each in order from zero,
 // and adds both sums' sum to C, all rounded to nearest even, subnormal numbers taken as zero. What
-// a column of C gets depends on that column of B alone, not on how many there are.
+// a number of C gets depends on its row of A and its column of B alone, not on how many there are.
 #pragma once
 
 #include <cstddef>
@@ -39,12 +39,13 @@ bool has_amx();
 
 #if FATHOM_HAS_AMX_KERNELS
 
-// Lays out the calling thread's tiles: 0 to 3 as C, 4 and 5 as A, 6 and 7 as B, of `columns` <= 16.
+// Lays out the calling thread's tiles: 0 to 3 as C, 4 and 5 as A, 6 and 7 as B, of `columns` and
+// `rows` <= 16; fewer rows take less time.
 // Their contents are undefined until loaded or cleared; they are given back at the end. Shapes do
 // not nest. Costs some two hundred cycles, so kernels make one for many tiles where they can.
 class TileShape {
  public:
-  explicit TileShape(int64_t columns);
+  explicit TileShape(int64_t columns, int64_t rows = kAmxRows);
   ~TileShape();
   TileShape(const TileShape&) = delete;
   TileShape& operator=(const TileShape&) = delete;

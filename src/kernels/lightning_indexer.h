@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "base/array_view.h"
-#include "kernels/paged_rows.h"
+#include "kernels/index_key_pages.h"
 
 namespace fathom::kernels {
 
@@ -17,11 +17,11 @@ namespace fathom::kernels {
 struct IndexerInput {
   View2<const float> q_TJX;
   View2<const float> w_TJ;
-  PagedRows k_SX;
+  IndexKeyPages k_SX;
 };
 
 // scores_TS[t][s] = I[t,s]; later keys get -inf. Each score's bits depend on its query and key
-// alone. CHECKs shapes. Parallel over T and S; scratch: a tile of keys and of heads a thread.
+// alone. CHECKs shapes. Parallel over T and S; scratch: a page of keys, queries' heads a thread.
 //
 // Two kinds of kernels, chosen for each query by its own values and the keys' format: where the
 // processor has AVX512-BF16, keys are BF16 or FP8 (one scale a key) and bf16 holds each value of

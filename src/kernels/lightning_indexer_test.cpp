@@ -17,9 +17,9 @@ TEST(IndexScores, EqualReferenceOverOddShapesAndFormats) {
     for (auto [heads, dim] : {std::pair<int64_t, int64_t>{1, 5}, {4, 64}, {6, 33}, {16, 128}}) {
       for (auto [t, s] : {std::pair<int64_t, int64_t>{1, 1}, {1, 77}, {9, 9}, {33, 70}, {20, 50}}) {
         const TestMatrix q(t, heads * dim, 1, 1, 3), w(t, heads, 2), k(s, dim, 3, 2, 1);
-        const TestPages pages(k.view, {format, dim, 0});
+        const TestIndexKeys pages(k.view, {format, dim});
         TestMatrix fast(t, s, 5), slow(t, s, 6);
-        const IndexerInput input{q.view, w.view, pages.rows};
+        const IndexerInput input{q.view, w.view, pages.keys};
         index_scores(input, fast.view);
         reference::index_scores(input, slow.view);
         EXPECT_LE(max_difference(fast.view, slow.view), 1e-5 * static_cast<double>(heads * dim));
@@ -34,19 +34,18 @@ void round_to_e4m3(View2<float> q) {
     for (int64_t x = 0; x < q.cols; ++x) q[t][x] = from_e4m3(to_e4m3(q[t][x] * 100));
 }
 
-// The rows' stored values in a cache of f32, which always takes the f32 kernel.
-struct WidenedPages {
+// The keys' stored values in a cache of f32, which always takes the f32 kernel.
+struct WidenedKeys {
   TestMatrix values;
-  TestPages pages;
-  explicit WidenedPages(const PagedRows& rows)
-      : values(rows.num_rows, rows.layout.dim(), 1), pages(widened(rows), f32_layout(rows)) {}
+  TestIndexKeys pages;
+  explicit WidenedKeys(const IndexKeyPages& keys)
+      : values(keys.num_keys, keys.layout.dim, 1),
+        pages(widened(keys), {RowFormat::kF32, keys.layout.dim}) {}
 
-  View2<const float> widened(const PagedRows& rows) {
-    for (int64_t s = 0; s < rows.num_rows; ++s) widen_row(rows.layout, rows[s], values.view[s]);
+  View2<const float> widened(const IndexKeyPages& keys) {
+    for (int64_t s = 0; s < keys.num_keys; ++s)
+      widen_index_key(keys.layout, keys.page_of(s), s % kPageRows, values.view[s]);
     return values.view;
-  }
-  static RowLayout f32_layout(const PagedRows& rows) {
-    return {RowFormat::kF32, rows.layout.dim(), 0};
   }
 };
 
@@ -67,12 +66,12 @@ TEST(IndexScores, OfExactHeadsEqualTheF32KernelAndTheReference) {
            {std::pair<int64_t, int64_t>{1, 1}, {1, 77}, {9, 9}, {33, 70}, {20, 129}}) {
         const TestMatrix q(t, heads * dim, 1, 1, 3), w(t, heads, 2), k(s, dim, 3, 2, 1);
         round_to_e4m3(q.view);
-        const TestPages pages(k.view, {format, dim, 0});
-        const WidenedPages widened(pages.rows);
+        const TestIndexKeys pages(k.view, {format, dim});
+        const WidenedKeys widened(pages.keys);
         TestMatrix paired(t, s, 5), f32(t, s, 6), slow(t, s, 7);
-        index_scores({q.view, w.view, pages.rows}, paired.view);
-        index_scores({q.view, w.view, widened.pages.rows}, f32.view);
-        reference::index_scores({q.view, w.view, pages.rows}, slow.view);
+        index_scores({q.view, w.view, pages.keys}, paired.view);
+        index_scores({q.view, w.view, widened.pages.keys}, f32.view);
+        reference::index_scores({q.view, w.view, pages.keys}, slow.view);
         const double tolerance = 1e-5 * 100 * static_cast<double>(heads * dim);
         EXPECT_LE(max_difference(paired.view, slow.view), tolerance);
         EXPECT_LE(max_difference(paired.view, f32.view), tolerance);
@@ -89,14 +88,14 @@ TEST(IndexScores, DoNotDependOnTheOtherQueries) {
     const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
     for (int64_t i = 0; i < t; i += 3) round_to_e4m3(q.view.slice_rows(i, i + 1));
     for (const RowFormat format : kFormats) {
-      const TestPages pages(k.view, {format, dim, 0});
+      const TestIndexKeys pages(k.view, {format, dim});
       TestMatrix together(t, s, 4), alone(1, s, 5);
-      index_scores({q.view, w.view, pages.rows}, together.view);
+      index_scores({q.view, w.view, pages.keys}, together.view);
       for (int64_t i = 0; i < t; ++i) {
-        const PagedRows visible{pages.rows.layout, pages.rows.pages, s - t + i + 1};
+        const IndexKeyPages visible{pages.keys.layout, pages.keys.pages, s - t + i + 1};
         index_scores({q.view.slice_rows(i, i + 1), w.view.slice_rows(i, i + 1), visible},
-                     {alone.view.data, 1, visible.num_rows});
-        for (int64_t j = 0; j < visible.num_rows; ++j)
+                     {alone.view.data, 1, visible.num_keys});
+        for (int64_t j = 0; j < visible.num_keys; ++j)
           ASSERT_EQ(together.view[i][j], alone.view[0][j]) << heads << " " << i << " " << j;
       }
     }
@@ -112,8 +111,8 @@ TEST(IndexScores, DoNotDependOnWhatWasScoredBefore) {
         std::fill(q.storage.begin(), q.storage.end(), 1.0f);
         std::fill(w.storage.begin(), w.storage.end(), 1.0f);
         std::fill(k.storage.begin(), k.storage.end(), value);
-        const TestPages pages(k.view, {format, dim, 0});
-        index_scores({q.view, w.view, pages.rows}, scores.view);
+        const TestIndexKeys pages(k.view, {format, dim});
+        index_scores({q.view, w.view, pages.keys}, scores.view);
         return scores.view[0][0];
       };
       score(128, format == RowFormat::kBF16 ? INFINITY : NAN);
@@ -129,15 +128,15 @@ TEST(IndexScores, ReadNothingBehindTheirOperands) {
       for (auto [t, s] : {std::pair<int64_t, int64_t>{1, 1}, {1, 64}, {1, 77}, {5, 96}, {9, 161}}) {
         const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
         round_to_e4m3(q.view);
-        const TestPages pages(k.view, {format, dim, 0});
+        const TestIndexKeys pages(k.view, {format, dim});
         TestMatrix expected(t, s, 4), scores(t, s, 5);
-        index_scores({q.view, w.view, pages.rows}, expected.view);
-        const GuardedPages guarded(pages.rows);
+        index_scores({q.view, w.view, pages.keys}, expected.view);
+        const GuardedIndexKeys guarded(pages.keys);
         const GuardedCopy heads_copy(q.storage.data(), q.storage.size() * sizeof(float));
         const GuardedCopy weights(w.storage.data(), w.storage.size() * sizeof(float));
         index_scores({{heads_copy.as<float>(), t, heads * dim, heads * dim},
                       {weights.as<float>(), t, heads, heads},
-                      guarded.rows},
+                      guarded.keys},
                      scores.view);
         for (int64_t i = 0; i < t; ++i)
           for (int64_t j = 0; j < s - t + i + 1; ++j)
@@ -147,9 +146,9 @@ TEST(IndexScores, ReadNothingBehindTheirOperands) {
 
 TEST(IndexScores, LaterKeysAreMinusInfinity) {
   const TestMatrix q(3, 8, 1), w(3, 1, 2), k(5, 8, 3);
-  const TestPages pages(k.view, {RowFormat::kF32, 8, 0});
+  const TestIndexKeys pages(k.view, {RowFormat::kF32, 8});
   TestMatrix scores(3, 5, 4);
-  index_scores({q.view, w.view, pages.rows}, scores.view);
+  index_scores({q.view, w.view, pages.keys}, scores.view);
   for (int64_t t = 0; t < 3; ++t)
     for (int64_t s = 0; s < 5; ++s)
       EXPECT_EQ(std::isinf(scores.view[t][s]), s > 2 + t) << t << " " << s;
@@ -161,13 +160,13 @@ TEST(SelectKeys, IsTopKOfTheScoresForAnyNumberOfThreads) {
   TestMatrix k(s, dim, 3);
   for (int64_t i = 0; i < s; ++i)
     for (int64_t x = 0; x < dim; ++x) k.view[i][x] = std::round(k.view[i][x]);
-  const TestPages pages(k.view, {RowFormat::kBF16, dim, 0});
+  const TestIndexKeys pages(k.view, {RowFormat::kBF16, dim});
   const int threads = base::num_threads();
   for (const int64_t t : {1, 3, 40}) {
     TestMatrix q(t, heads * dim, 1), w(t, heads, 2), scores(t, s, 5);
     for (int64_t i = 0; i < t; ++i)
       for (int64_t x = 0; x < heads * dim; ++x) q.view[i][x] = std::round(q.view[i][x]);
-    const IndexerInput input{q.view, w.view, pages.rows};
+    const IndexerInput input{q.view, w.view, pages.keys};
     index_scores(input, scores.view);
     for (const int64_t top : {1, 100, 2048, 9000, 10000}) {
       for (const int num_threads : {1, 2, 3}) {
@@ -192,9 +191,9 @@ TEST_P(SelectKeysOf, ExactHeadsDoNotDependOnChunksOrThreads) {
   const TestMatrix q(t, heads * dim, 1), w(t, heads, 2), k(s, dim, 3);
   round_to_e4m3(q.view);
   for (int64_t i = 3000; i < s; ++i) std::copy_n(k.view[i - 3000], dim, k.view[i]);
-  const TestPages pages(k.view, {RowFormat::kFP8, dim, 0});
+  const TestIndexKeys pages(k.view, {RowFormat::kFP8, dim});
   TestMatrix scores(t, s, 4);
-  index_scores({q.view, w.view, pages.rows}, scores.view);
+  index_scores({q.view, w.view, pages.keys}, scores.view);
   const int threads = base::num_threads();
   for (const int64_t chunk : {1, 4, 21}) {
     base::set_num_threads(chunk == 4 ? 1 : 3);
@@ -203,7 +202,7 @@ TEST_P(SelectKeysOf, ExactHeadsDoNotDependOnChunksOrThreads) {
       std::vector<std::vector<int32_t>> selected(end - begin);
       select_keys({q.view.slice_rows(begin, end),
                    w.view.slice_rows(begin, end),
-                   {pages.rows.layout, pages.rows.pages, s - t + end}},
+                   {pages.keys.layout, pages.keys.pages, s - t + end}},
                   top, selected);
       for (int64_t i = begin; i < end; ++i) {
         std::vector<int32_t> expected;

@@ -14,6 +14,7 @@
 #include "base/array_view.h"
 #include "base/check.h"
 #include "base/random.h"
+#include "kernels/index_key_pages.h"
 #include "kernels/paged_rows.h"
 #include "kernels/selected_keys.h"
 
@@ -51,6 +52,24 @@ struct TestPages {
       store_row(layout, values[s], const_cast<std::byte*>(rows[s]));
   }
   TestPages(const TestPages&) = delete;
+};
+
+// An index key cache's pages.
+struct TestIndexKeys {
+  std::vector<std::vector<std::byte>> storage;
+  std::vector<const std::byte*> pages;
+  IndexKeyPages keys;
+
+  TestIndexKeys(View2<const float> values, const IndexKeyLayout& layout) {
+    for (int64_t s = 0; s < values.rows; ++s) {
+      // What no key was stored in is NaN, whatever the format.
+      if (s % kPageRows == 0) storage.emplace_back(layout.page_bytes(), std::byte{0xff});
+      store_index_key(layout, values[s], s % kPageRows, storage.back().data());
+    }
+    for (const auto& page : storage) pages.push_back(page.data());
+    keys = {layout, pages.data(), values.rows};
+  }
+  TestIndexKeys(const TestIndexKeys&) = delete;
 };
 
 // Memory whose end nothing may be read behind. The sanitizer does not see what tiles load.
@@ -94,6 +113,22 @@ struct GuardedPages {
     rows = {from.layout, pages.data(), from.num_rows};
   }
   GuardedPages(const GuardedPages&) = delete;
+};
+
+// The same keys, nothing behind each page.
+struct GuardedIndexKeys {
+  std::vector<std::unique_ptr<GuardedCopy>> copies;
+  std::vector<const std::byte*> pages;
+  IndexKeyPages keys;
+
+  explicit GuardedIndexKeys(const IndexKeyPages& from) {
+    for (int64_t s = 0; s < from.num_keys; s += kPageRows) {
+      copies.push_back(std::make_unique<GuardedCopy>(from.page_of(s), from.layout.page_bytes()));
+      pages.push_back(copies.back()->as<std::byte>());
+    }
+    keys = {from.layout, pages.data(), from.num_keys};
+  }
+  GuardedIndexKeys(const GuardedIndexKeys&) = delete;
 };
 
 // Lists of keys as kernels take them.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/parallel.h"
 #include "kernels/fp8.h"
 #include "kernels/lightning_indexer.h"
 #include "model/ops.h"
@@ -35,6 +36,34 @@ kernels::IndexerInput input_of(const IndexerProjections& projections, const Quer
   return {rows(projections.q_NJX), rows(projections.w_NJ),
           tile.cache->index_keys(layer, tile.position + tile.count)};
 }
+
+// Keys in pages of their own, as a cache would hold them.
+class IndexKeys {
+ public:
+  explicit IndexKeys(const kernels::IndexKeyLayout& layout) : layout_(layout) {}
+
+  void assign(View2<const float> k_SX) {
+    const int64_t num_pages = (k_SX.rows + kernels::kPageRows - 1) / kernels::kPageRows;
+    storage_.resize(num_pages * layout_.page_bytes());
+    pages_.clear();
+    for (int64_t p = 0; p < num_pages; ++p)
+      pages_.push_back(storage_.data() + p * layout_.page_bytes());
+    num_keys_ = k_SX.rows;
+    base::parallel_for(num_pages, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t s = begin * kernels::kPageRows;
+           s < std::min(end * kernels::kPageRows, k_SX.rows); ++s)
+        kernels::store_index_key(layout_, k_SX[s], s % kernels::kPageRows,
+                                 storage_.data() + s / kernels::kPageRows * layout_.page_bytes());
+    });
+  }
+  kernels::IndexKeyPages pages() const { return {layout_, pages_.data(), num_keys_}; }
+
+ private:
+  kernels::IndexKeyLayout layout_;
+  std::vector<std::byte> storage_;
+  std::vector<const std::byte*> pages_;
+  int64_t num_keys_ = 0;
+};
 
 // The rotary part comes first here (MLA has it last), in halves (MLA interleaves).
 kernels::Rope rotation(const Config& config, int64_t num_heads) {
@@ -92,27 +121,22 @@ ops::KeySelection select_in_segments(const IndexerProjections& projections,
                                      const Config& config, const ForwardOptions& options) {
   const auto selects = [&](const ops::SegmentRows& at) { return at.key_count > config.index_topk; };
   if (std::none_of(segments.begin(), segments.end(), selects)) return {};
-  Tensor q = projections.q_NJX.detach().contiguous(), k = projections.k_NX.detach().contiguous();
+  Tensor q = projections.q_NJX.detach().contiguous();
+  const Tensor k = projections.k_NX.detach().contiguous();
   const Tensor w = projections.w_NJ.detach().contiguous();
   // As in serving, which keeps keys in bf16.
   const bool is_bf16 = options.bf16_matmuls;
   if (is_bf16) {
     q = q.clone();
     round_to_bf16(q);
-    k = k.to(torch::kBFloat16);
   }
   std::vector<std::vector<int32_t>> keys_N(q.size(0));
-  const kernels::RowLayout layout{is_bf16 ? kernels::RowFormat::kBF16 : kernels::RowFormat::kF32,
-                                  k.size(1), 0};
-  const auto* const keys = static_cast<const std::byte*>(k.data_ptr());
+  IndexKeys keys({is_bf16 ? kernels::RowFormat::kBF16 : kernels::RowFormat::kF32, k.size(1)});
   for (const ops::SegmentRows& at : segments) {
     if (!selects(at)) continue;
-    std::vector<const std::byte*> pages;
-    for (int64_t s = at.key_begin; s < at.key_begin + at.key_count; s += kernels::kPageRows)
-      pages.push_back(keys + s * layout.num_bytes());
+    keys.assign(ops::view2(k).slice_rows(at.key_begin, at.key_begin + at.key_count));
     kernels::select_keys({ops::view2(q).slice_rows(at.begin, at.begin + at.count),
-                          ops::view2(w).slice_rows(at.begin, at.begin + at.count),
-                          {layout, pages.data(), at.key_count}},
+                          ops::view2(w).slice_rows(at.begin, at.begin + at.count), keys.pages()},
                          config.index_topk, std::span(keys_N).subspan(at.begin, at.count));
   }
   return ops::join_keys(keys_N);

@@ -8,7 +8,7 @@ using kernels::kPageRows;
 
 CacheLayout::CacheLayout(const Config& config, CacheFormat format)
     : latent_{format, config.kv_lora_rank, config.qk_rope_head_dim},
-      index_key_{format, config.index_head_dim, 0},
+      index_key_{format, config.index_head_dim},
       num_layers_(config.num_hidden_layers + config.num_nextn_predict_layers) {}
 
 int64_t CacheLayout::bytes_per_token() const {
@@ -22,7 +22,7 @@ int64_t CacheLayout::latent_offset(int64_t layer) const {
 
 int64_t CacheLayout::index_key_offset(int64_t layer) const {
   CHECK(0 <= layer && layer < num_layers_, "layer {} of {}", layer, num_layers_);
-  return kPageRows * (num_layers_ * latent_.num_bytes() + layer * index_key_.num_bytes());
+  return kPageRows * num_layers_ * latent_.num_bytes() + layer * index_key_.page_bytes();
 }
 
 KvCache::KvCache(const Config& config, CacheFormat format)
@@ -31,7 +31,7 @@ KvCache::KvCache(const Config& config, CacheFormat format)
       index_pages_(layout_.num_layers()) {}
 
 void KvCache::set_page(int64_t index, std::shared_ptr<CachePage> page) {
-  CHECK_EQ(static_cast<int64_t>(page->size()), layout_.page_bytes());
+  CHECK_EQ(page->size(), layout_.page_bytes());
   if (index == static_cast<int64_t>(pages_.size())) pages_.emplace_back();
   for (int64_t layer = 0; layer < layout_.num_layers(); ++layer) {
     latent_pages_[layer].resize(pages_.size());
@@ -62,19 +62,17 @@ void KvCache::write(int64_t layer, int64_t position, View2<const float> latent,
                     View2<const float> index_key) {
   CHECK_EQ(latent.cols, layout_.latent().dim());
   CHECK(index_key.rows == 0 || index_key.rows == latent.rows);
-  if (index_key.rows > 0) CHECK_EQ(index_key.cols, layout_.index_key().dim());
+  if (index_key.rows > 0) CHECK_EQ(index_key.cols, layout_.index_key().dim);
   make_writable(position, latent.rows);
   base::parallel_for(latent.rows, kGrainRows, [&](int64_t begin, int64_t end) {
-    const auto store = [&](const kernels::RowLayout& row_layout, int64_t offset, int64_t row,
-                           const float* values) {
-      std::byte* const page = pages_[row / kPageRows]->data();
-      kernels::store_row(row_layout, values,
-                         page + offset + row % kPageRows * row_layout.num_bytes());
-    };
     for (int64_t i = begin; i < end; ++i) {
-      store(layout_.latent(), layout_.latent_offset(layer), position + i, latent[i]);
+      const int64_t slot = (position + i) % kPageRows;
+      std::byte* const page = pages_[(position + i) / kPageRows]->data();
+      kernels::store_row(layout_.latent(), latent[i],
+                         page + layout_.latent_offset(layer) + slot * layout_.latent().num_bytes());
       if (index_key.rows > 0)
-        store(layout_.index_key(), layout_.index_key_offset(layer), position + i, index_key[i]);
+        kernels::store_index_key(layout_.index_key(), index_key[i], slot,
+                                 page + layout_.index_key_offset(layer));
     }
   });
 }
@@ -91,7 +89,7 @@ kernels::PagedRows KvCache::latent(int64_t layer, int64_t num_rows) const {
   return {layout_.latent(), latent_pages_.at(layer).data(), num_rows};
 }
 
-kernels::PagedRows KvCache::index_keys(int64_t layer, int64_t num_rows) const {
+kernels::IndexKeyPages KvCache::index_keys(int64_t layer, int64_t num_rows) const {
   CHECK_LE(num_rows, static_cast<int64_t>(pages_.size()) * kPageRows);
   return {layout_.index_key(), index_pages_.at(layer).data(), num_rows};
 }

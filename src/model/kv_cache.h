@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/array_view.h"
+#include "kernels/index_key_pages.h"
 #include "kernels/paged_rows.h"
 #include "model/config.h"
 
@@ -19,13 +20,13 @@ namespace fathom::model {
 // key, which it stores in bf16.
 using CacheFormat = kernels::RowFormat;
 
-// Where the rows of a page lie. MTP layers follow the main ones.
+// Where the latents of a page lie, and where its index keys. MTP layers follow the main ones.
 class CacheLayout {
  public:
   CacheLayout(const Config& config, CacheFormat format);
 
   const kernels::RowLayout& latent() const { return latent_; }
-  const kernels::RowLayout& index_key() const { return index_key_; }
+  const kernels::IndexKeyLayout& index_key() const { return index_key_; }
   int64_t num_layers() const { return num_layers_; }
   int64_t bytes_per_token() const;  // over all layers
   int64_t page_bytes() const { return bytes_per_token() * kernels::kPageRows; }
@@ -33,11 +34,26 @@ class CacheLayout {
   int64_t index_key_offset(int64_t layer) const;
 
  private:
-  kernels::RowLayout latent_, index_key_;
+  kernels::RowLayout latent_;
+  kernels::IndexKeyLayout index_key_;
   int64_t num_layers_;
 };
 
-using CachePage = std::vector<std::byte>;
+// Zero at first. Begins with a line of the processor's caches, as each layer's part of it does.
+class CachePage {
+ public:
+  explicit CachePage(int64_t num_bytes = 0) : lines_((num_bytes + kLine - 1) / kLine) {}
+
+  int64_t size() const { return std::ssize(lines_) * kLine; }
+  std::byte* data() { return lines_.data()->bytes; }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  struct alignas(kLine) Line {
+    std::byte bytes[kLine];
+  };
+  std::vector<Line> lines_;
+};
 
 class KvCache {
  public:
@@ -68,7 +84,7 @@ class KvCache {
 
   // The first num_rows rows, rows just written included. Valid until the next write.
   kernels::PagedRows latent(int64_t layer, int64_t num_rows) const;
-  kernels::PagedRows index_keys(int64_t layer, int64_t num_rows) const;
+  kernels::IndexKeyPages index_keys(int64_t layer, int64_t num_rows) const;
 
  private:
   void set_page(int64_t index, std::shared_ptr<CachePage> page);
