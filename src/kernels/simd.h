@@ -149,8 +149,24 @@ FATHOM_INLINE F32x8 load_e4m3(const uint8_t* p) {
 #endif
 }
 
-#if defined(__AVX2__)
 typedef int16_t I16x16 __attribute__((vector_size(32)));
+
+// The same of sixteen bytes at the tops of 16-bit lanes, whatever stands below them.
+FATHOM_INLINE void widen_top_bytes(I16x16 top, F32x8 (&out)[2]) {
+  const I16x16 f16 = top >> 1 & static_cast<int16_t>(0xbf80);
+#if defined(__F16C__)
+  out[0] = __builtin_ia32_vcvtph2ps256(__builtin_shufflevector(f16, f16, 0, 1, 2, 3, 4, 5, 6, 7));
+  out[1] =
+      __builtin_ia32_vcvtph2ps256(__builtin_shufflevector(f16, f16, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+  for (int lane = 0; lane < 16; ++lane) {
+    const int32_t bits = (f16[lane] & 0x8000) << 16 | (f16[lane] & 0x3f80) << 13;
+    out[lane / kLanes][lane % kLanes] = std::bit_cast<float>(bits) * 0x1.0p112f;
+  }
+#endif
+}
+
+#if defined(__AVX2__)
 
 // Thirty-two bytes, each moved to the top of a 16-bit lane, at one instruction a register. The
 // halves of a register hold eight consecutive bytes each: 0 to 7 and 16 to 23, then 8 to 15 and 24
@@ -175,10 +191,10 @@ FATHOM_INLINE void load_e4m3(const uint8_t* p, F32x8 (&out)[4]) {
   I16x16 top[2];
   load_top_bytes(p, top);
   for (int i = 0; i < 2; ++i) {
-    const I16x16 f16 = top[i] >> 1 & static_cast<int16_t>(0xbf80);
-    out[i] = __builtin_ia32_vcvtph2ps256(__builtin_shufflevector(f16, f16, 0, 1, 2, 3, 4, 5, 6, 7));
-    out[i + 2] = __builtin_ia32_vcvtph2ps256(
-        __builtin_shufflevector(f16, f16, 8, 9, 10, 11, 12, 13, 14, 15));
+    F32x8 halves[2];
+    widen_top_bytes(top[i], halves);
+    out[i] = halves[0];
+    out[i + 2] = halves[1];
   }
 #else
   for (int part = 0; part < 4; ++part) out[part] = load_e4m3(p + part * kLanes);
