@@ -30,10 +30,10 @@ struct Tiles {
   }
 };
 
-std::vector<float> multiply(const Tiles& tiles, int64_t columns) {
+std::vector<float> multiply(const Tiles& tiles, int64_t columns, int64_t rows = kAmxRows) {
   std::vector<float> c = tiles.c;
   const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(float));
-  const TileShape shape(columns);
+  const TileShape shape(columns, rows);
   tile_load<1>(c.data(), row_bytes);
   tile_load<5>(tiles.a.data(), kAmxK * static_cast<int64_t>(sizeof(uint16_t)));
   tile_load<7>(tiles.b.data(), row_bytes);
@@ -61,6 +61,17 @@ TEST(AmxTile, SumsInTheOrderThatTheHeaderSays) {
       for (int64_t column = 0; column < columns; ++column)
         ASSERT_EQ(c[row * columns + column], expected(tiles, columns, row, column))
             << row << ", " << column << " of " << columns;
+  }
+}
+
+TEST(AmxTile, FewerRowsHaveTheSameBitsAndTheOthersStayAsTheyAre) {
+  if (!has_amx()) GTEST_SKIP() << "the processor has no AMX";
+  const Tiles tiles(kAmxCols, 4);
+  const std::vector<float> all = multiply(tiles, kAmxCols);
+  for (const int64_t rows : {1, 4, 8, 12}) {
+    const std::vector<float> c = multiply(tiles, kAmxCols, rows);
+    for (int64_t i = 0; i < kAmxRows * kAmxCols; ++i)
+      ASSERT_EQ(c[i], i < rows * kAmxCols ? all[i] : tiles.c[i]) << rows << " " << i;
   }
 }
 

@@ -42,6 +42,15 @@ void store_fp8(const IndexKeyLayout& layout, const float* values, int64_t slot, 
   }
 }
 
+void store_bf16(const IndexKeyLayout& layout, const float* values, int64_t slot, std::byte* page) {
+  uint16_t bits[kQuantGroup];
+  for (int64_t begin = 0; begin < layout.dim; begin += kQuantGroup) {
+    const int64_t count = std::min(kQuantGroup, layout.dim - begin);
+    to_bf16({values + begin, static_cast<size_t>(count)}, {bits, static_cast<size_t>(count)});
+    for (int64_t i = 0; i < count; ++i) put(bits[i], begin + i, slot, page);
+  }
+}
+
 typedef uint32_t U32x8 __attribute__((vector_size(32)));
 
 FATHOM_INLINE F32x8 f32_of_bits(U32x8 bits) { return std::bit_cast<F32x8>(bits); }
@@ -86,7 +95,7 @@ void store_index_key(const IndexKeyLayout& layout, const float* values, int64_t 
       for (int64_t x = 0; x < layout.dim; ++x) put(values[x], x, slot, page);
       return;
     case RowFormat::kBF16:
-      for (int64_t x = 0; x < layout.dim; ++x) put(to_bf16(values[x]), x, slot, page);
+      store_bf16(layout, values, slot, page);
       if (is_odd) put(uint16_t{0}, layout.dim, slot, page);
       return;
     case RowFormat::kFP8:

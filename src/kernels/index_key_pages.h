@@ -43,11 +43,12 @@ struct IndexKeyPages {
 void store_index_key(const IndexKeyLayout& layout, const float* values, int64_t slot,
                      std::byte* page);
 
-// The key's numbers as f32, exactly as stored.
+// The key's numbers as f32, exactly as stored, NaN included.
 void widen_index_key(const IndexKeyLayout& layout, const std::byte* page, int64_t slot,
                      float* values);
 
-// A whole page as f32: values_XS is [dim][64].
+// A whole page as f32: values_XS is [dim][64]. NaN of e4m3, which only a broken model stores, reads
+// as +-480 here, as load_e4m3() has it.
 void widen_index_page(const IndexKeyLayout& layout, const std::byte* page, float* values_XS);
 
 }  // namespace fathom::kernels

@@ -49,7 +49,7 @@ TEST(IndexKeyPages, WidenEveryE4m3Byte) {
   std::memcpy(bytes.data() + layout.scales_offset(), scales.data(), kPageRows * sizeof(float));
   widen_index_page(layout, bytes.data(), page.data());
   for (int i = 0; i < 256; ++i) {
-    if ((i & 127) == 127) continue;  // NaN, which is never stored
+    if ((i & 127) == 127) continue;  // NaN
     const int64_t x = i / 128 * 2 + i % 2, s = i % 128 / 2;
     ASSERT_EQ(page[x * kPageRows + s], from_e4m3(static_cast<uint8_t>(i)) * 0.25f) << i;
   }

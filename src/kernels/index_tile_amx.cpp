@@ -17,8 +17,9 @@ int64_t num_k_tiles(int64_t dim) { return ceil_div(dim, kAmxK); }
 }  // namespace
 
 int64_t tiled_head_rows(int64_t num_heads) {
-  if (num_heads <= 4) return 4;
-  return num_heads <= 8 ? 8 : round_up(num_heads, kPairedRows);
+  for (const int64_t rows : {4, 8, 16})
+    if (num_heads <= rows) return rows;
+  return round_up(num_heads, kPairedRows);
 }
 
 int64_t tile_rows_of_queries(int64_t num_queries, int64_t num_heads) {

@@ -9,8 +9,8 @@
 
 namespace fathom::kernels {
 
-// Heads are the rows of tiles: a query has four, eight or whole pairs of tiles, so that several
-// with few heads share a tile.
+// Heads are the rows of tiles: a query has four, eight, sixteen or whole pairs of tiles, so that
+// several with few heads share a tile.
 int64_t tiled_head_rows(int64_t num_heads);
 // Rows of the tiles that are needed for so many queries.
 int64_t tile_rows_of_queries(int64_t num_queries, int64_t num_heads);

@@ -15,8 +15,9 @@ bool can_pair_index_keys(const IndexKeyLayout& layout);
 // Whether bf16 holds each of x exactly, and none as a subnormal, which its dot products drop.
 bool is_exact_in_bf16(const float* x, int64_t count);
 
-// A page of keys, and the page that is read after it or null: fetched line by line with this one,
-// since pages lie anywhere and the processor's own prefetching stops at their ends.
+// A page of keys, and the page that is read after it or null: whoever goes through this one asks
+// for that one's lines, since pages lie anywhere and the processor's own prefetching stops at their
+// ends. (Not pair_keys() of BF16, which goes through nothing.)
 struct IndexPage {
   const std::byte* data;
   const std::byte* next;

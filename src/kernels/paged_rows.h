@@ -1,5 +1,5 @@
-// What a token leaves behind for one layer, a row of bytes in a page: the latent KV that attention
-// gathers, or the lightning indexer's key.
+// What a token leaves behind for attention to gather in one layer, a row of bytes in a page: the
+// latent KV. (index_key_pages.h has the lightning indexer's keys.)
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,7 @@ inline constexpr std::pair<std::string_view, RowFormat> kRowFormats[] = {
 
 // A row's values: first `quantised` of them, which kFP8 stores as e4m3 with one f32 power-of-two
 // scale a group of 128 (values, then scales), then `exact` ones (the rotary part), which kFP8
-// stores in bf16. At V3.2's shapes kFP8 takes 512 + 16 + 128 = 656 bytes for a latent and
-// 128 + 4 = 132 for an index key.
+// stores in bf16. At V3.2's shape kFP8 takes 512 + 16 + 128 = 656 bytes.
 struct RowLayout {
   RowFormat format = RowFormat::kF32;
   int64_t quantised = 0;

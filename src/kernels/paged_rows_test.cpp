@@ -10,7 +10,6 @@ namespace {
 
 TEST(RowLayout, BytesOfARealToken) {
   EXPECT_EQ((RowLayout{RowFormat::kFP8, 512, 64}).num_bytes(), 656);
-  EXPECT_EQ((RowLayout{RowFormat::kFP8, 128, 0}).num_bytes(), 132);
   EXPECT_EQ((RowLayout{RowFormat::kBF16, 512, 64}).num_bytes(), 1152);
 }
 

@@ -6,6 +6,7 @@
 #include "base/parallel.h"
 #include "kernels/fp8.h"
 #include "kernels/lightning_indexer.h"
+#include "model/kv_cache.h"
 #include "model/ops.h"
 
 namespace fathom::model {
@@ -44,23 +45,22 @@ class IndexKeys {
 
   void assign(View2<const float> k_SX) {
     const int64_t num_pages = (k_SX.rows + kernels::kPageRows - 1) / kernels::kPageRows;
-    storage_.resize(num_pages * layout_.page_bytes());
+    while (std::ssize(storage_) < num_pages) storage_.emplace_back(layout_.page_bytes());
     pages_.clear();
-    for (int64_t p = 0; p < num_pages; ++p)
-      pages_.push_back(storage_.data() + p * layout_.page_bytes());
+    for (CachePage& page : storage_) pages_.push_back(page.data());
     num_keys_ = k_SX.rows;
     base::parallel_for(num_pages, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t s = begin * kernels::kPageRows;
-           s < std::min(end * kernels::kPageRows, k_SX.rows); ++s)
+      const int64_t end_key = std::min(end * kernels::kPageRows, k_SX.rows);
+      for (int64_t s = begin * kernels::kPageRows; s < end_key; ++s)
         kernels::store_index_key(layout_, k_SX[s], s % kernels::kPageRows,
-                                 storage_.data() + s / kernels::kPageRows * layout_.page_bytes());
+                                 storage_[s / kernels::kPageRows].data());
     });
   }
   kernels::IndexKeyPages pages() const { return {layout_, pages_.data(), num_keys_}; }
 
  private:
   kernels::IndexKeyLayout layout_;
-  std::vector<std::byte> storage_;
+  std::vector<CachePage> storage_;
   std::vector<const std::byte*> pages_;
   int64_t num_keys_ = 0;
 };
