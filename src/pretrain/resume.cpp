@@ -35,7 +35,7 @@ std::set<int64_t> skipped_until(const Json& recipe, int64_t done) {
   return skipped;
 }
 
-// As "training.seed 1, 2".
+// As "training.seed 1, 2"; empty where they differ in the order of keys at most.
 std::string first_difference(const Json& before, const Json& now) {
   const auto text_at = [](const Json& json, const Json::json_pointer& place) {
     return json.contains(place) ? json.at(place).dump() : "not there";
@@ -58,12 +58,12 @@ bool is_same_path(const std::filesystem::path& a, const std::filesystem::path& b
 void go_on_with(TrainerState& state, const Recipe& recipe,
                 const std::optional<std::filesystem::path>& init,
                 const std::filesystem::path& run) {
-  const Json before = identity(state.recipe), now = identity(recipe.source);
-  if (before != now)
+  const std::string difference = first_difference(identity(state.recipe), identity(recipe.source));
+  if (!difference.empty())
     fail(
         "{}: was started with another recipe (before and now: {}); give --run another folder, or "
         "delete this one",
-        run.string(), first_difference(before, now));
+        run.string(), difference);
   if (init && state.init && !is_same_path(*init, *state.init))
     fail(
         "{}: began with {}, not with --init {}; leave --init out to go on, or give --run another "

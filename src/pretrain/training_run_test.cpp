@@ -270,6 +270,10 @@ TEST_F(TrainingRun, GoesOnWithMoreStepsButNotWithAnotherRecipe) {
   json_["training"]["sequence_length"] = 32;
   json_["training"]["validate_every"] = 1000;
   json_["training"]["steps"] = 14;
+  const Json in_order = json_["training"];  // the order of keys is no other recipe
+  json_["training"] = Json::object();
+  for (auto entry = in_order.rbegin(); entry != in_order.rend(); ++entry)
+    json_["training"][entry.key()] = entry.value();
   run_training(options("resumed"));
   EXPECT_EQ(trainer_json(folder_ / "resumed")["total_steps"], 14);
   // Of ten steps the rate would have fallen after seven, of 14 after ten.
