@@ -71,6 +71,12 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view c
   file.commit();
 }
 
+void check_is_not_read(const std::filesystem::path& path, const std::filesystem::path& input) {
+  std::error_code error;  // neither need be there
+  if (std::filesystem::equivalent(path, input, error) && !error)
+    fail("{}: is read from here; write to another file", path.string());
+}
+
 std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) fail("{}: cannot open: {}", path.string(), std::strerror(errno));

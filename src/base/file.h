@@ -35,6 +35,9 @@ class AtomicFile {
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view content);
 
+// Throws Error where `path`, which is to be written, is the file `input`, which is read.
+void check_is_not_read(const std::filesystem::path& path, const std::filesystem::path& input);
+
 // Read-only map of a whole file; unmapped when the last copy of the pointer goes.
 class MappedFile {
  public:

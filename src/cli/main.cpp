@@ -1,11 +1,23 @@
 // fathom: one program, one subcommand a file. Exit codes: 0 done, 1 failed, 2 wrong usage.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "cli/commands.h"
+
+namespace {
+
+// LibTorch's errors end with where it was.
+std::string without_trace(std::string message) {
+  message.resize(std::min(message.size(), message.find("\nframe #0:")));
+  return message;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is an error of its writing
@@ -31,7 +43,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   } catch (const std::exception& error) {
-    fmt::print(stderr, "fathom: {}\n", error.what());
+    fmt::print(stderr, "fathom: {}\n", without_trace(error.what()));
     return 1;
   }
   return 0;

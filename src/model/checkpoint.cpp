@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/grad_mode.h>
 
+#include <algorithm>
 #include <map>
 #include <set>
 
@@ -17,41 +18,54 @@ namespace {
 
 using torch::Tensor;
 
-// All shards of a folder and where each tensor is.
+// All shards of a folder and where each tensor is: where the index says, which may leave out some.
 class Shards {
  public:
+  struct Found {
+    const TensorView* view;
+    const Safetensors* shard;
+  };
+
   explicit Shards(const std::filesystem::path& folder) {
     const auto index = folder / "model.safetensors.index.json";
     if (std::filesystem::exists(index))
       open_index(folder, index);
     else
-      open_shard(folder / "model.safetensors");
+      open_single(folder);
+    for (const auto& [file, shard] : shards_)
+      for (const auto& [name, view] : shard.tensors()) tensors_.try_emplace(name, &view, &shard);
   }
 
-  struct Found {
-    const TensorView* view;
-    const Safetensors* shard;
-  };
   std::optional<Found> find(const std::string& name) const {
-    for (const auto& [file, shard] : shards_) {
-      const auto it = shard.tensors().find(name);
-      if (it != shard.tensors().end()) return Found{&it->second, &shard};
-    }
-    return {};
+    const auto it = tensors_.find(name);
+    if (it == tensors_.end()) return {};
+    return Found{it->second.first, it->second.second};
   }
 
   std::set<std::string> names() const {
     std::set<std::string> names;
-    for (const auto& [file, shard] : shards_)
-      for (const auto& [name, view] : shard.tensors()) names.insert(name);
+    for (const auto& [name, found] : tensors_) names.insert(name);
     return names;
   }
   const std::string& description() const { return description_; }
 
  private:
-  void open_shard(const std::filesystem::path& path) {
+  void open_single(const std::filesystem::path& folder) {
+    const auto path = folder / "model.safetensors";
     description_ = path.string();
+    if (!std::filesystem::exists(path) && has_shards(folder))
+      fail(
+          "{}: has shards but no model.safetensors.index.json, which says what is in them; copy "
+          "it beside them",
+          folder.string());
     shards_.emplace(path.filename().string(), Safetensors::open(path));
+  }
+
+  static bool has_shards(const std::filesystem::path& folder) {
+    const std::filesystem::directory_iterator files(folder);
+    return std::any_of(begin(files), end(files), [](const auto& entry) {
+      return entry.path().extension() == ".safetensors";
+    });
   }
 
   void open_index(const std::filesystem::path& folder, const std::filesystem::path& index) {
@@ -64,17 +78,26 @@ class Shards {
           file.get<std::string>().find('/') != std::string::npos)
         fail("{}: weight_map[\"{}\"] is {}; expected a file name", index.string(), name,
              file.dump());
-      const auto file_name = file.get<std::string>();
-      if (shards_.contains(file_name)) continue;
-      const auto path = folder / file_name;
-      if (!std::filesystem::exists(path))
-        fail("{}: shard {} is missing (tensor {} is in it); copy it beside the index",
-             index.string(), file_name, name);
-      shards_.emplace(file_name, Safetensors::open(path));
+      const Safetensors& shard = open_shard(folder, file.get<std::string>(), name);
+      const auto view = shard.tensors().find(name);
+      if (view == shard.tensors().end())
+        fail("{}: weight_map says that {} holds tensor {}, which it does not; get both again",
+             index.string(), file.get<std::string>(), name);
+      tensors_.emplace(name, std::pair(&view->second, &shard));
     }
   }
 
+  const Safetensors& open_shard(const std::filesystem::path& folder, const std::string& file,
+                                const std::string& tensor) {
+    if (const auto it = shards_.find(file); it != shards_.end()) return it->second;
+    if (!std::filesystem::exists(folder / file))
+      fail("{}: shard {} is missing (tensor {} is in it); copy it beside the index", description_,
+           file, tensor);
+    return shards_.emplace(file, Safetensors::open(folder / file)).first->second;
+  }
+
   std::map<std::string, Safetensors> shards_;
+  std::map<std::string, std::pair<const TensorView*, const Safetensors*>> tensors_;
   std::string description_;
 };
 
@@ -230,6 +253,15 @@ Model load_checkpoint(const std::filesystem::path& folder) {
          shards.description(), has_fp8 ? "a" : "no",
          (folder / "config.json").string() + (has_fp8 ? " has no" : " has a"));
   return model;
+}
+
+void check_is_no_part_of(const std::filesystem::path& path, const std::filesystem::path& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const auto name = entry.path().filename().string();
+    const bool is_weights = name.starts_with("model") && name.ends_with(".safetensors");
+    if (is_weights || name.ends_with(".json") || name == kChecksumFile)
+      base::check_is_not_read(path, entry.path());
+  }
 }
 
 Model load_checkpoint_for_training(const std::filesystem::path& folder) {

@@ -13,6 +13,10 @@ Model load_checkpoint(const std::filesystem::path& folder);
 // The same with every weight as an f32 copy that requires gradients: to go on training.
 Model load_checkpoint_for_training(const std::filesystem::path& folder);
 
+// Throws Error where `path`, which is to be written, is a file of the model: model*.safetensors, a
+// JSON file or the list of sums.
+void check_is_no_part_of(const std::filesystem::path& path, const std::filesystem::path& folder);
+
 // Writes config.json and model.safetensors (shards of at most max_shard_bytes, with an index, where
 // one file would be larger) into `folder`, each by rename, then SHA256SUMS of them. Matrices,
 // embeddings and norms become `dtype` (kBF16 or kF32); the expert bias stays f32.

@@ -150,6 +150,47 @@ TEST_F(CheckpointTest, AnIndexNamesFilesOfItsOwnFolder) {
   }
 }
 
+// Of two shards that hold a tensor of one name the index chooses, whatever their order.
+TEST_F(CheckpointTest, TheIndexSaysWhereATensorIs) {
+  Model model = load_checkpoint(golden("tiny-bf16"));
+  save_checkpoint(model, folder_, torch::kBFloat16, 1 << 20);
+  const auto path = folder_ / "model.safetensors.index.json";
+  Json index = base::read_json_file(path);
+  const std::vector<uint16_t> zeros(256 * 128);
+  const NamedTensor head{
+      "lm_head.weight",
+      {DType::kBF16, {256, 128}, reinterpret_cast<const std::byte*>(zeros.data())}};
+  for (const std::string name : {"a.safetensors", "z.safetensors"}) {
+    write_safetensors(folder_ / name, {&head, 1});
+    index["weight_map"]["model.norm.weight.extra"] = name;
+    base::write_file_atomically(path, index.dump());
+    EXPECT_EQ(error(), fmt::format("model.safetensors.index.json: weight_map says that {} holds "
+                                   "tensor model.norm.weight.extra, which it does not; get both "
+                                   "again",
+                                   name));
+    index["weight_map"].erase("model.norm.weight.extra");
+    index["weight_map"]["lm_head.weight"] = name;
+    base::write_file_atomically(path, index.dump());
+    EXPECT_FALSE(load_checkpoint(folder_).weights.lm_head.weight.any().item<bool>()) << name;
+  }
+}
+
+TEST_F(CheckpointTest, ShardsWithoutTheirIndexAreNamed) {
+  write_config([](Json&) {});
+  std::filesystem::copy(golden("tiny-bf16") / "model.safetensors",
+                        folder_ / "model-00001-of-00001.safetensors");
+  EXPECT_NE(error().find("has shards but no model.safetensors.index.json"), std::string::npos)
+      << error();
+}
+
+TEST_F(CheckpointTest, ItsFilesAreNotWrittenOver) {
+  std::filesystem::copy(golden("tiny-bf16") / "model.safetensors", folder_ / "model.safetensors");
+  std::filesystem::create_symlink("model.safetensors", folder_ / "link");
+  EXPECT_THROW(check_is_no_part_of(folder_ / "model.safetensors", folder_), Error);
+  EXPECT_THROW(check_is_no_part_of(folder_ / "link", folder_), Error);
+  EXPECT_NO_THROW(check_is_no_part_of(folder_ / "logits.safetensors", folder_));
+}
+
 TEST_F(CheckpointTest, AFullDiskLeavesNothingHalfWritten) {
   const Model model = load_checkpoint(golden("tiny-bf16"));
   const auto target = folder_ / "model.safetensors";

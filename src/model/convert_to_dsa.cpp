@@ -1,7 +1,10 @@
 #include "model/convert_to_dsa.h"
 
+#include <fmt/format.h>
 #include <torch/csrc/autograd/grad_mode.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 #include <vector>
@@ -131,8 +134,12 @@ void write_target(const DsaConversion& options, const Json& config_json, const f
       link_or_copy(entry.path(), target / name);
   }
   const Config config = parse_config(config_json, "config.json");
-  for (const auto& name : write_indexers(config, options.seed, target / kIndexerShard))
+  for (const auto& name : write_indexers(config, options.seed, target / kIndexerShard)) {
+    if (index["weight_map"].contains(name))
+      fail("{}: holds {} and so has an indexer already; expected a model without",
+           options.source.string(), name);
     index["weight_map"][name] = kIndexerShard;
+  }
   index["metadata"].erase("total_size");
   base::write_file_atomically(target / kIndexFile, index.dump(2) + "\n");
   base::write_file_atomically(target / "config.json", config_json.dump(2) + "\n");
@@ -140,36 +147,61 @@ void write_target(const DsaConversion& options, const Json& config_json, const f
   check_copies(index, config, target);
 }
 
-// What is wrong with a copy is wrong with the source.
-std::string in_terms_of(const fs::path& source, const fs::path& copy, std::string message) {
+// Beside the target, and gone at the end unless it has the target's name by then.
+class TemporaryFolder {
+ public:
+  explicit TemporaryFolder(fs::path path) : path_(std::move(path)) {
+    if (path_.has_parent_path()) fs::create_directories(path_.parent_path());
+    if (!fs::create_directory(path_)) fail("{}: is there already; remove it", path_.string());
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+ private:
+  fs::path path_;
+};
+
+// What is wrong with a copy is wrong with the source; what cannot be written is the target's.
+std::string in_terms_of(const DsaConversion& options, const fs::path& copy, std::string message) {
   const std::string name = copy.string();
   for (size_t at = message.find(name); at != message.npos; at = message.find(name, at)) {
-    message.replace(at, name.size(), source.string());
-    at += source.string().size();
+    size_t end = at + name.size();
+    fs::path meant = options.source;
+    if (message[end] == '/') {
+      const size_t begin = end + 1;
+      end = std::min(message.size(), message.find_first_of(": ", begin));
+      const std::string file = message.substr(begin, end - begin);
+      const bool is_made = !fs::exists(options.source / file);
+      if (is_made)
+        meant = file == kIndexFile ? options.source / "model.safetensors" : options.target / file;
+      if (!is_made) meant /= file;
+    }
+    message.replace(at, end - at, meant.string());
+    at += meant.string().size();
   }
   return message;
 }
 
 }  // namespace
 
-void convert_to_dsa(const DsaConversion& options) {
+void convert_to_dsa(const DsaConversion& given) {
+  DsaConversion options = given;
+  if (!options.target.has_filename()) options.target = options.target.parent_path();  // "folder/"
   const Json config = converted_config(options);
   if (fs::exists(options.target))
     fail("{}: is there already; name a folder that is not", options.target.string());
-  fs::path temporary = options.target;
-  temporary += ".tmp";
-  fs::remove_all(temporary);
-  fs::create_directories(temporary);
+  const TemporaryFolder temporary(fmt::format("{}.tmp.{}", options.target.string(), ::getpid()));
   try {
-    write_target(options, config, temporary);
+    write_target(options, config, temporary.path());
   } catch (const Error& error) {
-    fs::remove_all(temporary);
-    throw Error(in_terms_of(options.source, temporary, error.what()));
-  } catch (...) {
-    fs::remove_all(temporary);
-    throw;
+    throw Error(in_terms_of(options, temporary.path(), error.what()));
   }
-  fs::rename(temporary, options.target);
+  fs::rename(temporary.path(), options.target);
 }
 
 }  // namespace fathom::model

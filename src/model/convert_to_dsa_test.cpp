@@ -149,6 +149,25 @@ TEST_F(ConvertToDsa, NamesTheSourceOfWhatIsWrong) {
   EXPECT_NE(message.find("model.norm.weight is missing"), std::string::npos) << message;
 }
 
+TEST_F(ConvertToDsa, LeavesOtherFoldersAloneAndNothingBehind) {
+  fs::create_directories(folder_ / "sparse.tmp");
+  base::write_file_atomically(folder_ / "sparse.tmp/mine.txt", "mine");
+  DsaConversion with_slash = options();
+  with_slash.target += "/";
+  convert_to_dsa(with_slash);
+  EXPECT_TRUE(fs::exists(folder_ / "sparse/config.json"));
+  EXPECT_TRUE(fs::exists(folder_ / "sparse.tmp/mine.txt"));
+  for (const auto& entry : fs::directory_iterator(folder_))
+    EXPECT_EQ(entry.path().string().find("sparse.tmp."), std::string::npos) << entry.path();
+}
+
+TEST_F(ConvertToDsa, RefusesASourceThatHasAnIndexer) {
+  fs::copy_file(folder_ / "whole/model.safetensors", folder_ / "dense/model.safetensors",
+                fs::copy_options::overwrite_existing);
+  EXPECT_NE(error().find("and so has an indexer already"), std::string::npos) << error();
+  EXPECT_FALSE(fs::exists(folder_ / "sparse"));
+}
+
 TEST_F(ConvertToDsa, RefusesWhatItCannotConvert) {
   config_["model_type"] = "deepseek_v32";
   write_config();

@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 
+#include "base/file.h"
 #include "base/progress.h"
 #include "model/attention_cost.h"
 #include "model/checkpoint.h"
@@ -16,9 +17,11 @@ namespace {
 
 using torch::Tensor;
 
-Tensor read_tokens(const std::string& where, const Config& config) {
+Tensor read_tokens(const std::string& where, const Config& config,
+                   const std::filesystem::path& out) {
   const size_t colon = where.rfind(".safetensors:");
   const std::string path = colon == std::string::npos ? where : where.substr(0, colon + 12);
+  base::check_is_not_read(out, path);
   const auto file = Safetensors::open(path);
   if (colon == std::string::npos && file.tensors().size() != 1)
     fail("--tokens {}: the file holds {} tensors; name one as FILE:KEY", where,
@@ -104,7 +107,8 @@ RowResult run_row(const Model& model, const Tensor& tokens_T, const ForwardFileO
 void run_forward_file(const ForwardFileOptions& options) {
   const torch::NoGradGuard no_grad;
   const Model model = load_checkpoint(options.model);
-  const Tensor tokens_BT = read_tokens(options.tokens, model.config);
+  const Tensor tokens_BT = read_tokens(options.tokens, model.config, options.out);
+  check_is_no_part_of(options.out, options.model);
   if (options.prefill && (*options.prefill < 1 || *options.prefill > tokens_BT.size(1)))
     fail("--prefill {}: expected 1 to the {} tokens of a row", *options.prefill, tokens_BT.size(1));
   std::map<std::string, std::vector<Tensor>> rows;

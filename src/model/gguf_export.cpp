@@ -31,9 +31,21 @@ MatrixType matrix_type(const std::string& name) {
   fail("--type {}: expected f32, f16 or bf16", name);
 }
 
-void emit(const Tensor& wide, torch::Dtype dtype, const GgufTensor::Sink& sink) {
+void emit(const std::string& name, const Tensor& wide, torch::Dtype dtype,
+          const GgufTensor::Sink& sink) {
   const Tensor bytes = wide.to(dtype).contiguous();
+  if (!torch::isfinite(bytes).all().item<bool>())
+    fail("{}: a value is {}", name,
+         torch::isfinite(wide).all().item<bool>()
+             ? "too large for f16; write --type bf16 or f32"
+             : "not finite; the weights are damaged, get them again");
   sink(bytes.data_ptr(), bytes.numel() * bytes.element_size());
+}
+
+// Kernels read e4m3's NaN as a number.
+void check_codes(const std::string& name, const Tensor& weight) {
+  if (weight.scalar_type() == torch::kByte && ((weight & 0x7f) == 0x7f).any().item<bool>())
+    fail("{}: a value is not finite; the weights are damaged, get them again", name);
 }
 
 Tensor widened(const Linear& linear, int64_t begin, int64_t end) {
@@ -43,11 +55,13 @@ Tensor widened(const Linear& linear, int64_t begin, int64_t end) {
   return wide;
 }
 
-void emit_rows(const Linear& linear, torch::Dtype dtype, const GgufTensor::Sink& sink) {
+void emit_rows(const std::string& name, const Linear& linear, torch::Dtype dtype,
+               const GgufTensor::Sink& sink) {
   constexpr int64_t kRowsAtOnce = 1024;
+  check_codes(name, linear.weight);
   const int64_t rows = linear.weight.size(0);
   for (int64_t at = 0; at < rows; at += kRowsAtOnce)
-    emit(widened(linear, at, std::min(rows, at + kRowsAtOnce)), dtype, sink);
+    emit(name, widened(linear, at, std::min(rows, at + kRowsAtOnce)), dtype, sink);
 }
 
 // The file's tensors, one part of the model after another.
@@ -59,16 +73,16 @@ class TensorList {
 
   void vector(const std::string& name, const Tensor& values) {
     add(name, {values.numel()}, GgufType::kF32,
-        [values](const auto& sink) { emit(values, torch::kFloat32, sink); });
+        [=](const auto& sink) { emit(name, values, torch::kFloat32, sink); });
   }
   // Readers compute the choice of experts and the indexer's head weights in f32.
   void router(const std::string& name, const Linear& linear) {
     add(name, linear.weight.sizes().vec(), GgufType::kF32,
-        [linear](const auto& sink) { emit_rows(linear, torch::kFloat32, sink); });
+        [=](const auto& sink) { emit_rows(name, linear, torch::kFloat32, sink); });
   }
   void matrix(const std::string& name, const Linear& linear) {
     add(name, linear.weight.sizes().vec(), type_.gguf,
-        [linear, this](const auto& sink) { emit_rows(linear, type_.torch, sink); });
+        [=, this](const auto& sink) { emit_rows(name, linear, type_.torch, sink); });
   }
   void layer(int64_t index, const LayerWeights& w) {
     const std::string blk = fmt::format("blk.{}.", index);
@@ -115,12 +129,14 @@ class TensorList {
     const auto halves = [=, latent = c_.kv_lora_rank] {
       return widened(kv_b_proj, 0, kv_b_proj.weight.size(0)).view({heads, nope + v, latent});
     };
-    add(blk + "attn_k_b.weight", {heads, c_.kv_lora_rank, nope}, type_.gguf,
-        [=, this](const auto& sink) {
-          emit(halves().narrow(1, 0, nope).transpose(1, 2), type_.torch, sink);
-        });
-    add(blk + "attn_v_b.weight", {heads, v, c_.kv_lora_rank}, type_.gguf,
-        [=, this](const auto& sink) { emit(halves().narrow(1, nope, v), type_.torch, sink); });
+    const std::string keys = blk + "attn_k_b.weight", values = blk + "attn_v_b.weight";
+    add(keys, {heads, c_.kv_lora_rank, nope}, type_.gguf, [=, this](const auto& sink) {
+      check_codes(keys, kv_b_proj.weight);
+      emit(keys, halves().narrow(1, 0, nope).transpose(1, 2), type_.torch, sink);
+    });
+    add(values, {heads, v, c_.kv_lora_rank}, type_.gguf, [=, this](const auto& sink) {
+      emit(values, halves().narrow(1, nope, v), type_.torch, sink);
+    });
   }
 
   void mlp(const std::string& blk, const std::string& suffix, const MlpWeights& w) {
@@ -141,8 +157,9 @@ class TensorList {
   void experts(const std::string& name, const MoeWeights& w, Linear MlpWeights::*part) {
     const auto shape = (w.experts[0].*part).weight.sizes();
     add(name, {c_.n_routed_experts, shape[0], shape[1]}, type_.gguf,
-        [&w, part, this](const auto& sink) {
-          for (const MlpWeights& expert : w.experts) emit_rows(expert.*part, type_.torch, sink);
+        [&w, name, part, this](const auto& sink) {
+          for (const MlpWeights& expert : w.experts)
+            emit_rows(name, expert.*part, type_.torch, sink);
         });
   }
 
@@ -265,6 +282,7 @@ void export_gguf(const GgufExportOptions& options) {
   const torch::NoGradGuard no_grad;
   const MatrixType type = matrix_type(options.type);
   const Model model = load_checkpoint(options.model);
+  check_is_no_part_of(options.out, options.model);
   refuse_what_gguf_cannot_say(model.config, options.model);
 
   std::vector<GgufField> fields = {{"general.architecture", std::string("deepseek32")},

@@ -5,6 +5,7 @@
 
 #include "base/json.h"
 #include "model/checkpoint.h"
+#include "model/safetensors.h"
 #include "model/test_gguf.h"
 
 namespace fathom::model {
@@ -108,6 +109,39 @@ TEST_F(GgufExportTest, RefusesAnInterleavedIndexer) {
                        "\"indexer_rope_interleave\": true, \"index_topk\"")
                 .find("knows only the half-split RoPE"),
             std::string::npos);
+}
+
+TEST_F(GgufExportTest, RefusesToWriteOverTheModel) {
+  std::filesystem::copy(nano(), folder_ / "model");
+  const auto tokenizer = folder_ / "model/tokenizer.json";
+  EXPECT_THROW(export_gguf({.model = folder_ / "model", .out = tokenizer}), Error);
+  EXPECT_EQ(base::read_file(tokenizer), base::read_file(nano() / "tokenizer.json"));
+}
+
+// The first number of a tensor, in the place of which its file holds `bits`.
+TEST_F(GgufExportTest, RefusesNumbersThatTheFileCannotHold) {
+  const std::string name = "model.layers.0.mlp.up_proj.weight";
+  const auto error_with_bits = [&](uint16_t bits, const std::string& type) {
+    std::filesystem::remove_all(folder_ / "model");
+    std::filesystem::copy(nano(), folder_ / "model");
+    std::string content = base::read_file(folder_ / "model/model.safetensors");
+    const auto file = Safetensors::open(nano() / "model.safetensors");
+    const auto at = file.at(name).data - file.file()->bytes().data();
+    std::memcpy(content.data() + at, &bits, sizeof bits);
+    base::write_file_atomically(folder_ / "model/model.safetensors", content);
+    try {
+      export_gguf({.model = folder_ / "model", .out = folder_ / "out.gguf", .type = type});
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("exported");
+  };
+  EXPECT_EQ(error_with_bits(0x7fc0, "f32"),
+            "blk.0.ffn_up.weight: a value is not finite; the weights are damaged, get them again");
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "out.gguf"));
+  EXPECT_EQ(error_with_bits(0x4974, "f16"),  // 999,424
+            "blk.0.ffn_up.weight: a value is too large for f16; write --type bf16 or f32");
+  EXPECT_EQ(error_with_bits(0x4974, "bf16"), "exported");
 }
 
 TEST_F(GgufExportTest, RefusesGatesOfV2) {

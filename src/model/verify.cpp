@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cctype>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -29,14 +30,18 @@ std::string sha256(const std::filesystem::path& path) {
   return hex;
 }
 
-// The names that the list holds.
-// Sums by file name.
+// Sums by file name, in lower case; other programs write them in upper case, end lines as DOS does,
+// or put ./ before names.
 std::map<std::string, std::string> read_sums(const std::filesystem::path& list) {
   std::map<std::string, std::string> sums;
   std::istringstream lines(base::read_file(list));
   int number = 0;
   for (std::string line; std::getline(lines, line);) {
     ++number;
+    if (line.ends_with('\r')) line.pop_back();
+    std::transform(line.begin(), line.begin() + std::min<int64_t>(64, std::ssize(line)),
+                   line.begin(), [](unsigned char c) { return std::tolower(c); });
+    if (line.size() > 68 && line.compare(66, 2, "./") == 0) line.erase(66, 2);
     const bool is_good = line.size() > 66 && line.find_first_not_of("0123456789abcdef") == 64 &&
                          line[64] == ' ' && (line[65] == ' ' || line[65] == '*') &&
                          line.find('/') == std::string::npos;

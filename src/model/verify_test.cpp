@@ -62,6 +62,15 @@ TEST_F(VerifyTest, ReadsAndWritesAsSha256sumDoes) {
   EXPECT_NE(error().find("line 1 is not 64 hex digits"), std::string::npos) << error();
 }
 
+TEST_F(VerifyTest, ReadsListsOfOtherProgramsToo) {
+  add_checksums(folder_, names_);
+  std::string list = base::read_file(folder_ / kChecksumFile);
+  for (size_t i = 0; i < 64; ++i) list[i] = static_cast<char>(std::toupper(list[i]));
+  list.replace(list.find("  model"), 2, "  ./").replace(list.find('\n'), 1, "\r\n");
+  base::write_file_atomically(folder_ / kChecksumFile, list);
+  EXPECT_EQ(error(), "sound");
+}
+
 TEST_F(VerifyTest, FindsValuesThatNoTrainingWrites) {
   write(std::nanf(""));
   EXPECT_NE(error().find("tensor w holds values that are not finite"), std::string::npos);
