@@ -15,7 +15,7 @@ namespace fathom::kernels {
 namespace {
 
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
-// Queries that share a tile of keys once it is widened: as many as fit into half an L2 cache.
+// Queries that share a page of keys once it is widened: as many as fit into half an L2 cache.
 constexpr int64_t kMostQueries = 64;
 constexpr int64_t kHeadBytes = 256 << 10;
 // A thread's share of one query's keys: below this many, waking another costs more.

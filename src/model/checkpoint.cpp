@@ -304,6 +304,16 @@ void save_checkpoint(const Model& model, const std::filesystem::path& folder, to
   add_checksums(folder, names);
 }
 
+std::shared_ptr<const Model> with_vocabulary(const Model& model, int64_t num_tokens) {
+  CHECK(0 < num_tokens && num_tokens <= model.config.vocab_size, "{} of {} tokens", num_tokens,
+        model.config.vocab_size);
+  auto cut = std::make_shared<Model>(model);
+  cut->config.vocab_size = num_tokens;
+  for (Tensor* rows : {&cut->weights.embed_tokens, &cut->weights.lm_head.weight})
+    *rows = rows->narrow(0, 0, num_tokens);
+  return cut;
+}
+
 std::shared_ptr<const Model> load_model(const std::filesystem::path& folder) {
   return std::make_shared<const Model>(load_checkpoint(folder));
 }

@@ -183,6 +183,21 @@ TEST_F(CheckpointTest, ShardsWithoutTheirIndexAreNamed) {
       << error();
 }
 
+TEST_F(CheckpointTest, AnothersVocabularyCutsTheLogits) {
+  const torch::NoGradGuard no_grad;
+  const Model whole = load_checkpoint(golden("tiny-bf16"));
+  const auto cut = with_vocabulary(whole, 100);
+  EXPECT_EQ(cut->config.vocab_size, 100);
+  const auto run = [](const Model& model) {
+    KvCache cache(model.config);
+    const Segment segment{3, 0, &cache};
+    const ForwardOptions options;
+    return logits(model, forward(model, torch::tensor({5, 99, 7}), {&segment, 1}, options),
+                  options);
+  };
+  EXPECT_TRUE(run(*cut).equal(run(whole).narrow(1, 0, 100)));
+}
+
 TEST_F(CheckpointTest, ItsFilesAreNotWrittenOver) {
   std::filesystem::copy(golden("tiny-bf16") / "model.safetensors", folder_ / "model.safetensors");
   std::filesystem::create_symlink("model.safetensors", folder_ / "link");

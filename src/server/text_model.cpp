@@ -80,6 +80,8 @@ TextModel load_text_model(const std::filesystem::path& folder) {
   const auto tokenizer_json = folder / "tokenizer.json";
   auto tokenizer = text::Tokenizer::load(tokenizer_json);
   check_fits(tokenizer, model::config_of(*model), tokenizer_json);
+  if (tokenizer.vocab_size() < model::config_of(*model).vocab_size)
+    model = model::with_vocabulary(*model, tokenizer.vocab_size());
   const auto path = folder / "generation_config.json";
   const Json generation = read_generation_config(path);
   const int64_t vocab_size = model::config_of(*model).vocab_size;

@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "model/safetensors.h"
 
 namespace fathom::server {
 namespace {
@@ -76,6 +77,27 @@ TEST_F(TextModelTest, RefusesAnImpossibleGenerationConfig) {
   }
   replace("generation_config.json", "[]");
   EXPECT_EQ(error(), "generation_config.json: a generation config is a JSON object");
+}
+
+// As published ones are, for even shapes: what lies beyond the tokenizer's ids is never drawn.
+TEST_F(TextModelTest, APaddedVocabularyIsCutToTheTokenizers) {
+  const auto nano = model::Safetensors::open(kNano / "model.safetensors");
+  std::vector<std::string> padded;
+  padded.reserve(2);
+  std::vector<model::NamedTensor> tensors;
+  for (auto [name, view] : nano.tensors()) {
+    if (name == "model.embed_tokens.weight" || name == "lm_head.weight") {
+      view.shape[0] += 8;
+      padded.emplace_back(reinterpret_cast<const char*>(view.data), view.num_bytes() - 8 * 2 * 192);
+      padded.back().append(8 * 2 * 192, '\x42');
+      view.data = reinterpret_cast<const std::byte*>(padded.back().data());
+    }
+    tensors.push_back({name, view});
+  }
+  std::filesystem::remove(folder_ / "model.safetensors");
+  model::write_safetensors(folder_ / "model.safetensors", tensors);
+  change("config.json", "/vocab_size", 8200);
+  EXPECT_EQ(model::config_of(*load_text_model(folder_).model).vocab_size, 8192);
 }
 
 TEST_F(TextModelTest, RefusesTheTokenizerOfAnotherModel) {
