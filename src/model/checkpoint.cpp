@@ -33,13 +33,13 @@ class Shards {
     else
       open_single(folder);
     for (const auto& [file, shard] : shards_)
-      for (const auto& [name, view] : shard.tensors()) tensors_.try_emplace(name, &view, &shard);
+      for (const auto& [name, view] : shard.tensors())
+        tensors_.emplace(name, Found{&view, &shard});  // where the index names no other
   }
 
   std::optional<Found> find(const std::string& name) const {
     const auto it = tensors_.find(name);
-    if (it == tensors_.end()) return {};
-    return Found{it->second.first, it->second.second};
+    return it == tensors_.end() ? std::nullopt : std::optional(it->second);
   }
 
   std::set<std::string> names() const {
@@ -83,7 +83,7 @@ class Shards {
       if (view == shard.tensors().end())
         fail("{}: weight_map says that {} holds tensor {}, which it does not; get both again",
              index.string(), file.get<std::string>(), name);
-      tensors_.emplace(name, std::pair(&view->second, &shard));
+      tensors_.emplace(name, Found{&view->second, &shard});
     }
   }
 
@@ -97,7 +97,7 @@ class Shards {
   }
 
   std::map<std::string, Safetensors> shards_;
-  std::map<std::string, std::pair<const TensorView*, const Safetensors*>> tensors_;
+  std::map<std::string, Found> tensors_;
   std::string description_;
 };
 
