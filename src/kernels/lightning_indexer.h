@@ -21,8 +21,8 @@ struct IndexerInput {
 };
 
 // scores_TS[t][s] = I[t,s]; later keys get -inf. Each score's bits depend on its query and key
-// alone. CHECKs shapes. Parallel over T and S; scratch, which a
-// thread keeps: a page of keys, up to 64 queries' heads and, on AMX, their scores of the page.
+// alone. CHECKs shapes. Parallel over T and S; scratch, which a thread keeps: a page of keys, up to
+// 64 queries' heads and, on AMX, their scores of the page.
 //
 // Two kinds of kernels, chosen for each query by its own values and the keys' format: where the
 // processor has AVX512-BF16, keys are BF16 or FP8 (one scale a key) and bf16 holds each value of

@@ -166,8 +166,15 @@ class TemporaryFolder {
   fs::path path_;
 };
 
-// What is wrong with a copy is wrong with the source; what cannot be written is the target's.
-std::string in_terms_of(const DsaConversion& options, const fs::path& copy, std::string message) {
+// The file that a file of the copy stands for: what is wrong with a copy is wrong with the source;
+// what has none there cannot be written to the target.
+fs::path original_of(const DsaConversion& options, const std::string& file) {
+  if (fs::exists(options.source / file)) return options.source / file;
+  return file == kIndexFile ? options.source / "model.safetensors" : options.target / file;
+}
+
+std::string in_terms_of_originals(const DsaConversion& options, const fs::path& copy,
+                                  std::string message) {
   const std::string name = copy.string();
   for (size_t at = message.find(name); at != message.npos; at = message.find(name, at)) {
     size_t end = at + name.size();
@@ -175,11 +182,7 @@ std::string in_terms_of(const DsaConversion& options, const fs::path& copy, std:
     if (message[end] == '/') {
       const size_t begin = end + 1;
       end = std::min(message.size(), message.find_first_of(": ", begin));
-      const std::string file = message.substr(begin, end - begin);
-      const bool is_made = !fs::exists(options.source / file);
-      if (is_made)
-        meant = file == kIndexFile ? options.source / "model.safetensors" : options.target / file;
-      if (!is_made) meant /= file;
+      meant = original_of(options, message.substr(begin, end - begin));
     }
     message.replace(at, end - at, meant.string());
     at += meant.string().size();
@@ -199,7 +202,7 @@ void convert_to_dsa(const DsaConversion& given) {
   try {
     write_target(options, config, temporary.path());
   } catch (const Error& error) {
-    throw Error(in_terms_of(options, temporary.path(), error.what()));
+    throw Error(in_terms_of_originals(options, temporary.path(), error.what()));
   }
   fs::rename(temporary.path(), options.target);
 }
