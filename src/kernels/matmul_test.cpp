@@ -175,19 +175,43 @@ TEST(Linear, E4M3TakesFactorsOfAnyMagnitudeInBF16) {
     }
 }
 
+// Bits of y = x W^T, row by row of x.
+void expect_bits_of_single_rows(View2<const float> x, const WeightView& w, View2<const float> y) {
+  TestMatrix row(1, w.rows, 1);
+  for (int64_t i = 0; i < x.rows; ++i) {
+    linear(x.slice_rows(i, i + 1), w, row.view, Precision::kBF16);
+    EXPECT_EQ(max_difference(row.view, y.slice_rows(i, i + 1)), 0.0) << i << " of " << x.rows;
+  }
+}
+
 // Sums of more k than the second cache holds of 64 rows are taken up again.
 TEST(Linear, LongRowsOfE4M3HaveTheBitsOfOneRow) {
-  constexpr int64_t kRows = 70, kOutputs = 40, kCols = 8192 * 2 + 200;
+  constexpr int64_t kOutputs = 40, kCols = 8192 * 2 + 200;
   const TestWeight weight(WeightFormat::kE4M3, kOutputs, kCols, Factors::kPowersOfTwo);
-  TestMatrix x(kRows, kCols, 1), y(kRows, kOutputs, 2), expected(kRows, kOutputs, 3);
+  for (const int64_t rows : {60, 70}) {
+    TestMatrix x(rows, kCols, 1), y(rows, kOutputs, 2), expected(rows, kOutputs, 3);
+    for (float& value : x.storage) value = from_bf16(to_bf16(value));
+    linear(x.view, weight.view, y.view, Precision::kBF16);
+    reference::linear(x.view, weight.view, expected.view);
+    EXPECT_LE(max_difference(y.view, expected.view), 1e-5 * std::sqrt(kCols) * 4);
+    expect_bits_of_single_rows(x.view, weight.view, y.view);
+  }
+}
+
+// More rows of both than the second cache holds sums of, neither a multiple of anything.
+TEST(Linear, ManyRowsByManyOfE4M3HaveTheBitsOfOneRow) {
+  constexpr int64_t kOutputs = 2150, kCols = 300;
+  const TestWeight weight(WeightFormat::kE4M3, kOutputs, kCols, Factors::kPowersOfTwo);
+  TestMatrix x(1050, kCols, 1), y(1050, kOutputs, 2), expected(1050, kOutputs, 3);
   for (float& value : x.storage) value = from_bf16(to_bf16(value));
-  linear(x.view, weight.view, y.view, Precision::kBF16);
-  reference::linear(x.view, weight.view, expected.view);
-  EXPECT_LE(max_difference(y.view, expected.view), 1e-5 * std::sqrt(kCols) * 4);
-  for (int64_t i = 0; i < kRows; ++i) {
-    const auto row = expected.view.slice_rows(i, i + 1);
-    linear(x.view.slice_rows(i, i + 1), weight.view, row, Precision::kBF16);
-    EXPECT_EQ(max_difference(row, y.view.slice_rows(i, i + 1)), 0.0) << i;
+  for (const auto& [begin, end] : {std::pair{0, 2150}, {37, 2127}, {100, 1000}, {111, 118}}) {
+    const WeightView w = weight.view.slice_rows(begin, end);
+    const View2<float> out(y.view.data, x.view.rows, w.rows, kOutputs);
+    const View2<float> reference(expected.view.data, x.view.rows, w.rows, kOutputs);
+    linear(x.view, w, out, Precision::kBF16);
+    reference::linear(x.view, w, reference);
+    EXPECT_LE(max_difference(out, reference), 1e-5 * std::sqrt(kCols) * 4) << begin;
+    expect_bits_of_single_rows(x.view, w, out);
   }
 }
 
@@ -292,7 +316,7 @@ TEST(Linear, ASliceOfRowsKeepsItsScales) {
 TEST(Linear, ASliceOfRowsHasTheWholesBitsInBF16) {
   for (const auto [format, factors] : kTestKinds)
     for (const int64_t k : {200, 384})
-      for (const int64_t m : {1, 8, 9, 40}) {
+      for (const int64_t m : {1, 8, 9, 40, 90}) {
         const TestWeight weight(format, 300, k, factors);
         const TestMatrix x(m, k, 5);
         TestMatrix all(m, 300, 6), some(m, 70, 7);
