@@ -154,6 +154,16 @@ TEST(File, WritesOverNothingButFiles) {
   std::filesystem::remove_all(folder);
 }
 
+TEST(File, MapsNothingButFilesAndWaitsForNoPipe) {
+  const auto folder = std::filesystem::temp_directory_path() / "fathom_pipe_test";
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder / "folder");
+  ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
+  for (const char* name : {"folder", "pipe", "missing"})
+    EXPECT_THROW(MappedFile::open(folder / name), Error) << name;
+  std::filesystem::remove_all(folder);
+}
+
 TEST(Json, ABadByteIsShownAsANumber) {
   try {
     parse_json("{\"a\": \"x\xff\"}", "c");

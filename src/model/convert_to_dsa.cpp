@@ -72,7 +72,12 @@ Json converted_config(const DsaConversion& options) {
 void link_or_copy(const fs::path& from, const fs::path& to) {
   std::error_code error;
   fs::create_hard_link(fs::canonical(from), to, error);
-  if (error) fs::copy_file(from, to);
+  if (!error) return;
+  const uintmax_t size = fs::file_size(from), free = fs::space(to.parent_path()).available;
+  if (size > free)
+    fail("{}: no space left: {} bytes of {} to copy, {} free", to.string(), size, from.string(),
+         free);
+  fs::copy_file(from, to);
 }
 
 // The source's shards by tensor name.
