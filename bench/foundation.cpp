@@ -54,7 +54,8 @@ double forward_seconds(const model::Model& model, int64_t count, model::Attentio
 
 double decode_tokens_per_second(const std::shared_ptr<const model::Model>& model, int64_t count,
                                 bool speculate) {
-  engine::Engine engine(model, {.speculate = speculate});
+  engine::Engine engine(model, {.speculation = speculate ? engine::Speculation::kAlways
+                                                         : engine::Speculation::kNone});
   const double seconds = median_seconds([&] {
     std::promise<void> done;
     engine::Request request;

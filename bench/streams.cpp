@@ -107,8 +107,9 @@ Engines start_engines(const StreamsOptions& options) {
   engine::EngineOptions how = options.engine;
   how.max_running_requests = *std::max_element(options.streams.begin(), options.streams.end());
   how.keep_prefixes = false;
-  if (how.speculate) engines.speculating = std::make_unique<engine::Engine>(engines.model, how);
-  how.speculate = false;
+  if (how.speculation != engine::Speculation::kNone)
+    engines.speculating = std::make_unique<engine::Engine>(engines.model, how);
+  how.speculation = engine::Speculation::kNone;
   engines.plain = std::make_unique<engine::Engine>(engines.model, how);
   return engines;
 }

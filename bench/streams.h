@@ -24,7 +24,7 @@ struct StreamsOptions {
 
 // For each number of streams: tokens a second of all together from the first token on (prompts are
 // not in it), the median of the runs, and how many times one stream's that is. Prompts differ, no
-// token ends a stream. Where engine.speculate is set: the same without it as well, run by turns,
+// token ends a stream. Where engine.speculation is set: the same without it as well, run by turns,
 // and the share of the drafts that were right.
 Json measure_streams(const StreamsOptions& options);
 

@@ -37,8 +37,13 @@ void add_bench_streams_command(CLI::App& bench) {
   command->add_option("--repeats", options->repeats, "Runs of each, the median counts")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_flag("--speculate", options->engine.speculate,
-                    "Draft with the MTP layer as well, by turns with plain decoding");
+  command->add_flag_callback(
+      "--speculate", [options] { options->engine.speculation = engine::Speculation::kWherePays; },
+      "Draft with the MTP layer as well where it pays, by turns with plain decoding");
+  command->add_flag_callback(
+      "--speculate-always",
+      [options] { options->engine.speculation = engine::Speculation::kAlways; },
+      "The same whether it pays or not");
   add_cache_option(*command, options->engine.cache_format);
   add_threads_option(*command, options->num_threads);
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");

@@ -36,7 +36,7 @@ void add_serve_command(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
       ->capture_default_str();
   command->add_flag("--speculate", options->speculate,
-                    "Draft tokens with the MTP layer; the answers stay the same");
+                    "Draft tokens with the MTP layer where it pays; the answers stay the same");
   command->add_flag("--strict-reasoning", options->is_strict_reasoning,
                     "Refuse tool turns without reasoning_content, as DeepSeek does");
   command->add_flag("--verify", options->verify,

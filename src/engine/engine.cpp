@@ -13,6 +13,8 @@
 #include <utility>
 
 #include "base/parallel.h"
+#include "base/progress.h"
+#include "engine/draft_policy.h"
 #include "engine/prefix_cache.h"
 #include "engine/scheduler.h"
 #include "kernels/softmax_row.h"
@@ -172,6 +174,8 @@ struct Engine::State {
   void take_tokens(const Batch& batch, const Tensor& logits_RV,
                    const model::ForwardStatistics& experts, Statistics& step);
   void draft(const Batch& batch, const Tensor& hidden_ND);
+  bool drafts_from_the_start();
+  void weigh_drafts(const Batch& batch, double pass_seconds, double drafting_seconds);
   int64_t context_length() const {
     return std::min(model::config_of(*model).max_position_embeddings,
                     max_pages * kernels::kPageRows);
@@ -190,6 +194,9 @@ struct Engine::State {
   std::deque<std::unique_ptr<Sequence>> waiting;
   std::vector<std::unique_ptr<Sequence>> running;
   std::vector<RequestId> cancelled;
+  DraftCost draft_cost;
+  DraftRate draft_rate{512};  // of all requests
+  int64_t num_undrafted = 0;  // requests since one drafted
   RequestId next_id = 1;
   Statistics statistics;  // the totals; what is now is counted when asked for
   bool is_stopping = false;
@@ -254,6 +261,8 @@ void Engine::State::admit() {
          reserved_pages() + waiting.front()->num_pages <= max_pages) {
     running.push_back(std::move(waiting.front()));
     waiting.pop_front();
+    running.back()->drafts = drafts_from_the_start();
+    running.back()->draft_rate = DraftRate(64, draft_rate.share());
     make_room();
   }
 }
@@ -290,6 +299,7 @@ void Engine::State::remove_ended() {
 }
 
 void Engine::State::step(const std::vector<Sequence*>& sequences) {
+  const base::Stopwatch pass;
   Batch batch = assemble(sequences);
   const bool records = std::any_of(sequences.begin(), sequences.end(),
                                    [](const Sequence* s) { return s->request.record; });
@@ -305,7 +315,10 @@ void Engine::State::step(const std::vector<Sequence*>& sequences) {
     logits = model::logits(*model, rows, forward);
   }
   take_tokens(batch, logits, experts, step);
-  if (options.speculate) draft(batch, hidden);
+  const double pass_seconds = pass.seconds();
+  if (options.speculation != Speculation::kNone) draft(batch, hidden);
+  if (options.speculation == Speculation::kWherePays)
+    weigh_drafts(batch, pass_seconds, pass.seconds() - pass_seconds);
   const std::scoped_lock lock(mutex);
   for (size_t i = 0; i < sequences.size(); ++i)  // its logits were numbers: it is worth keeping
     if (batch.is_prompt(i) && !sequences[i]->is_prefilling()) keep_pages(*sequences[i]);
@@ -334,7 +347,12 @@ void Engine::State::take_tokens(const Batch& batch, const Tensor& logits_RV,
     if (sequence.is_prefilling()) continue;  // its prompt goes on
     step.num_drafted_tokens += has_draft;
     step.num_generated_tokens += take_token(sequence, rows[i], std::move(choices[i]));
-    if (has_draft && sequence.on_event != nullptr && sequence.tokens.back() == *sequence.draft) {
+    const bool is_right = has_draft && sequence.tokens.back() == *sequence.draft;
+    if (has_draft) {
+      sequence.draft_rate.count(is_right);
+      draft_rate.count(is_right);
+    }
+    if (is_right && sequence.on_event != nullptr) {
       keep_routing(experts, first - 1, 1, sequence);
       const std::span next(rows[i].data() + rows[i].size(), rows[i].size());
       step.num_generated_tokens += take_token(sequence, next, choose_token(sequence, next));
@@ -356,7 +374,7 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
     Sequence& sequence = *batch.sequences[i];
     const model::Segment& segment = batch.segments[i];
     sequence.draft.reset();
-    if (sequence.on_event != nullptr) {
+    if (sequence.drafts && sequence.on_event != nullptr) {
       const int64_t count = sequence.cache.num_tokens() - segment.position;
       for (int64_t row = 0; row < count; ++row) {
         rows.push_back(first + row);
@@ -380,6 +398,44 @@ void Engine::State::draft(const Batch& batch, const Tensor& hidden_ND) {
     for (int64_t i = begin; i < end; ++i)
       drafting[i]->draft = guess_token(*drafting[i], row_of(logits_RV, i));
   });
+}
+
+// Of a request that is about to run. One in a few tries where the others' drafts do not pay: it may
+// be another kind of text, and costs change.
+bool Engine::State::drafts_from_the_start() {
+  constexpr int64_t kMostUndrafted = 7;
+  if (options.speculation != Speculation::kWherePays)
+    return options.speculation == Speculation::kAlways;
+  const int64_t num_sequences =
+      std::min<int64_t>(std::ssize(running) + std::ssize(waiting), options.max_running_requests);
+  const bool pays = 1 + draft_rate.share() >= draft_cost.plain_passes(num_sequences);
+  num_undrafted = pays || num_undrafted >= kMostUndrafted ? 0 : num_undrafted + 1;
+  return num_undrafted == 0;
+}
+
+// Learns from a step in which all sequences decoded, and ends the drafting of those whose drafts
+// cost more than they save: for good, since MTP's cache is not kept up without. Where a later
+// request begins with such pages its drafts are right a little less often (docs/LOG.md), and it may
+// end them.
+void Engine::State::weigh_drafts(const Batch& batch, double pass_seconds, double drafting_seconds) {
+  const int64_t num_sequences = std::ssize(batch.sequences);
+  int64_t num_prompts = 0, num_checked = 0, num_drafting = 0;
+  for (int64_t i = 0; i < num_sequences; ++i) {
+    num_prompts += batch.is_prompt(i);
+    num_checked += batch.has_draft(i);
+    num_drafting += batch.sequences[i]->draft.has_value();
+  }
+  if (num_prompts > 0) return;
+  if (num_checked == 0 || num_checked == num_sequences)
+    draft_cost.record_pass(num_sequences, num_checked > 0, pass_seconds);
+  if (num_drafting == num_sequences) draft_cost.record_drafting(num_sequences, drafting_seconds);
+  const double cost = draft_cost.plain_passes(num_sequences);
+  const bool wants_plain_pass = draft_cost.wants_plain_pass(num_sequences);
+  for (Sequence* sequence : batch.sequences) {
+    const DraftRate& rate = sequence->draft_rate;
+    if (rate.is_known() && 1 + rate.share() < cost) sequence->drafts = false;
+    if (wants_plain_pass || !sequence->drafts) sequence->draft.reset();
+  }
 }
 
 // Reports the sequence's next token and ends the sequence where it must end. Returns whether there
@@ -425,7 +481,7 @@ void Engine::State::fail_all(const std::string& error) {
 
 Engine::Engine(std::shared_ptr<const model::Model> model, EngineOptions options)
     : state_(std::make_unique<State>(std::move(model), options)) {
-  if (options.speculate && !state_->model->weights.mtp)
+  if (options.speculation != Speculation::kNone && !state_->model->weights.mtp)
     fail("the model has no MTP layer to speculate with (num_nextn_predict_layers is 0)");
   state_->thread = std::thread([this] { state_->run(); });
 }

@@ -22,6 +22,11 @@ namespace fathom::engine {
 // published reference (model::serving_options). kPlain: f32, no activation quantised.
 enum class Numerics { kServed, kPlain };
 
+// Whether the MTP layer drafts a token ahead, which the next forward pass checks. The answers are
+// the same, to the bit. kWherePays: a request drafts until its drafts turn out to cost more time
+// than they save (draft_policy.h); where they would from the beginning, one request in eight tries.
+enum class Speculation { kNone, kWherePays, kAlways };
+
 struct EngineOptions {
   Numerics numerics = Numerics::kServed;
   int max_batch_tokens = 512;      // tokens of one forward pass: decode tokens first, then prompts
@@ -32,8 +37,7 @@ struct EngineOptions {
   // for later ones, which make way. A request that finds no room waits.
   int64_t cache_bytes = int64_t{1} << 30;
   bool keep_prefixes = true;
-  // The MTP layer drafts a token ahead, checked in the next forward pass. The answers are the same.
-  bool speculate = false;
+  Speculation speculation = Speculation::kNone;
 };
 
 class QueueFull : public Error {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "engine/draft_policy.h"
 #include "engine/request.h"
 #include "model/kv_cache.h"
 
@@ -25,7 +26,9 @@ struct Sequence {
   int64_t num_cached_tokens = 0;      // of the prompt, found in the prefix cache
   bool has_failed = false;            // what it computed is not to be kept
   int64_t num_scheduled = 0;          // tokens of this step's forward pass, the draft included
+  bool drafts = false;                // its MTP cache is kept up, for drafts
   std::optional<int32_t> draft = {};  // the token after the next, if MTP is right
+  DraftRate draft_rate = DraftRate();
   std::vector<int32_t> routed_experts = {};  // for the next token's record
 
   std::span<const int32_t> generated() const {

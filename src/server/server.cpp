@@ -356,18 +356,19 @@ void serve(const ServerOptions& options) {
              static_cast<double>(model::num_parameters(*model.model)) / 1e6,
              model::config_of(*model.model).max_position_embeddings);
   const auto spellings = std::make_shared<const text::TokenSpellings>(model.tokenizer);
-  Service service{
-      name,
-      std::move(model.tokenizer),
-      spellings,
-      {.is_strict_reasoning = options.is_strict_reasoning,
-       .sampling = model.sampling,
-       .stop_token_ids = model.stop_token_ids},
-      engine::Engine(std::move(model.model), {.max_running_requests = options.max_running_requests,
-                                              .max_waiting_requests = options.max_waiting_requests,
-                                              .cache_format = options.cache_format,
-                                              .cache_bytes = options.cache_mib << 20,
-                                              .speculate = options.speculate})};
+  Service service{name,
+                  std::move(model.tokenizer),
+                  spellings,
+                  {.is_strict_reasoning = options.is_strict_reasoning,
+                   .sampling = model.sampling,
+                   .stop_token_ids = model.stop_token_ids},
+                  engine::Engine(std::move(model.model),
+                                 {.max_running_requests = options.max_running_requests,
+                                  .max_waiting_requests = options.max_waiting_requests,
+                                  .cache_format = options.cache_format,
+                                  .cache_bytes = options.cache_mib << 20,
+                                  .speculation = options.speculate ? engine::Speculation::kWherePays
+                                                                   : engine::Speculation::kNone})};
   http.new_task_queue = [count = most_connections(options)] {
     return new httplib::ThreadPool(count);
   };
