@@ -90,6 +90,14 @@ TEST_F(RankStages, TwoRanksFitMtpAsOneDoes) {
       << tokens.output();
 }
 
+TEST_F(RankRuns, MoreRanksThanTheMachineCanFeedAreNotStarted) {
+  Process many(command("many", {"--nproc", "1000"}), {}, folder_ / "many.log");
+  EXPECT_EQ(many.wait(std::chrono::seconds(20)), 1);
+  EXPECT_NE(many.output().find("--nproc is 1000; this machine has"), std::string::npos)
+      << many.output();
+  EXPECT_FALSE(fs::exists(folder_ / "many"));
+}
+
 TEST_F(RankRuns, ResumesToTheSameBitsAndOnOtherNumbersOfRanks) {
   train("straight", kTwoRanks);
   train("half", joined({"--stop-after-step", "6"}, kTwoRanks));

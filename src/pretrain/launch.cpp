@@ -5,12 +5,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <sstream>
 #include <string_view>
+#include <thread>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -104,7 +106,12 @@ struct RunningRanks {
 
 }  // namespace
 
+int most_ranks() { return std::max(8, 4 * static_cast<int>(std::thread::hardware_concurrency())); }
+
 int launch_ranks(int size, const std::vector<std::string>& command) {
+  if (size > most_ranks())
+    fail("--nproc is {}; this machine has {} cores, enough for {} ranks at most: start fewer", size,
+         std::thread::hardware_concurrency(), most_ranks());
   const sigset_t signals = watched_signals();
   sigset_t before;
   sigprocmask(SIG_BLOCK, &signals, &before);
