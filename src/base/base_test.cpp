@@ -139,6 +139,20 @@ TEST(File, FullDiskIsAnErrorThatNamesTheFile) {
   std::filesystem::remove_all(folder);
 }
 
+TEST(File, AMissingFolderIsNamed) {
+  const auto folder = std::filesystem::temp_directory_path() / "fathom_missing_folder";
+  std::filesystem::remove_all(folder);
+  try {
+    write_file_atomically(folder / "a", "x");
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what())
+                  .find((folder / "a").string() + ": there is no folder " + folder.string()),
+              std::string::npos)
+        << error.what();
+  }
+}
+
 TEST(File, WritesOverNothingButFiles) {
   const auto folder = std::filesystem::temp_directory_path() / "fathom_special_test";
   std::filesystem::remove_all(folder);

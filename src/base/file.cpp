@@ -33,7 +33,12 @@ AtomicFile::AtomicFile(std::filesystem::path path)
   if (std::filesystem::exists(target) && !std::filesystem::is_regular_file(target))
     fail("{}: is a folder, a device or a pipe; expected a file's name", path_.string());
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-  if (descriptor_ < 0) fail("{}: cannot create: {}", temporary_.string(), std::strerror(errno));
+  if (descriptor_ >= 0) return;
+  const std::string cause = std::strerror(errno);
+  const auto folder = path_.parent_path();
+  if (errno == ENOENT && !folder.empty() && !std::filesystem::exists(folder, ignored))
+    fail("{}: there is no folder {}; make it first", path_.string(), folder.string());
+  fail("{}: cannot create: {}", path_.string(), cause);
 }
 
 AtomicFile::~AtomicFile() {

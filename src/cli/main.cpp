@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <string>
 
 #include "cli/commands.h"
@@ -42,6 +43,9 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);  // runs the subcommand's callback
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::filesystem::filesystem_error& error) {
+    fmt::print(stderr, "fathom: {}: {}\n", error.path1().string(), error.code().message());
+    return 1;
   } catch (const std::exception& error) {
     fmt::print(stderr, "fathom: {}\n", without_trace(error.what()));
     return 1;

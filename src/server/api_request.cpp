@@ -81,6 +81,8 @@ double number(const Json& body, const char* field, double otherwise) {
 std::optional<int64_t> integer(const Json& body, const char* field) {
   const Json* value = find(body, field);
   if (!value) return {};
+  if (value->is_number_float() && std::abs(value->get<double>()) >= 0x1p63)
+    bad(field, "is " + shown(*value) + "; expected an integer of less than 2^63");
   if (!value->is_number_integer()) bad(field, "is " + shown(*value) + "; expected an integer");
   return value->get<int64_t>();
 }

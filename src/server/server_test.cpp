@@ -82,6 +82,8 @@ INSTANTIATE_TEST_SUITE_P(
                    "max_tokens", "max_tokens is -3; expected 1 to 2147483647"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "max_tokens": "many"})",
                    "max_tokens", "max_tokens is \"many\"; expected an integer"},
+        BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "seed": 1e20})", "seed",
+                   "seed is 1e+20; expected an integer of less than 2^63"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "temperature": 3})",
                    "temperature", "temperature is 3; expected 0 to 2"},
         BadRequest{R"({"messages": [{"role": "user", "content": "x"}], "top_p": 0})", "top_p",
