@@ -99,6 +99,16 @@ class StreamReader {
   bool is_done_ = false;
 };
 
+constexpr size_t kMostOfARefusal = 64 << 10;
+
+// Of an answer that is no stream: the API's error, or what else it says.
+std::string message_of(const std::string& body) {
+  const Json json = Json::parse(body, nullptr, false);
+  if (json.is_object() && json.contains("error") && json["error"].is_object())
+    return json["error"].value("message", body);
+  return body;
+}
+
 class Load {
  public:
   explicit Load(const ServeOptions& options) : options_(options) {
@@ -163,8 +173,10 @@ class Load {
     request.headers.emplace("Content-Type", "application/json");
     request.body = body.dump();
     StreamReader reader(due);
+    std::string refusal;
     request.content_receiver = [&](const char* data, size_t size, uint64_t, uint64_t) {
       reader.take({data, size});
+      if (refusal.size() < kMostOfARefusal) refusal.append(data, size);
       return true;
     };
     const auto result = client.send(request);
@@ -172,7 +184,7 @@ class Load {
     if (!result)
       failed.failures[httplib::to_string(result.error())] = 1;
     else if (result->status != 200)
-      failed.failures[fmt::format("status {}", result->status)] = 1;
+      failed.failures[fmt::format("status {}: {}", result->status, message_of(refusal))] = 1;
     else if (!reader.is_whole())
       failed.failures["cut off"] = 1;
     return failed.failures.empty() ? reader.times() : failed;
@@ -181,8 +193,10 @@ class Load {
   static Json percentiles(std::vector<double> values) {
     if (values.empty()) return nullptr;
     std::sort(values.begin(), values.end());
+    // The least value that so large a share of them do not exceed.
     const auto at = [&](double share) {
-      return values[static_cast<size_t>(share * static_cast<double>(values.size() - 1))];
+      const auto count = static_cast<double>(values.size());
+      return values[static_cast<size_t>(std::ceil(share * count - 1e-9)) - 1];
     };
     return {{"p50", at(0.5)}, {"p90", at(0.9)}, {"p99", at(0.99)}, {"most", values.back()}};
   }
@@ -215,7 +229,9 @@ class Load {
 
 Json measure_serve(const ServeOptions& options) {
   check_loopback(options.url);
-  return Load(options).run();
+  ServeOptions trimmed = options;  // as browsers copy it, with a slash
+  if (trimmed.url.ends_with('/')) trimmed.url.pop_back();
+  return Load(trimmed).run();
 }
 
 }  // namespace fathom::bench

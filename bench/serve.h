@@ -21,8 +21,8 @@ struct ServeOptions {
 // Streams num_requests completions of random prompts. Milliseconds as percentiles: `ttft_ms` from
 // when a request was due to its first piece of text, waiting for a free connection included;
 // `between_ms` from piece to piece; `request_ms`. Tokens a second over all. Failures are counted by
-// their cause and take no part in the times. Throws Error if the address is not loopback or nothing
-// answers there.
+// their cause, as the server says it, and take no part in the times. Throws Error if the address is
+// not loopback or nothing answers there.
 Json measure_serve(const ServeOptions& options);
 
 }  // namespace fathom::bench

@@ -2,6 +2,7 @@
 
 #include <memory>
 
+#include "base/check.h"
 #include "cli/bench_commands.h"
 #include "cli/figures.h"
 #include "cli/real_range.h"
@@ -33,8 +34,12 @@ void add_bench_serve_command(CLI::App& bench) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_flag("--json", *is_json, "Print one JSON object instead of a table");
-  command->callback(
-      [options, is_json] { print_figures(bench::measure_serve(*options), *is_json); });
+  command->callback([options, is_json] {
+    const Json figures = bench::measure_serve(*options);
+    print_figures(figures, *is_json);
+    if (figures["answered"] == 0)
+      fail("no request was answered: {}", figures["failures"].begin().key());
+  });
 }
 
 }  // namespace fathom::cli

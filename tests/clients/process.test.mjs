@@ -42,16 +42,24 @@ test('the load generator loads this machine only, and counts what fails', async 
   }
   const server = await startServer();
   t.after(() => server.child.kill('SIGKILL'));
-  const load = (...more) => run(['bench', 'serve', '--url', server.url, '--requests', '12',
-                                 '--concurrency', '4', '--max-tokens', '5', '--json', ...more]);
-  const good = JSON.parse((await load()).stdout);
+  const load = (...more) => run(['bench', 'serve', '--concurrency', '4',
+                                 '--max-tokens', '5', '--json', ...more]);
+  const good = JSON.parse((await load('--requests', '12', '--url', server.url)).stdout);
   assert.equal(good.answered, 12);
   assert.deepEqual(good.failures, {});
   assert.ok(good.ttft_ms.p99 >= good.ttft_ms.p50 && good.ttft_ms.p50 > 0);
   assert.ok(good.request_ms.p50 >= good.ttft_ms.p50);
-  const long = JSON.parse((await load('--prompt-tokens', String(context + 100), '--rate', '100')).stdout);
+  const few = JSON.parse((await load('--requests', '2', '--url', server.url + '/')).stdout);
+  assert.equal(few.ttft_ms.p99, few.ttft_ms.most);
+  const refused = await load('--requests', '12', '--url', server.url, '--rate', '100',
+                             '--prompt-tokens', String(context + 100));
+  const long = JSON.parse(refused.stdout);
   assert.equal(long.answered, 0);
-  assert.deepEqual(long.failures, {'status 400': 12});  // beyond the context
+  const [[cause, count], ...others] = Object.entries(long.failures);
+  assert.match(cause, /^status 400: the prompt has \d+ tokens/);
+  assert.deepEqual([count, others], [12, []]);
+  assert.equal(refused.code, 1);
+  assert.match(refused.stderr, /no request was answered: status 400: the prompt has/);
   await server.stop();
 });
 
