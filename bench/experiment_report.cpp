@@ -71,6 +71,10 @@ class Experiment {
     for (const char* key : {"title", "seeds", "arms", "metrics", "pass"})
       if (!file_.contains(key))
         fail("{}: \"{}\" is missing; expected an experiment", options.experiment.string(), key);
+    for (const char* key : {"seeds", "arms", "metrics", "pass"})
+      if (!file_[key].is_array() || file_[key].empty())
+        fail("{}: \"{}\" is {}; expected a list of at least one", options.experiment.string(), key,
+             file_[key].dump());
     if (!fs::is_directory(options.runs))
       fail("{}: no such folder; expected one with seed-N/ARM, each a run of pretrain",
            options.runs.string());
@@ -79,6 +83,12 @@ class Experiment {
         const auto path = options.runs / fmt::format("seed-{}", seed) / arm / "metrics.jsonl";
         if (fs::exists(path)) runs_[arm].push_back(read_lines(path));
       }
+    if (runs_.empty())
+      fail(
+          "{}: holds no run of the experiment; expected seed-{}/{}/metrics.jsonl or others of its "
+          "seeds and arms",
+          options.runs.string(), file_["seeds"][0].get<int64_t>(),
+          file_["arms"][0].get<std::string>());
   }
 
   Json judge() const {
@@ -132,6 +142,10 @@ class Experiment {
       if (!arms.contains(arm))
         fail("{}: \"pass\" names the arm \"{}\", which is not declared",
              options_.experiment.string(), arm);
+      if (std::none_of(file_["metrics"].begin(), file_["metrics"].end(),
+                       [&](const Json& declared) { return declared.at("name") == metric; }))
+        fail("{}: \"pass\" names the metric \"{}\", which is not declared",
+             options_.experiment.string(), metric);
       if (!arms[arm].contains(metric)) return std::nan("");
       return arms[arm][metric]["mean"].get<double>();
     };

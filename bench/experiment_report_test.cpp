@@ -50,7 +50,7 @@ class ExperimentReport : public testing::Test {
                  {{{"name", "loss"}, {"key", "loss"}, {"curve", true}},
                   {{"name", "recall"}, {"key", "recall"}},
                   {{"name", "norm"}, {"key", "norm"}, {"take", "max"}}}},
-                {"pass", Json::array()}};
+                {"pass", {{{"what", "w"}, {"metric", "loss"}, {"of", "dense"}, {"at_most", 1}}}}};
 };
 
 TEST_F(ExperimentReport, MeansAndDeviationsOverTheSeeds) {
@@ -123,25 +123,34 @@ TEST_F(ExperimentReport, RefusesWhatItCannotJudge) {
   EXPECT_NE(error_of({{"what", "w"}, {"metric", "loss"}, {"of", "dense"}})
                 .find("has neither at_most nor at_least"),
             std::string::npos);
+  EXPECT_NE(error_of({{"what", "w"}, {"metric", "los"}, {"of", "dense"}, {"at_most", 1}})
+                .find("names the metric \"los\", which is not declared"),
+            std::string::npos);
   file_["metrics"][0]["take"] = "first";
   EXPECT_NE(error_of({{"what", "w"}, {"metric", "loss"}, {"of", "dense"}, {"at_most", 1}})
                 .find("expected last, max or mean"),
             std::string::npos);
   EXPECT_THROW(report_experiment({folder_ / "e.json", folder_ / "typo", folder_ / "out"}), Error);
+  fs::create_directories(folder_ / "empty");
+  EXPECT_THROW(report_experiment({folder_ / "e.json", folder_ / "empty", folder_ / "out"}), Error);
   EXPECT_FALSE(fs::exists(folder_ / "out"));
+  file_["seeds"] = Json::array();
+  EXPECT_NE(error_of({}).find("\"seeds\" is []; expected a list"), std::string::npos);
   file_.erase("seeds");
   EXPECT_NE(error_of({}).find("\"seeds\" is missing"), std::string::npos);
 }
 
 // The declared ones name only arms and metrics that they have.
 TEST_F(ExperimentReport, TheBundledExperimentsAreRead) {
-  fs::create_directories(folder_ / "none");
   for (const char* name : {"e1_parity", "e2_decoupling", "e3_cost"}) {
     const fs::path path =
         fs::path(FATHOM_ROOT) / "recipes/experiments" / (std::string(name) + ".json");
-    const Json result = report_experiment({path, folder_ / "none", folder_ / "out"});
-    std::vector<std::string> metrics;
     const Json file = base::read_json_file(path);
+    const fs::path run = folder_ / name / "seed-1" / file["arms"][0].get<std::string>();
+    fs::create_directories(run);
+    base::write_file_atomically(run / "metrics.jsonl", "{\"step\": 1, \"tokens\": 1}\n");
+    const Json result = report_experiment({path, folder_ / name, folder_ / "out"});
+    std::vector<std::string> metrics;
     for (const Json& metric : file["metrics"]) metrics.push_back(metric["name"]);
     ASSERT_FALSE(result["pass"].empty());
     for (const Json& criterion : result["pass"]) {
