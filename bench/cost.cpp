@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/grad_mode.h>
 
+#include <algorithm>
+#include <functional>
 #include <optional>
 
 #include "base/file.h"
@@ -114,6 +116,10 @@ void add_computed(const model::Config& config, const model::AttentionRates& rate
 }  // namespace
 
 Json measure_cost(const CostOptions& options) {
+  if (std::adjacent_find(options.positions.begin(), options.positions.end(),
+                         std::greater_equal<>()) != options.positions.end())
+    fail("--positions: expected ascending ones, each once");
+  check_can_draw(options.svg);
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
   const torch::NoGradGuard no_grad;
   Measurement measurement = prepare(options);
@@ -127,7 +133,6 @@ Json measure_cost(const CostOptions& options) {
   model::KvCache cache(config, model::CacheFormat::kFP8);
   const int64_t resident_before = resident_bytes();
   for (const int64_t position : options.positions) {
-    if (position < cache.num_tokens()) fail("--positions: expected ascending ones");
     fill(cache, position - cache.num_tokens());
     for (Curve* curve :
          {&decode_dense, &decode_dsa, &prefill_dense, &prefill_masked, &prefill_dsa}) {
@@ -175,13 +180,13 @@ Json measure_cost(const CostOptions& options) {
         config,
         measure_attention_rates(measurement.model, cache.layout().latent().format, options.chunk),
         options.chunk, result);
-  if (!options.svg.empty())
-    base::write_file_atomically(
-        options.svg,
-        draw_svg({panel_of("Prefill of " + name, {&prefill_dense, &prefill_masked, &prefill_dsa},
-                           config.index_topk, prefill_marks),
-                  panel_of("Decode of " + name, {&decode_dense, &decode_dsa}, config.index_topk,
-                           decode_marks)}));
+  std::vector<PlotPanel> panels;
+  if (options.has_prefill)
+    panels.push_back(panel_of("Prefill of " + name, {&prefill_dense, &prefill_masked, &prefill_dsa},
+                              config.index_topk, prefill_marks));
+  panels.push_back(
+      panel_of("Decode of " + name, {&decode_dense, &decode_dsa}, config.index_topk, decode_marks));
+  if (!options.svg.empty()) base::write_file_atomically(options.svg, draw_svg(panels));
   return result;
 }
 

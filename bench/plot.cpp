@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/file.h"
 
 namespace fathom::bench {
 namespace {
@@ -56,6 +57,7 @@ class Panel {
         largest_y_ = std::max(largest_y_, y);
       }
     }
+    if (largest_x_ == 0) largest_x_ = 1;  // one point, at the beginning
     double smallest = largest_y_;
     for (const PlotSeries& series : panel.series)
       for (const auto& [x, y] : series.points) smallest = std::min(smallest, y);
@@ -160,10 +162,14 @@ class Panel {
   }
 
   const PlotPanel& panel_;
-  double largest_x_ = 1e-9, largest_y_ = 1e-9, smallest_y_ = 0;
+  double largest_x_ = 0, largest_y_ = 1e-9, smallest_y_ = 0;
 };
 
 }  // namespace
+
+void check_can_draw(const std::filesystem::path& svg) {
+  if (!svg.empty()) base::AtomicFile probe(svg);
+}
 
 std::string escape_markup(const std::string& text) {
   std::string out;

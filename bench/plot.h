@@ -1,6 +1,7 @@
 // A line chart as SVG: what a benchmark draws beside its JSON.
 #pragma once
 
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,6 +30,9 @@ struct PlotPanel {
 // Panels on white, two in a row, each with its own axes and, under them, its legend; x begins at
 // zero.
 std::string draw_svg(const std::vector<PlotPanel>& panels);
+
+// Where `svg` cannot be written, fails before anything is measured for it. Empty: nothing to draw.
+void check_can_draw(const std::filesystem::path& svg);
 
 // Text as SVG and HTML take it.
 std::string escape_markup(const std::string& text);

@@ -3,9 +3,12 @@
 #include <fmt/format.h>
 #include <malloc.h>
 
+#include <algorithm>
 #include <cmath>
 #include <ctime>
 #include <fstream>
+#include <functional>
+#include <set>
 
 #include "base/check.h"
 #include "base/file.h"
@@ -80,14 +83,17 @@ struct Curve {
   PlotSeries seconds, megabytes;
 };
 
+void run_step(model::Model& model, const model::TrainingBatch& batch,
+              const model::LossOptions& options) {
+  model::language_model_loss(model, batch, options).total.backward();
+  for (const auto& slot : model::tensor_slots(model.weights, model.config))
+    slot.tensor->mutable_grad() = torch::Tensor();
+}
+
 Step measure_step(model::Model& model, const model::TrainingBatch& batch,
                   const model::LossOptions& options, int repeats) {
   Step step;
-  const auto run = [&] {
-    model::language_model_loss(model, batch, options).total.backward();
-    for (const auto& slot : model::tensor_slots(model.weights, model.config))
-      slot.tensor->mutable_grad() = torch::Tensor();
-  };
+  const auto run = [&] { run_step(model, batch, options); };
   // Memory by itself: the pages given back before it are dear to get again.
   reset_peak();
   const int64_t before = resident_bytes();
@@ -102,9 +108,19 @@ Step measure_step(model::Model& model, const model::TrainingBatch& batch,
   return step;
 }
 
+void check_options(const TrainOptions& options) {
+  if (std::adjacent_find(options.lengths.begin(), options.lengths.end(), std::greater_equal<>()) !=
+      options.lengths.end())
+    fail("--lengths: expected ascending ones, each once");
+  if (std::set(options.stages.begin(), options.stages.end()).size() != options.stages.size())
+    fail("--stages: expected each stage once");
+  check_can_draw(options.svg);
+}
+
 }  // namespace
 
 Json measure_training(const TrainOptions& options) {
+  check_options(options);
   if (options.num_threads > 0) base::set_num_threads(options.num_threads);
   base::keep_freed_memory();  // as training does
   model::Model model = model::load_checkpoint_for_training(options.model);
@@ -114,6 +130,12 @@ Json measure_training(const TrainOptions& options) {
   for (const std::string& name : options.stages)
     for (const auto& [known, stage] : pretrain::kStages)
       if (known == name) curves.push_back({name, stage, {name, {}, -1}, {name, {}, -1}});
+  // What a program's first step takes for good is not the memory of a length.
+  if (!curves.empty() && !options.lengths.empty()) {
+    pretrain::freeze(model, curves[0].stage);
+    run_step(model, batch_of(options, model.config, options.lengths[0]),
+             pretrain::loss_options(curves[0].stage, {}));
+  }
   Json rows = Json::array();
   for (const int64_t length : options.lengths) {
     const auto batch = batch_of(options, model.config, length);
