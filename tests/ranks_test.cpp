@@ -219,6 +219,34 @@ TEST_F(RankRuns, TheLauncherReturnsTheExitCodeAndPassesSignalsOn) {
   EXPECT_EQ(ended.wait(std::chrono::seconds(30)), 128 + SIGTERM) << ended.output();
 }
 
+// Saved where it stopped, and nothing of its curve is lost or done twice.
+TEST_F(RankRuns, StoppedBySignalsItGoesOnFromThatStep) {
+  json_["training"]["steps"] = 100000;
+  for (const int num_ranks : {1, 2}) {
+    const std::vector<std::string> ranks = {"--nproc", std::to_string(num_ranks)};
+    const std::string name = "stopped_" + ranks[1], straight = "straight_" + ranks[1];
+    const int signal = num_ranks == 1 ? SIGINT : SIGTERM;
+    Process stopped(command(name, ranks), {}, folder_ / "stopped.log");
+    while (metrics(name, "loss").size() < 3)
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    stopped.send(signal);
+    EXPECT_EQ(stopped.wait(std::chrono::seconds(30)), 128 + signal) << stopped.output();
+    const int64_t step = metrics(name, "loss").back()["step"];
+    const std::string message = "stopped at step " + std::to_string(step) + ", saved in";
+    EXPECT_NE(stopped.output().find(message), std::string::npos) << stopped.output();
+    EXPECT_TRUE(latest(name).ends_with("0" + std::to_string(step))) << latest(name);
+    const auto until = joined(ranks, {"--stop-after-step", std::to_string(step + 3)});
+    train(name, until);
+    train(straight, until);
+    const auto expected = metrics(straight, "loss"), found = metrics(name, "loss");
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_EQ(found[i]["step"], expected[i]["step"]);
+      EXPECT_EQ(found[i]["loss"], expected[i]["loss"]) << i;
+    }
+  }
+}
+
 TEST_F(RankRuns, MpirunStartsThem) {
   if (access("/usr/bin/mpirun", X_OK) != 0) GTEST_SKIP() << "make setup installs openmpi-bin";
   train("one");

@@ -17,6 +17,7 @@
 #include "pretrain/resume.h"
 #include "pretrain/retrieval.h"
 #include "pretrain/schedule.h"
+#include "pretrain/stop_signals.h"
 #include "pretrain/trainer.h"
 #include "text/bpe_trainer.h"
 #include "text/corpus.h"
@@ -153,15 +154,22 @@ void validate(Run& run, const Trainer& trainer) {
   run.folder.append_metrics(metrics);
 }
 
-// Seconds of training, of which the time budget makes decisions: the first rank's, on all.
-double shared_seconds(const Run& run) {
-  const torch::Tensor seconds =
-      torch::full({1}, run.seconds_before + run.watch.seconds(), torch::kDouble);
-  run.ranks.broadcast(seconds, 0);
-  return seconds.item<double>();
+// What all ranks must see alike after a step.
+struct Agreement {
+  double seconds;         // of training, the first rank's: the time budget makes decisions of them
+  bool is_asked_to_stop;  // any of them
+};
+
+Agreement agree(const Run& run, const StopSignals& signals) {
+  const double seconds = run.ranks.is_first() ? run.seconds_before + run.watch.seconds() : 0;
+  const double asked = signals.received() != 0 ? 1 : 0;
+  const torch::Tensor sums = torch::tensor({seconds, asked}, torch::kDouble);
+  run.ranks.all_reduce(sums);
+  return {sums[0].item<double>(), sums[1].item<double>() > 0};
 }
 
-void train(Run& run, Trainer& trainer) {
+// Returns whether it was stopped before its end.
+bool train(Run& run, Trainer& trainer, const StopSignals& signals) {
   const auto& t = run.options.recipe.training;
   const auto tokens_until = [&](int64_t step) {
     return static_cast<double>(tokens_before(t, step));
@@ -172,7 +180,8 @@ void train(Run& run, Trainer& trainer) {
                      tokens_until(run.state.step));
   StepBudget budget(run.options, run.state);
   const int64_t stop = run.options.stop_after_step.value_or(INT64_MAX);
-  while (run.state.step < run.state.total_steps && run.state.step < stop) {
+  bool is_stopped = false;
+  while (run.state.step < run.state.total_steps && run.state.step < stop && !is_stopped) {
     run.checkpoints.check();
     const base::Stopwatch step_watch;
     StepReport report = trainer.step(run.train, run.state.step, run.state.total_steps);
@@ -184,24 +193,37 @@ void train(Run& run, Trainer& trainer) {
     // Losses and norms are of the weights before the update; only finite ones may be saved.
     if (const auto weight = trainer.optimizer().non_finite_weight())
       fail_as_not_finite(run, *weight);
-    run.state.seconds = shared_seconds(run);
+    const Agreement agreed = agree(run, signals);
+    run.state.seconds = agreed.seconds;
     const bool is_total_new = budget.update();
     if (progress) progress->set_total(tokens_until(run.state.total_steps));
     report_step(run, report, progress ? &*progress : nullptr);
     const bool is_last = run.state.step == run.state.total_steps || run.state.step == stop;
+    is_stopped = agreed.is_asked_to_stop && !is_last;
     if (is_last || run.state.step % t.validate_every == 0) validate(run, trainer);
-    if (is_last || is_total_new || run.state.step % t.checkpoint_every == 0)
+    if (is_last || is_stopped || is_total_new || run.state.step % t.checkpoint_every == 0)
       run.checkpoints.start(run.folder, run.state, trainer.model(), trainer.optimizer(),
                             t.keep_checkpoints);
     // A new total is saved before the first step that depends on it.
-    if (is_last || is_total_new) run.checkpoints.wait();
+    if (is_last || is_stopped || is_total_new) run.checkpoints.wait();
   }
+  return is_stopped;
 }
 
-// The same, but for what a lost rank's error says.
+// The same, but for what a lost rank's error says; a signal that stops it ends the process.
 void train_among_ranks(Run& run, Trainer& trainer) {
   try {
-    train(run, trainer);
+    int signal = SIGTERM;  // where another rank was sent one
+    {
+      const StopSignals signals(run.ranks.is_first());
+      if (!train(run, trainer, signals)) return;
+      run.ranks.barrier();
+      if (signals.received() != 0) signal = signals.received();
+    }
+    if (run.ranks.is_first())
+      fmt::print(stderr, "stopped at step {}, saved in {}; the same command goes on from there\n",
+                 run.state.step, run.options.run.string());
+    end_by(signal);
   } catch (const model::RankLost& error) {
     const auto last = run.folder.latest();
     fail(

@@ -29,11 +29,12 @@ struct TrainingRunOptions {
 };
 
 // Data order, learning rate and updates are functions of (recipe, step): a run killed at any moment
-// resumes from its last checkpoint to the same bits. A non-finite loss ends it with an Error that
-// names the stage, the step and the last good checkpoint, and so does a rank that dies with the
-// other ranks. Throws Error before options.prepare where the options contradict each other, the
-// model to begin with is not there, the tokenizer lacks what the recipe needs, another process
-// trains in the folder, or the export could not be written.
+// resumes from its last checkpoint to the same bits. SIGTERM or SIGINT while it trains ends it
+// after the step under way, with a checkpoint, and then the process by that signal. A non-finite
+// loss ends it with an Error that names the stage, the step and the last good checkpoint, and so
+// does a rank that dies with the other ranks. Throws Error before options.prepare where the options
+// contradict each other, the model to begin with is not there, the tokenizer lacks what the recipe
+// needs, another process trains in the folder, or the export could not be written.
 void run_training(const TrainingRunOptions& options);
 
 // The preparation alone: corpus, tokenizer, tokens under recipe.data.
