@@ -221,7 +221,7 @@ TEST_F(RankRuns, TheLauncherReturnsTheExitCodeAndPassesSignalsOn) {
 
 // Saved where it stopped, and nothing of its curve is lost or done twice.
 TEST_F(RankRuns, StoppedBySignalsItGoesOnFromThatStep) {
-  json_["training"]["steps"] = 100000;
+  json_["training"].update({{"steps", 100000}, {"checkpoint_every", 100000}});
   for (const int num_ranks : {1, 2}) {
     const std::vector<std::string> ranks = {"--nproc", std::to_string(num_ranks)};
     const std::string name = "stopped_" + ranks[1], straight = "straight_" + ranks[1];
