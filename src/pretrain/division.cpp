@@ -29,16 +29,16 @@ void check_ranks(const Ranks& ranks, const Recipe& recipe) {
     if (size % count != 0)
       fail("{} is {} of {} ranks; expected a divisor of their number", name, count, size);
   if (recipe.training.sequence_length % ranks.sequence_parallel != 0)
-    fail("training.sequence_length is {}; --sequence-parallel {} needs a multiple of it",
-         recipe.training.sequence_length, ranks.sequence_parallel);
+    fail("training.sequence_length is {}; with --sequence-parallel {} it must be a multiple of {}",
+         recipe.training.sequence_length, ranks.sequence_parallel, ranks.sequence_parallel);
   if (recipe.stage == Stage::kMtp && ranks.sequence_parallel > 1)
     fail(
         "--sequence-parallel is {}; the mtp stage, which holds a token's guess against the next "
         "token's, needs whole rows on each rank",
         ranks.sequence_parallel);
   if (recipe.model.n_routed_experts % ranks.expert_parallel != 0)
-    fail("model.n_routed_experts is {}; --expert-parallel {} needs a multiple of it",
-         recipe.model.n_routed_experts, ranks.expert_parallel);
+    fail("model.n_routed_experts is {}; with --expert-parallel {} it must be a multiple of {}",
+         recipe.model.n_routed_experts, ranks.expert_parallel, ranks.expert_parallel);
 }
 
 StepShare Division::share_of(int64_t total_micro_batches) const {

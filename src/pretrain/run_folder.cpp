@@ -73,7 +73,8 @@ void remove_older(const std::filesystem::path& folder, int64_t newest_step, int6
     const auto& path = entry.path();
     if (const auto step = step_of(path))
       all.push_back({*step <= newest_step, *step, path});
-    else if (path.extension() == ".tmp" && step_of(path.stem()))  // a killed process's
+    else if ((path.extension() == ".tmp" && step_of(path.stem())) ||
+             path.filename().string().starts_with("latest.tmp."))  // a killed process's
       std::filesystem::remove_all(path);
   }
   std::sort(all.begin(), all.end(), [](const Checkpoint& a, const Checkpoint& b) {

@@ -349,12 +349,23 @@ std::unique_ptr<base::FileLock> lock_folder(const TrainingRunOptions& options,
   return lock;
 }
 
+// A checkpoint, a run's folder or a place in one.
+bool is_in_a_run(std::filesystem::path place) {
+  using std::filesystem::exists;
+  for (;; place = place.parent_path()) {
+    if (exists(place / "trainer.json") ||
+        (exists(place / "metrics.jsonl") && exists(place / "lock")))
+      return true;
+    if (place == place.parent_path()) return false;
+  }
+}
+
 // The finished model's folder is made, and a file written there for a moment: what a long run would
 // find out at its end.
 void check_export(const std::filesystem::path& folder, const std::filesystem::path& run) {
-  const auto within_run = std::filesystem::weakly_canonical(folder).lexically_relative(
-      std::filesystem::weakly_canonical(run));
-  if (*within_run.begin() != ".." || std::filesystem::exists(folder / "trainer.json"))
+  const auto place = std::filesystem::weakly_canonical(folder);
+  const auto within_run = place.lexically_relative(std::filesystem::weakly_canonical(run));
+  if (*within_run.begin() != ".." || is_in_a_run(place))
     fail(
         "--export {}: holds a run's checkpoints, whose f32 weights it would replace; name another "
         "folder",

@@ -194,6 +194,7 @@ TEST_F(TrainingRun, FillInTheMiddleChangesTheBatchesAndResumesToTheSameBits) {
 TEST_F(TrainingRun, KeepsTheNewestCheckpointsAndNothingElse) {
   start_anew();
   fs::create_directories(folder_ / "run/step-000099.tmp");
+  base::write_file_atomically(folder_ / "run/latest.tmp.1", "step-0000");
   run_training(options("run"));
   std::set<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run"))
@@ -465,7 +466,9 @@ TEST_F(TrainingRun, AnExportIntoARunIsRefused) {
   first.stop_after_step = 2;
   run_training(first);
   fs::copy(folder_ / "run/step-000002", folder_ / "copy");
-  for (const char* place : {"run", "run/step-000002", "run/step-000002/model", "copy"}) {
+  fs::copy(folder_ / "run", folder_ / "other", fs::copy_options::recursive);
+  for (const char* place : {"run", "run/step-000002", "run/step-000002/model", "copy", "other",
+                            "other/step-000002/model", "other/model"}) {
     TrainingRunOptions exporting = options("run");
     exporting.export_folder = folder_ / place;
     EXPECT_EQ(error_of(exporting),
@@ -474,6 +477,7 @@ TEST_F(TrainingRun, AnExportIntoARunIsRefused) {
                   "folder");
   }
   EXPECT_FALSE(fs::exists(folder_ / "run/config.json"));
+  EXPECT_FALSE(fs::exists(folder_ / "other/model"));
 }
 
 TEST_F(TrainingRun, DamagedCheckpointsAreRefused) {
