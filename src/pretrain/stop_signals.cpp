@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
 #include <cstdlib>
 #include <ctime>
 #include <string_view>
@@ -10,23 +12,29 @@ namespace fathom::pretrain {
 namespace {
 
 // What a signal's handler can reach.
-volatile std::sig_atomic_t received_signal = 0, is_answered = 0;
-volatile std::time_t received_at = 0;
+std::atomic<int> received_signal{0};
+std::atomic<std::time_t> received_at{0};
+std::atomic<bool> is_answered{false};
+static_assert(std::atomic<std::time_t>::is_always_lock_free);
 
+// Two at once, on two threads, may both find none before them: the time is there before the signal.
 void receive(int signal) {
+  const int error = errno;
+  const std::time_t now = std::time(nullptr);
   if (received_signal != 0) {
-    if (std::time(nullptr) - received_at > 1) {
+    if (now - received_at > 1) {
       std::signal(signal, SIG_DFL);
       std::raise(signal);  // once this handler has returned
     }
     return;
   }
+  received_at = now;
   received_signal = signal;
-  received_at = std::time(nullptr);
-  if (is_answered == 0) return;
+  if (!is_answered) return;
   constexpr std::string_view kAnswer =
       "\nending after this step, saved; the same signal again ends it at once\n";
   (void)!::write(STDERR_FILENO, kAnswer.data(), kAnswer.size());
+  errno = error;
 }
 
 struct sigaction catch_signal(int signal) {
@@ -46,11 +54,15 @@ StopSignals::StopSignals(bool is_told) {
   is_answered = is_told;
   terminate_before_ = catch_signal(SIGTERM);
   interrupt_before_ = catch_signal(SIGINT);
+  struct sigaction ignored = {};
+  ignored.sa_handler = SIG_IGN;
+  ::sigaction(SIGPIPE, &ignored, &pipe_before_);
 }
 
 StopSignals::~StopSignals() {
   ::sigaction(SIGTERM, &terminate_before_, nullptr);
   ::sigaction(SIGINT, &interrupt_before_, nullptr);
+  ::sigaction(SIGPIPE, &pipe_before_, nullptr);
 }
 
 int StopSignals::received() const { return received_signal; }

@@ -6,8 +6,8 @@
 namespace fathom::pretrain {
 
 // Catches both while it lives, but one that was ignored before; one object at a time. A second
-// signal ends the process at once, if it comes a second later: a terminal and a launcher send one
-// each.
+// signal ends the process at once, if it comes a second or two later: a terminal and a launcher
+// send one each. SIGPIPE is ignored meanwhile: Ctrl-C also ends who reads this process's output.
 class StopSignals {
  public:
   // is_told: the first signal is answered on standard error.
@@ -19,7 +19,7 @@ class StopSignals {
   int received() const;  // 0: none
 
  private:
-  struct sigaction terminate_before_, interrupt_before_;
+  struct sigaction terminate_before_, interrupt_before_, pipe_before_;
 };
 
 // Ends the process as the signal would have.

@@ -1,6 +1,7 @@
 #include "pretrain/training_run.h"
 
 #include <cmath>
+#include <cstdio>
 #include <memory>
 #include <numbers>
 
@@ -107,8 +108,8 @@ void report_step(Run& run, const StepReport& report, base::Progress* progress) {
     line += fmt::format(", recall {:.3f}", report.indexer_recall);
     metrics["indexer_recall"] = report.indexer_recall;
   }
-  progress->update(tokens, line);
   run.folder.append_metrics(metrics);
+  if (progress) progress->update(tokens, line);
 }
 
 [[noreturn]] void fail_as_not_finite(Run& run, std::string_view what) {
@@ -197,15 +198,18 @@ bool train(Run& run, Trainer& trainer, const StopSignals& signals) {
     run.state.seconds = agreed.seconds;
     const bool is_total_new = budget.update();
     if (progress) progress->set_total(tokens_until(run.state.total_steps));
-    report_step(run, report, progress ? &*progress : nullptr);
     const bool is_last = run.state.step == run.state.total_steps || run.state.step == stop;
     is_stopped = agreed.is_asked_to_stop && !is_last;
-    if (is_last || run.state.step % t.validate_every == 0) validate(run, trainer);
+    // Nobody may be there any more to whom a step is reported.
+    report_step(run, report, progress && !is_stopped ? &*progress : nullptr);
+    const bool validates = is_last || run.state.step % t.validate_every == 0;
+    if (validates && !is_stopped) validate(run, trainer);
     if (is_last || is_stopped || is_total_new || run.state.step % t.checkpoint_every == 0)
       run.checkpoints.start(run.folder, run.state, trainer.model(), trainer.optimizer(),
                             t.keep_checkpoints);
     // A new total is saved before the first step that depends on it.
     if (is_last || is_stopped || is_total_new) run.checkpoints.wait();
+    if (validates && is_stopped) validate(run, trainer);  // now that it is saved
   }
   return is_stopped;
 }
@@ -213,17 +217,16 @@ bool train(Run& run, Trainer& trainer, const StopSignals& signals) {
 // The same, but for what a lost rank's error says; a signal that stops it ends the process.
 void train_among_ranks(Run& run, Trainer& trainer) {
   try {
-    int signal = SIGTERM;  // where another rank was sent one
-    {
-      const StopSignals signals(run.ranks.is_first());
-      if (!train(run, trainer, signals)) return;
-      run.ranks.barrier();
-      if (signals.received() != 0) signal = signals.received();
+    const StopSignals signals(run.ranks.is_first());
+    if (!train(run, trainer, signals)) return;
+    run.ranks.barrier();
+    if (run.ranks.is_first()) {
+      const std::string message =
+          fmt::format("stopped at step {}, saved in {}; the same command goes on from there\n",
+                      run.state.step, run.options.run.string());
+      std::fputs(message.c_str(), stderr);  // no error where nobody reads it
     }
-    if (run.ranks.is_first())
-      fmt::print(stderr, "stopped at step {}, saved in {}; the same command goes on from there\n",
-                 run.state.step, run.options.run.string());
-    end_by(signal);
+    end_by(signals.received() != 0 ? signals.received() : SIGTERM);  // or another rank was sent one
   } catch (const model::RankLost& error) {
     const auto last = run.folder.latest();
     fail(
